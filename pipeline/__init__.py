@@ -1,0 +1,1 @@
+"""DICOM studies on an object store become vertebra crops in a store of Zarr shards."""

@@ -1,0 +1,1 @@
+"""The contract between the pipeline that writes the store and the training that reads it."""

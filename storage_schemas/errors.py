@@ -1,0 +1,148 @@
+"""The one tree of errors, grouped by what a handler does, each with a stable ``kind``.
+
+::
+
+    CspineError
+    ├── UsageError     the command was asked for something it cannot do   -> exit code 2
+    ├── RunError       the run could not finish                           -> exit code 3
+    ├── StoreError     what is stored is missing, damaged or foreign      -> name it, go on, exit 1
+    ├── StudyError     a whole study is refused                           -> quarantine the study
+    └── SliceError     one object or frame is refused                     -> quarantine it, keep its
+                                                                             neighbours
+
+A class says *who* handles the error; a ``kind`` says *what* happened. Kinds are part of the storage
+contract: they stand in records and tables, so an old one is never renamed or given a new meaning.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+
+class CspineError(Exception):
+    """An error with a stable kind, the object it is about, and what to do next.
+
+    Parameters
+    ----------
+    kind : str
+        One of the keys of ``type(self).kinds``.
+    detail : str
+        What was found against what was allowed, in one line, without patient data.
+    key : str, optional
+        The object, array, study or file that it is about.
+    """
+
+    kinds: ClassVar[Mapping[str, str]] = {}
+    exit_code: ClassVar[int] = 3
+
+    def __init__(self, kind: str, detail: str, *, key: str = "") -> None:
+        if kind not in self.kinds:
+            raise ValueError(f"{type(self).__name__} has no kind {kind!r}")
+        self.kind = kind
+        self.detail = " ".join(detail.split())
+        self.key = key
+        super().__init__(kind, detail, key)
+
+    def __str__(self) -> str:
+        where = f"{self.key}: " if self.key else ""
+        return f"{where}{self.detail} [{self.kind}]; {self.kinds[self.kind]}"
+
+    def __reduce__(self) -> tuple[Callable[..., "CspineError"], tuple[type, str, str, str]]:
+        # Errors cross process boundaries, and keyword arguments do not survive plain pickling.
+        return _rebuild, (type(self), self.kind, self.detail, self.key)
+
+
+def _rebuild(cls: type[CspineError], kind: str, detail: str, key: str) -> CspineError:
+    return cls(kind, detail, key=key)
+
+
+class UsageError(CspineError):
+    """The command line, the configuration or a table that the user gave is wrong."""
+
+    exit_code: ClassVar[int] = 2
+    kinds: ClassVar[Mapping[str, str]] = {
+        "config-invalid": "correct the option and run again",
+        "source-not-found": "check the URL, its credentials and that the folder holds studies",
+        "source-empty": "give the folder that holds one folder a study, or use --layout scan",
+        "store-not-found": "run cspine-pipeline run first, or check the URL",
+        "store-unwritable": "choose a STORE that this user may write to",
+        "csv-invalid": "give the competition's csv with the columns named above",
+        "csv-unknown-study": "remove the row, or add the study to SOURCE",
+        "mask-unreadable": "give a folder of <study>.nii or <study>.nii.gz label masks",
+        "model-invalid": "give a local folder written by save_pretrained",
+        "labels-missing": "build the tables with --labels train.csv first",
+        "cohort-too-small": "add studies, or lower the share of the held-out splits",
+        "dependency-missing": "install the extra that is named above",
+    }
+
+
+class RunError(CspineError):
+    """The run as a whole could not finish; what is committed stays."""
+
+    exit_code: ClassVar[int] = 3
+    kinds: ClassVar[Mapping[str, str]] = {
+        "run-incomplete": "run the same command again; finished studies are skipped",
+        "scheduler-unreachable": "check the address, or run with --serial",
+        "training-diverged": "the last accepted round is intact; lower the learning rate",
+    }
+
+
+class StoreError(CspineError):
+    """What is stored is missing, damaged, or of another schema. Never read as a value."""
+
+    exit_code: ClassVar[int] = 1
+    kinds: ClassVar[Mapping[str, str]] = {
+        "record-missing": "the study was never committed; run the pipeline",
+        "record-invalid": "the record is damaged; run the pipeline again for this study",
+        "schema-unsupported": "the store was written by another version; read it with that one",
+        "array-missing": "an object of the store was lost; run the pipeline again for this study",
+        "array-damaged": "a stored object changed after it was written; run the pipeline again",
+        "array-mismatch": "the array is not the one that the record describes; run the pipeline",
+        "metadata-damaged": "the array's zarr.json was changed; run the pipeline again",
+        "table-missing": "build the tables with cspine-pipeline catalog",
+        "table-invalid": "rebuild the tables with cspine-pipeline catalog",
+    }
+
+
+class StudyError(CspineError):
+    """A whole study is refused; it goes to the quarantine table under this kind."""
+
+    kinds: ClassVar[Mapping[str, str]] = {
+        "study-key-invalid": "a study's folder must be named by its StudyInstanceUID",
+        "study-mixed": "the folder holds several studies; use --layout scan",
+        "study-empty": "the folder holds no object",
+        "no-axial-stack": "none of the series is an axial CT stack of two slices or more",
+        "too-many-bad-slices": "see the study's slices in the quarantine table",
+        "geometry-irregular": "run without --strict to keep such studies",
+        "volume-over-budget": "raise the memory budget if the study is really that large",
+        "mask-unreadable": "the mask is no three-dimensional NIfTI label image",
+        "mask-outside-volume": "the mask belongs to another study, or its affine is wrong",
+        "mask-off-bone": "the mask's affine does not fit the CT",
+        "vertebra-not-found": "the scan holds none of the vertebrae asked for",
+        "worker-lost": "a decoder ended or outlived its process; see the study's slices",
+        "study-failed": "an unexpected error; run the study with --serial --verbose",
+    }
+
+
+class SliceError(CspineError):
+    """One object, or one frame of it, is refused; its neighbours live."""
+
+    kinds: ClassVar[Mapping[str, str]] = {
+        "not-dicom": "the object is no DICOM file (part 10), or its first bytes are lost",
+        "header-invalid": "a field that places or scales the slice is missing or unreadable",
+        "truncated": "the object ends early; fetch it again from its origin",
+        "syntax-unsupported": "convert the object to one of the supported transfer syntaxes",
+        "sop-class-unsupported": "only CT image objects hold Hounsfield units",
+        "burned-in-annotation": "the pixels may name the patient; remove the text at the origin",
+        "pixel-format-unsupported": "only one grey sample of 8 to 16 bits a pixel is a CT slice",
+        "size-over-budget": "the header claims more pixels than a CT slice has; likely corrupt",
+        "inflate-over-budget": "the deflated data set grows past its limit; likely hostile",
+        "length-mismatch": "the pixel data do not have the length that the header states",
+        "codestream-mismatch": "the image inside disagrees with the header around it",
+        "codestream-truncated": "the compressed frame has no end marker; fetch the object again",
+        "decode-failed": "the compressed frame is damaged; fetch the object again",
+        "rescale-invalid": "slope and intercept must be whole numbers for whole Hounsfield units",
+        "hu-out-of-range": "the values do not fit 16-bit Hounsfield units",
+        "not-in-stack": "the slice is no part of the study's axial CT stack",
+        "duplicate-slice": "another slice lies at the same position; the first by digest is kept",
+        "object-unreadable": "the object store refused or lost it; check permissions and the key",
+    }

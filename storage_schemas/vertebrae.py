@@ -1,0 +1,60 @@
+"""The names of the vertebrae, the competition's label columns, and how masks number them.
+
+Label numbers are facts of their data sets: *rsna* from the competition's data page, *verse* from
+Sekuboyina et al., VerSe (Medical Image Analysis 73, 2021), *totalsegmentator* from the class map of
+TotalSegmentator version 2 (Wasserthal et al., Radiology: AI 5(5), 2023).
+"""
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from storage_schemas.errors import UsageError
+
+CERVICAL = tuple(f"C{i}" for i in range(1, 8))
+THORACIC = tuple(f"T{i}" for i in range(1, 13))
+LUMBAR = tuple(f"L{i}" for i in range(1, 6))
+
+LEVELS = CERVICAL + THORACIC + LUMBAR
+"""Every level that a crop may be keyed by, from head to feet."""
+
+PATIENT_OVERALL = "patient_overall"
+LABEL_COLUMNS = (PATIENT_OVERALL, *CERVICAL)
+"""The eight targets of the competition, in the order of its csv."""
+
+
+def _numbered(first: int, levels: Iterable[str], step: int = 1) -> dict[int, str]:
+    return {first + step * i: level for i, level in enumerate(levels)}
+
+
+MASK_LABELS: Mapping[str, Mapping[int, str]] = MappingProxyType(
+    {
+        "rsna": MappingProxyType(_numbered(1, CERVICAL + THORACIC)),
+        "verse": MappingProxyType(_numbered(1, CERVICAL + THORACIC + LUMBAR)),
+        # Counted from the sacrum upwards: L5 is 27 and C1 is 50.
+        "totalsegmentator": MappingProxyType(_numbered(27, reversed(LEVELS))),
+    }
+)
+"""For each convention, the level that a voxel value of a mask stands for."""
+
+
+def parse_levels(text: str) -> tuple[str, ...]:
+    """Read a comma-separated list of levels, e.g. ``C1,C2`` or ``T11,T12``.
+
+    Returns
+    -------
+    tuple of str
+        The levels in anatomical order, without repeats.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` where a name is no level, or none is given.
+    """
+    names = {name.strip().upper() for name in text.split(",") if name.strip()}
+    if unknown := sorted(names - set(LEVELS)):
+        raise UsageError(
+            "config-invalid", f"--vertebrae knows {LEVELS[0]} to {LEVELS[-1]}, not {unknown}"
+        )
+    if not names:
+        raise UsageError("config-invalid", "--vertebrae names no level")
+    return tuple(level for level in LEVELS if level in names)

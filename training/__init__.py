@@ -1,0 +1,1 @@
+"""Vertebra crops become a model and predictions."""
