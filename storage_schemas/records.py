@@ -21,7 +21,9 @@ STORED = "stored"
 """The outcome of an input object whose pixels are in the volume; any other outcome is a kind."""
 
 CROPPED = "cropped"
-"""The outcome of a vertebra that has a crop; any other outcome is a kind."""
+"""The outcome of a vertebra that has a crop."""
+NOT_LOCALIZED = "not-localized"
+"""The outcome of a vertebra that nothing has looked for yet; any other outcome is a kind."""
 
 # A DICOM UID (PS3.5 section 9.1). Dots alone would climb out of the store.
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")

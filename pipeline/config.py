@@ -1,0 +1,65 @@
+"""What the user may set for a run, checked once, and which of it changes the result."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from storage_schemas.canonical import sha256_json
+from storage_schemas.errors import UsageError
+from storage_schemas.vertebrae import CERVICAL, LEVELS, MASK_LABELS
+
+RESULT_VERSION = "1"
+"""Raised whenever the same input and settings would give another result."""
+
+Layout = Literal["study", "scan"]
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """The settings that decide what comes out of a study; their digest stands in its record.
+
+    Parameters
+    ----------
+    masks : str or None
+        URL of a folder of ``<study>.nii`` or ``<study>.nii.gz``; studies without one get no crops.
+    mask_labels : str
+        How the masks number the vertebrae, from `storage_schemas.vertebrae.MASK_LABELS`.
+    vertebrae : tuple of str
+        The levels to crop.
+    margin_mm : float
+        Around the mask's extent, on all six sides.
+    strict : bool
+        Whether to quarantine every study whose geometry is not ``regular``.
+    max_bad_share : float
+        A study with a larger share of refused objects goes to quarantine as a whole.
+    """
+
+    masks: str | None = None
+    mask_labels: str = "rsna"
+    vertebrae: tuple[str, ...] = CERVICAL
+    margin_mm: float = 8.0
+    strict: bool = False
+    max_bad_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.mask_labels not in MASK_LABELS:
+            raise UsageError(
+                "config-invalid", f"--mask-labels {self.mask_labels}: not in {sorted(MASK_LABELS)}"
+            )
+        if unknown := set(self.vertebrae) - set(LEVELS):
+            raise UsageError("config-invalid", f"--vertebrae {sorted(unknown)}: no such levels")
+        if not 0 <= self.margin_mm <= 100:
+            raise UsageError("config-invalid", f"--margin {self.margin_mm} mm: not in 0 to 100")
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the settings; the masks count by content, in a study's inputs, not by URL."""
+        return sha256_json(
+            {
+                "version": RESULT_VERSION,
+                "mask_labels": self.mask_labels,
+                "vertebrae": self.vertebrae,
+                "margin_mm": self.margin_mm,
+                "strict": self.strict,
+                "max_bad_share": self.max_bad_share,
+            }
+        )

@@ -1,0 +1,141 @@
+"""Where tasks run: in this process, on a local Dask cluster, or on a scheduler that stands.
+
+An executor yields ``(study, row or error)`` as studies finish. Schedulers from dask-jobqueue,
+dask-kubernetes or Coiled hand out an address or a file, and that is all that is needed here.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dask
+from dask.distributed import Client, LocalCluster, as_completed
+from distributed.scheduler import KilledWorker
+
+from pipeline.listing import StudyListing
+from pipeline.run import Executor, Task
+from pipeline.study import StudyRow
+from storage_schemas.errors import RunError, StudyError, UsageError
+
+CONNECT_SECONDS = 30
+
+# A study that ends its worker gets one retry elsewhere, then quarantine; and no second study waits
+# on a worker, so that none shares the blame.
+_SETTINGS = {
+    "distributed.scheduler.allowed-failures": 1,
+    "distributed.scheduler.worker-saturation": 1.0,
+    "distributed.worker.multiprocessing-method": "spawn",
+}
+
+
+def run_serially(
+    task: Task, studies: list[StudyListing]
+) -> Iterator[tuple[StudyListing, StudyRow | Exception]]:
+    """Run one study after the other in this process."""
+    for study in studies:
+        try:
+            yield study, task(study)
+        except Exception as error:  # noqa: BLE001  # one study's failure must not end the run
+            yield study, error
+
+
+@contextmanager
+def local_cluster(workers: int) -> Iterator[Executor]:
+    """Give an executor on worker processes of this machine; the dashboard is on loopback only."""
+    with (
+        dask.config.set(_SETTINGS),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield _on(client)
+
+
+@contextmanager
+def scheduler(
+    address: str | None = None, file: str | None = None, *, insecure: bool = False
+) -> Iterator[Executor]:
+    """Give an executor on a scheduler that somebody else started.
+
+    Parameters
+    ----------
+    address : str, optional
+        ``tcp://host:port`` or ``tls://host:port``.
+    file : str, optional
+        A scheduler file, as Dask writes it.
+    insecure : bool
+        Allow an unencrypted address beyond this machine.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` where the address is refused or the file unreadable.
+    RunError
+        ``scheduler-unreachable``.
+    """
+    if file is not None:
+        address = _address_in(file)
+    if address is None:
+        raise UsageError("config-invalid", "no scheduler address is given")
+    if not insecure and not _is_private(address):
+        raise UsageError(
+            "config-invalid",
+            f"{address} is neither tls:// nor on this machine; --insecure allows it",
+        )
+    try:
+        with dask.config.set(_SETTINGS), Client(address, timeout=CONNECT_SECONDS) as client:
+            yield _on(client)
+    except OSError as error:
+        raise RunError("scheduler-unreachable", str(error), key=address) from None
+
+
+def _on(client: Client) -> Executor:
+    def run(
+        task: Task, studies: list[StudyListing]
+    ) -> Iterator[tuple[StudyListing, StudyRow | Exception]]:
+        futures = {
+            client.submit(
+                task, study, key=f"study-{study.study}", priority=-number, pure=False
+            ): study
+            for number, study in enumerate(studies)
+        }
+        for future in as_completed(futures):
+            study = futures.pop(future)
+            try:
+                yield study, future.result()
+            except KilledWorker:
+                reason = "its worker was lost twice"
+                yield study, StudyError("worker-lost", reason, key=study.study)
+            except Exception as error:  # noqa: BLE001  # one study's failure must not end the run
+                yield study, error
+            future.release()
+
+    return run
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _address_in(file: str) -> str:
+    try:
+        return str(json.loads(Path(file).read_text())["address"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError("config-invalid", "no scheduler file of Dask", key=file) from None
+
+
+def _is_private(address: str) -> bool:
+    host = address.removeprefix("tcp://").rsplit(":", 1)[0]
+    return address.startswith(("tls://", "inproc://")) or host in (
+        "127.0.0.1",
+        "localhost",
+        "[::1]",
+    )

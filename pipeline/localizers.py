@@ -1,0 +1,140 @@
+"""Where the vertebrae lie in a volume: from a given label mask.
+
+A localizer takes the volume and returns, for each level, the voxels that are that vertebra. Not
+here: how much around them is kept (`pipeline.cropping`).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pipeline.masks import LabelMask, box_around, sample_mask
+from storage_schemas.errors import StudyError
+from storage_schemas.geometry import Box, StackGeometry
+from storage_schemas.vertebrae import MASK_LABELS
+
+BONE_HU = 100.0
+"""Mean HU below which a mask does not lie on vertebrae: trabecular bone of the aged is about 100,
+the cortex far above, muscle 50 (Hounsfield values as in the phantom's sources)."""
+MIN_SHARE_INSIDE = 0.5
+"""Of a mask's volume, the share that must lie in the CT."""
+
+
+@dataclass(frozen=True)
+class LocatedVertebra:
+    """One vertebra in a volume.
+
+    Parameters
+    ----------
+    level : str
+        From `storage_schemas.vertebrae.LEVELS`.
+    extent : Box
+        The least box of the volume that holds it.
+    inside : ndarray, shape of the extent, bool
+        Its voxels.
+    mean_hu : float
+        Over its voxels.
+    score : float or None
+        The localizer's confidence; None for a given mask.
+    """
+
+    level: str
+    extent: Box
+    inside: NDArray[np.bool_]
+    mean_hu: float
+    score: float | None = None
+
+
+def locate_by_mask(
+    hu: NDArray[np.int16],
+    geometry: StackGeometry,
+    mask: LabelMask,
+    levels: Iterable[str],
+    convention: str,
+) -> list[LocatedVertebra]:
+    """Find vertebrae by a label mask, aligned by its affine.
+
+    Parameters
+    ----------
+    hu : ndarray, shape (z, y, x), int16, HU
+        The canonical volume.
+    geometry : StackGeometry
+        Its geometry.
+    mask : LabelMask
+        From `pipeline.masks.read_mask`.
+    levels : iterable of str
+        The levels wanted.
+    convention : str
+        From `storage_schemas.vertebrae.MASK_LABELS`.
+
+    Returns
+    -------
+    list of LocatedVertebra
+        Of each level its largest component; levels that the mask lacks are left out.
+
+    Raises
+    ------
+    StudyError
+        ``mask-outside-volume`` or ``mask-off-bone``, with the measured figures.
+    """
+    values = {level: value for value, level in MASK_LABELS[convention].items()}
+    extents = ndimage.find_objects(mask.labels)
+    located = []
+    volume_mm3 = seen_mm3 = 0.0
+    for level in levels:
+        value = values.get(level, 0)
+        if not 0 < value <= len(extents) or extents[value - 1] is None:
+            continue
+        extent = extents[value - 1]
+        part = _largest_component(mask.labels[extent] == value)
+        corner = (extent[0].start, extent[1].start, extent[2].start)
+        volume_mm3 += int(part.sum()) * mask.voxel_mm3
+        box = box_around(mask, extent, geometry)
+        if box is None:
+            continue
+        inside = sample_mask(mask, part, corner, geometry, box)
+        tight = ndimage.find_objects(inside.astype(np.uint8))
+        if not tight:
+            continue
+        inside = inside[tight[0]]
+        seen_mm3 += int(inside.sum()) * float(np.prod(geometry.spacing))
+        extent = _shift(tight[0], box)
+        located.append(LocatedVertebra(level, extent, inside, float(hu[extent][inside].mean())))
+    if volume_mm3 and seen_mm3 < MIN_SHARE_INSIDE * volume_mm3:
+        raise StudyError(
+            "mask-outside-volume",
+            f"{seen_mm3 / volume_mm3:.0%} of the mask lies in the CT, at least "
+            f"{MIN_SHARE_INSIDE:.0%} must",
+        )
+    _check_bone(located)
+    return located
+
+
+def _check_bone(located: list[LocatedVertebra]) -> None:
+    if not located:
+        return
+    voxels = [int(found.inside.sum()) for found in located]
+    mean = float(np.average([found.mean_hu for found in located], weights=voxels))
+    if mean < BONE_HU:
+        raise StudyError(
+            "mask-off-bone", f"mean HU inside the mask is {mean:.0f}, bone is over {BONE_HU:.0f}"
+        )
+
+
+def _largest_component(part: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Stray voxels occur in masks that people edited; a vertebra is in one piece."""
+    pieces, count = ndimage.label(part)
+    if count < 2:
+        return part
+    return np.asarray(pieces == 1 + int(np.bincount(pieces.ravel())[1:].argmax()))
+
+
+def _shift(inner: Box, outer: Box) -> Box:
+    """A box inside another, in the coordinates that the outer one is given in."""
+    z, y, x = (
+        slice(a.start + b.start, a.stop + b.start) for a, b in zip(inner, outer, strict=True)
+    )
+    return z, y, x

@@ -1,0 +1,177 @@
+"""Label masks: read from NIfTI within bounds, and carried onto the CT's grid by their affine.
+
+NIfTI coordinates are RAS, x to the right and y to the front; DICOM's are LPS (both in mm). Masks
+are never flipped by hand: two affines say where a voxel lies, and a mask that then does not sit on
+bone is refused by `pipeline.localizers`.
+"""
+
+import io
+import zlib
+from dataclasses import dataclass
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_schemas.errors import StudyError
+from storage_schemas.geometry import Box, StackGeometry
+
+MAX_BYTES = 4 << 30
+"""The largest mask: 1024 slices of 1024 x 1024 voxels in 32 bits."""
+_RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_NEGLIGIBLE = 1e-3
+"""Voxels; an axis that contributes less to an index than this is left out of it."""
+
+_UNREADABLE = (
+    ValueError,
+    OSError,
+    EOFError,
+    zlib.error,
+    np.linalg.LinAlgError,
+    nib.spatialimages.HeaderDataError,
+    nib.filebasedimages.ImageFileError,
+)
+
+
+@dataclass(frozen=True)
+class LabelMask:
+    """A label image in patient space.
+
+    Parameters
+    ----------
+    labels : ndarray, shape (i, j, k), uint8
+        0 is background; what the other values mean is the convention's matter.
+    index_from_lps : ndarray, shape (4, 4), float64
+        From homogeneous LPS points in mm to (i, j, k).
+    """
+
+    labels: NDArray[np.uint8]
+    index_from_lps: NDArray[np.float64]
+
+    @property
+    def voxel_mm3(self) -> float:
+        """Volume of one voxel."""
+        return 1.0 / abs(float(np.linalg.det(self.index_from_lps[:3, :3])))
+
+
+def read_mask(data: bytes, key: str) -> LabelMask:
+    """Read a NIfTI label image, plain or gzipped.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    key : str
+        Its name, for errors.
+
+    Raises
+    ------
+    StudyError
+        ``mask-unreadable`` where it is no three-dimensional image of whole labels 0 to 255 with an
+        affine, or is larger than `MAX_BYTES`.
+    """
+    try:
+        image = nib.Nifti1Image.from_stream(io.BytesIO(_inflate(data)))
+        shape = tuple(int(n) for n in image.shape)
+        if len(shape) != 3 or np.prod(shape, dtype=object) * 8 > 2 * MAX_BYTES:
+            raise ValueError(f"shape {shape}")
+        if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
+            raise ValueError("no affine (sform and qform codes are 0)")
+        inverse = np.linalg.inv(np.asarray(image.affine, np.float64))
+        if not np.isfinite(inverse).all():
+            raise ValueError("the affine has no inverse")
+        labels = _labels(image.dataobj, shape)
+    except _UNREADABLE as error:
+        raise StudyError("mask-unreadable", str(error), key=key) from None
+    return LabelMask(labels, inverse @ _RAS_FROM_LPS)
+
+
+def sample_mask(
+    mask: LabelMask,
+    value: NDArray[np.bool_],
+    corner: tuple[int, int, int],
+    geometry: StackGeometry,
+    box: Box,
+) -> NDArray[np.bool_]:
+    """Carry a part of a mask onto a part of the CT's grid, by nearest neighbour.
+
+    Parameters
+    ----------
+    mask : LabelMask
+        Gives the affine.
+    value : ndarray, bool, shape (i, j, k)
+        The part of the mask, True where it counts; False all around it.
+    corner : tuple of int
+        Index in the mask of the part's first voxel.
+    geometry : StackGeometry
+        Of the volume.
+    box : Box
+        The part of the volume.
+
+    Returns
+    -------
+    ndarray, shape of the box, bool
+    """
+    z, y, x = (np.arange(side.start, side.stop) for side in box)
+    origins = geometry.to_lps(np.stack([z, 0 * z, 0 * z], axis=-1))
+    matrix = mask.index_from_lps
+    slices = origins @ matrix[:3, :3].T + matrix[:3, 3] - corner
+    rows = matrix[:3, :3] @ np.multiply(geometry.column_direction, geometry.pixel_spacing[0])
+    columns = matrix[:3, :3] @ np.multiply(geometry.row_direction, geometry.pixel_spacing[1])
+    indices = []
+    inside = np.ones((1, 1, 1), bool)
+    for axis, length in enumerate(value.shape):
+        terms = [
+            slices[:, axis].reshape(-1, 1, 1),
+            (y * rows[axis]).reshape(1, -1, 1),
+            (x * columns[axis]).reshape(1, 1, -1),
+        ]
+        # Grids that share their axes are by far the most common, and need no index per voxel.
+        kept = [term for term in terms if np.ptp(term) > _NEGLIGIBLE]
+        rest = sum(float(term.mean()) for term in terms if np.ptp(term) <= _NEGLIGIBLE)
+        index = np.rint(np.asarray(sum(kept, start=np.full((1, 1, 1), rest)))).astype(np.intp)
+        inside = inside & (index >= 0) & (index < length)
+        indices.append(index.clip(0, length - 1))
+    found = value[tuple(indices)] & inside
+    return np.broadcast_to(found, (len(z), len(y), len(x)))
+
+
+def box_around(mask: LabelMask, extent: Box, geometry: StackGeometry) -> Box | None:
+    """The box of the volume that surely holds a box of the mask; None where they do not meet."""
+    corners = np.stack(
+        np.meshgrid(*[(side.start - 0.5, side.stop - 0.5) for side in extent], indexing="ij"),
+        axis=-1,
+    ).reshape(-1, 3)
+    lps = np.linalg.inv(mask.index_from_lps)
+    indices = geometry.to_index(corners @ lps[:3, :3].T + lps[:3, 3])
+    low = np.floor(indices.min(0)).astype(int)
+    high = np.ceil(indices.max(0)).astype(int) + 1
+    sides = [
+        slice(max(0, int(a)), min(n, int(b)))
+        for a, b, n in zip(low, high, geometry.shape, strict=True)
+    ]
+    if any(side.start >= side.stop for side in sides):
+        return None
+    return sides[0], sides[1], sides[2]
+
+
+def _inflate(data: bytes) -> bytes:
+    """Gunzip within bounds; plain data pass through."""
+    if data[:2] != b"\x1f\x8b":
+        return data
+    stream = zlib.decompressobj(wbits=31)
+    inflated = stream.decompress(data, MAX_BYTES)
+    if not stream.eof:
+        raise ValueError(f"the gzip stream is cut, or holds more than {MAX_BYTES} bytes")
+    return inflated
+
+
+def _labels(values: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Whole labels 0 to 255 as uint8, converted slab by slab: float64 masks are common."""
+    labels = np.empty(shape, np.uint8, order="F")
+    for k in range(shape[2]):
+        slab = np.asarray(values[..., k])
+        np.copyto(labels[..., k], slab, casting="unsafe")
+        if not np.array_equal(labels[..., k], slab):
+            raise ValueError("the values are not whole labels from 0 to 255")
+    return labels

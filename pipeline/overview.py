@@ -1,0 +1,89 @@
+"""The whole study in one small cube, for the localizer and for pictures.
+
+In the plane, voxels are averaged over their share of the cube's; along z the nearest slice is
+taken, by position in mm. The cube is sheared where the stack is, and says so in its matrix.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_schemas.geometry import StackGeometry
+
+SIZE = 128
+
+
+def make_overview(
+    hu: NDArray[np.int16], geometry: StackGeometry, size: int = SIZE
+) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
+    """Shrink a volume to a cube.
+
+    Parameters
+    ----------
+    hu : ndarray, shape (z, y, x), int16, HU
+        The canonical volume.
+    geometry : StackGeometry
+        Its geometry.
+    size : int
+        Voxels along each side of the cube.
+
+    Returns
+    -------
+    cube : ndarray, shape (size, size, size), int16, HU
+    affine : ndarray, shape (4, 4), float64
+        From homogeneous (z, y, x) indices of the cube to LPS (x, y, z) in mm.
+    """
+    slices = _nearest_slices(geometry, size)
+    cube = np.empty((size, size, size), np.int16)
+    for k, z in enumerate(slices):
+        if k and z == slices[k - 1]:
+            cube[k] = cube[k - 1]
+        else:
+            cube[k] = np.rint(_shrink(_shrink(hu[z].astype(np.float32), size, 0), size, 1))
+    return cube, _affine(geometry, size)
+
+
+def _shrink(image: NDArray[np.float32], size: int, axis: int) -> NDArray[np.float32]:
+    """Average an axis over `size` nearly equal runs of pixels, or repeat where there are fewer."""
+    length = image.shape[axis]
+    edges = np.arange(size) * length // size
+    if length < size:
+        return image.take(edges, axis)
+    runs = np.diff(np.append(edges, length)).astype(np.float32)
+    shape = (-1, 1) if axis == 0 else (1, -1)
+    shrunk: NDArray[np.float32] = np.add.reduceat(image, edges, axis) / runs.reshape(shape)
+    return shrunk
+
+
+def _length(geometry: StackGeometry) -> float:
+    """Length of the stack along its normal in mm, half a slice beyond either end."""
+    return float(geometry.offsets[-1] - geometry.offsets[0]) + geometry.slice_spacing
+
+
+def _nearest_slices(geometry: StackGeometry, size: int) -> list[int]:
+    step = _length(geometry) / size
+    start = geometry.offsets[0] - geometry.slice_spacing / 2
+    wanted = start + (np.arange(size) + 0.5) * step
+    return [int(z) for z in np.abs(geometry.offsets[:, None] - wanted).argmin(0)]
+
+
+def _affine(geometry: StackGeometry, size: int) -> NDArray[np.float64]:
+    first = np.asarray(geometry.positions[0])
+    way = geometry.normal
+    if geometry.shape[0] > 1:
+        way = np.asarray(geometry.positions[-1]) - first
+        way = way / float(way @ geometry.normal)
+    shrink_y, shrink_x = geometry.shape[1] / size, geometry.shape[2] / size
+    rows = np.multiply(geometry.column_direction, geometry.pixel_spacing[0])
+    columns = np.multiply(geometry.row_direction, geometry.pixel_spacing[1])
+    step = _length(geometry) / size
+    affine = np.eye(4)
+    affine[:3, 0] = way * step
+    affine[:3, 1] = rows * shrink_y
+    affine[:3, 2] = columns * shrink_x
+    affine[:3, 3] = (
+        first
+        + way * (step - geometry.slice_spacing) / 2
+        + rows * (shrink_y - 1) / 2
+        + columns * (shrink_x - 1) / 2
+    )
+    return affine

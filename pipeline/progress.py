@@ -1,0 +1,90 @@
+"""How commands speak: a live line on a terminal, one JSON line an event otherwise.
+
+Everything here goes to standard error; standard output holds only results.
+"""
+
+import json
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+
+class StageProgress:
+    """The progress of one stage over a known number of items.
+
+    Parameters
+    ----------
+    stage : str
+        Name of the stage, e.g. ``run``.
+    total : int
+        Items.
+    unit : str
+        What an item is, e.g. ``studies``.
+    """
+
+    def __init__(self, stage: str, total: int, unit: str) -> None:
+        self._stage = stage
+        self._total = total
+        self._done = 0
+        self._started = time.monotonic()
+        self._live: Progress | None = None
+        if sys.stderr.isatty():
+            self._live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn(f"{unit} {{task.fields[note]}}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
+            self._task = self._live.add_task(stage, total=total, note="")
+
+    def __enter__(self) -> "StageProgress":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def advance(self, note: str = "", **event: Any) -> None:
+        """Count one item; `note` is for the terminal, `event` for the JSON line."""
+        self._done += 1
+        if self._live:
+            self._live.update(self._task, advance=1, note=note)
+            return
+        seconds = round(time.monotonic() - self._started, 3)
+        done = {"done": self._done, "total": self._total, "seconds": seconds}
+        say_event(self._stage, **done, **event)
+
+
+def say_event(stage: str, **event: Any) -> None:
+    """Print one JSON line to standard error."""
+    print(json.dumps({"stage": stage, **event}), file=sys.stderr, flush=True)
+
+
+def show_table(title: str, rows: list[tuple[str, object]]) -> None:
+    """Print a table of two columns to standard output."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in rows:
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+    Console().print(table)

@@ -1,0 +1,223 @@
+"""Plan a run as data, then execute it; the executor knows nothing of DICOM.
+
+A plan is the list of studies that are missing or changed, largest first. An executor takes studies
+and a function and yields results as they come. Not here: what happens to a study
+(`pipeline.study`), where tasks run (`pipeline.executors`).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from pipeline.config import Layout, StudyConfig
+from pipeline.listing import StudyListing, list_masks, list_studies
+from pipeline.study import StudyRow, quarantine, run_study, storage_key
+from storage_schemas.errors import StoreError, StudyError, UsageError
+from storage_schemas.records import StudyRecord
+from storage_schemas.store import StudyStore
+
+Task = Callable[[StudyListing], StudyRow]
+Executor = Callable[[Task, list[StudyListing]], Iterable[tuple[StudyListing, StudyRow | Exception]]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Parameters
+    ----------
+    todo : tuple of StudyListing
+        Largest first, so that the last tasks are short.
+    done : tuple of StudyRow
+        Studies whose record fits today's input and settings.
+    orphan_masks : int
+        Masks of studies that the source does not hold.
+    """
+
+    todo: tuple[StudyListing, ...]
+    done: tuple[StudyRow, ...]
+    orphan_masks: int = 0
+
+    @property
+    def listed(self) -> int:
+        """Studies in the plan, to do or done."""
+        return len(self.todo) + len(self.done)
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended; ``committed + quarantined + failed = listed``, always.
+
+    Parameters
+    ----------
+    listed, committed, quarantined, failed : int
+        Studies.
+    unchanged : int
+        Of the committed and quarantined ones, those that an earlier run had finished.
+    objects, refused, slices, crops : int
+        In the studies that this run processed.
+    bytes_in, bytes_out : int
+        Fetched and stored by this run.
+    """
+
+    listed: int = 0
+    committed: int = 0
+    quarantined: int = 0
+    failed: int = 0
+    unchanged: int = 0
+    objects: int = 0
+    refused: int = 0
+    slices: int = 0
+    crops: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+    def add(self, row: StudyRow, *, unchanged: bool = False) -> "RunSummary":
+        """The summary with one more study."""
+        counted = replace(
+            self,
+            listed=self.listed + 1,
+            unchanged=self.unchanged + unchanged,
+            **{row.outcome: getattr(self, row.outcome) + 1},
+        )
+        if unchanged:
+            return counted
+        fields = ("objects", "refused", "slices", "crops", "bytes_in", "bytes_out")
+        return replace(counted, **{f: getattr(self, f) + getattr(row, f) for f in fields})
+
+    @property
+    def exit_code(self) -> int:
+        """0 all committed; 1 something in quarantine; 3 something failed and is still to do."""
+        if self.failed:
+            return 3
+        return 1 if self.quarantined or self.refused else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts as plain JSON values."""
+        return asdict(self)
+
+
+def plan_run(
+    source: str,
+    store: StudyStore,
+    config: StudyConfig,
+    *,
+    layout: Layout = "study",
+    limit: int | None = None,
+) -> tuple[Plan, list[str]]:
+    """List the source and compare it with the store.
+
+    Parameters
+    ----------
+    source : str
+        fsspec URL.
+    store : StudyStore
+        Its records say what is done.
+    config : StudyConfig
+        The settings of this run.
+    layout : {"study", "scan"}
+        See `pipeline.listing.list_studies`.
+    limit : int, optional
+        Only the first studies by key.
+
+    Returns
+    -------
+    plan : Plan
+    listed : list of str
+        All studies of the source, beyond the limit too.
+    """
+    listings = list_studies(source, layout)
+    listed = [listing.study for listing in listings]
+    masks = list_masks(config.masks) if config.masks else {}
+    chosen = [
+        replace(listing, mask=masks.get(listing.study)) for listing in listings[: limit or None]
+    ]
+    known = {record.study: record for record in _readable(store)}
+    todo, done = [], []
+    for listing in chosen:
+        record = known.get(storage_key(listing.study))
+        if record and _fits(record, listing, config):
+            done.append(_row(record))
+        else:
+            todo.append(listing)
+    todo.sort(key=lambda listing: (-listing.size, listing.study))
+    return Plan(tuple(todo), tuple(done), len(set(masks) - set(listed))), listed
+
+
+def execute(
+    plan: Plan,
+    executor: Executor,
+    config: StudyConfig,
+    store: StudyStore,
+    observe: Callable[[StudyRow, RunSummary], None],
+    threads: int | None = None,
+) -> RunSummary:
+    """Run what a plan says; one study's failure is its own.
+
+    Parameters
+    ----------
+    plan : Plan
+        From `plan_run`.
+    executor : callable
+        From `pipeline.executors`.
+    config : StudyConfig
+        The settings of this run.
+    store : StudyStore
+        Where to.
+    observe : callable
+        Called with each finished study and the summary so far.
+    threads : int, optional
+        For decoding, in each task.
+
+    Returns
+    -------
+    RunSummary
+    """
+    summary = RunSummary()
+    for row in plan.done:
+        summary = summary.add(row, unchanged=True)
+    task = partial(run_study, config=config, store_url=store.url, threads=threads)
+    for listing, result in executor(task, list(plan.todo)):
+        row = result if isinstance(result, StudyRow) else _handle(listing, result, config, store)
+        summary = summary.add(row)
+        observe(row, summary)
+    if summary.listed != plan.listed:
+        raise RuntimeError(f"{plan.listed} studies planned, {summary.listed} accounted for")
+    return summary
+
+
+def _handle(
+    listing: StudyListing, error: Exception, config: StudyConfig, store: StudyStore
+) -> StudyRow:
+    """A study that took its worker with it is quarantined; any other failure is left to do."""
+    if isinstance(error, UsageError):
+        raise error
+    if isinstance(error, StudyError):
+        record = quarantine(listing, config, error)
+        store.commit(record, {})
+        return _row(record)
+    reason = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+    return StudyRow(
+        listing.study, "failed", "study-failed", " ".join(reason.split()), len(listing.objects)
+    )
+
+
+def _readable(store: StudyStore) -> Iterator[StudyRecord]:
+    """The store's records; one that is damaged counts as missing, and its study is done again."""
+    for study in store.studies():
+        try:
+            yield store.record(study)
+        except StoreError as error:
+            if error.kind == "schema-unsupported":
+                raise
+
+
+def _fits(record: StudyRecord, listing: StudyListing, config: StudyConfig) -> bool:
+    return (record.input_sha256, record.config_sha256) == (listing.sha256, config.sha256)
+
+
+def _row(record: StudyRecord) -> StudyRow:
+    return StudyRow(
+        record.study, record.outcome, record.kind, record.reason, objects=len(record.inputs)
+    )

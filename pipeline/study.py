@@ -1,0 +1,382 @@
+"""One study, from bytes to commit: the way of every slice, readable top to bottom.
+
+Fetch, read the volume, make the overview, find the vertebrae, crop, encode, read back, record. This
+module knows neither Dask nor the command line; `pipeline.run` hands it studies.
+"""
+
+import hashlib
+import hmac
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import fsspec
+
+from pipeline.config import StudyConfig
+from pipeline.cropping import box_bounds, crop_box, crop_mask
+from pipeline.listing import StudyListing, fetch
+from pipeline.localizers import LocatedVertebra, locate_by_mask
+from pipeline.masks import read_mask
+from pipeline.overview import make_overview
+from pipeline.volume import StudyVolume, read_volume
+from storage_schemas import crops
+from storage_schemas.canonical import sha256_voxels
+from storage_schemas.errors import SliceError, StudyError
+from storage_schemas.records import (
+    CROPPED,
+    NOT_LOCALIZED,
+    InputObject,
+    StoredArray,
+    StoredSlice,
+    StudyRecord,
+    StudyVolumeRecord,
+    Vertebra,
+    check_study,
+)
+from storage_schemas.store import OVERVIEW, StudyStore
+
+SALT_VARIABLE = "CSPINE_PATIENT_SALT"
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """What a task tells about its study: small, without pixels.
+
+    Parameters
+    ----------
+    study : str
+    outcome : str
+        ``committed``, ``quarantined`` or ``failed``.
+    kind, reason : str
+        Why, where not committed.
+    objects, refused, slices, crops : int
+        Counts.
+    bytes_in, bytes_out : int
+        Fetched and stored.
+    seconds : float
+        Wall time of the task.
+    """
+
+    study: str
+    outcome: str
+    kind: str = ""
+    reason: str = ""
+    objects: int = 0
+    refused: int = 0
+    slices: int = 0
+    crops: int = 0
+    bytes_in: int = 0
+    bytes_out: int = 0
+    seconds: float = 0.0
+
+
+def run_study(
+    listing: StudyListing, config: StudyConfig, store_url: str, threads: int | None = None
+) -> StudyRow:
+    """Process one study and commit what came of it, be it crops or a quarantine record.
+
+    Parameters
+    ----------
+    listing : StudyListing
+        The study's objects.
+    config : StudyConfig
+        What to do with them.
+    store_url : str
+        Where to; opened here, so that no credential travels with the task.
+    threads : int, optional
+        For decoding; all cores by default.
+    """
+    started = time.perf_counter()
+    record, objects = process_study(listing, config, threads)
+    StudyStore(store_url).commit(record, objects)
+    refused = sum(entry.outcome != "stored" for entry in record.inputs)
+    return StudyRow(
+        study=record.study,
+        outcome=record.outcome,
+        kind=record.kind,
+        reason=record.reason,
+        objects=len(record.inputs),
+        refused=refused,
+        slices=len(record.volume.slices) if record.volume else 0,
+        crops=sum(entry.outcome == CROPPED for entry in record.vertebrae),
+        bytes_in=listing.size,
+        bytes_out=sum(map(len, objects.values())),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def process_study(
+    listing: StudyListing, config: StudyConfig, threads: int | None = None
+) -> tuple[StudyRecord, dict[str, bytes]]:
+    """Turn one study's objects into its record and the objects to store.
+
+    Parameters
+    ----------
+    listing : StudyListing
+        The study's objects.
+    config : StudyConfig
+        What to do with them.
+    threads : int, optional
+        For decoding; all cores by default.
+
+    Returns
+    -------
+    record : StudyRecord
+        Committed or quarantined; every object of the listing stands in it.
+    objects : dict of str to bytes
+        By key below ``volumes.zarr``; empty for a quarantined study.
+    """
+    inputs = _Inputs(listing)
+    try:
+        study = check_study(listing.study)
+        volume = read_volume(inputs.read(), threads=threads)
+        inputs.note_volume(volume)
+        if volume.study != study:
+            raise StudyError("study-mixed", f"its headers say study {volume.study}", key=study)
+        _check_share(inputs, config)
+        if config.strict and volume.geometry.classes != ("regular",):
+            raise StudyError("geometry-irregular", "+".join(volume.geometry.classes), key=study)
+        located = _locate(listing, config, volume)
+        return _commit(listing, config, volume, located, inputs)
+    except StudyError as error:
+        for refusal in getattr(error, "refused", ()):
+            inputs.note_refusal(refusal)
+        return quarantine(listing, config, error, inputs.rows(error)), {}
+
+
+def quarantine(
+    listing: StudyListing,
+    config: StudyConfig,
+    error: StudyError,
+    inputs: tuple[InputObject, ...] | None = None,
+) -> StudyRecord:
+    """The record of a study that is refused as a whole, under a key that is safe to store."""
+    if inputs is None:
+        inputs = _Inputs(listing).rows(error)
+    study = storage_key(listing.study)
+    return StudyRecord(
+        study=study,
+        patient=study,
+        outcome="quarantined",
+        config_sha256=config.sha256,
+        input_sha256=listing.sha256,
+        inputs=inputs,
+        kind=error.kind,
+        reason=error.detail,
+    )
+
+
+def storage_key(name: str) -> str:
+    """The study's key; where a folder's name is no UID, one made of its digest.
+
+    2.25 and a 128-bit number is a valid UID that no scanner's root contains (PS3.5 B.2).
+    """
+    try:
+        return check_study(name)
+    except StudyError:
+        return f"2.25.{int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], 'big')}"
+
+
+class _Inputs:
+    """What is known of each listed object so far; in the end every one has an outcome."""
+
+    def __init__(self, listing: StudyListing) -> None:
+        self._listing = listing
+        self._rows = {
+            entry.key: InputObject(entry.key, entry.size, "", outcome="", reason="")
+            for entry in listing.objects
+        }
+
+    def read(self) -> Iterator[tuple[str, bytes]]:
+        """Fetch the objects and note their digests; what cannot be fetched is noted instead."""
+        for key, data in fetch(self._listing):
+            if isinstance(data, SliceError):
+                self.note_refusal(data)
+                continue
+            self._rows[key] = replace(
+                self._rows[key], size=len(data), sha256=hashlib.sha256(data).hexdigest()
+            )
+            yield key, data
+
+    def note_volume(self, volume: StudyVolume) -> None:
+        """Note what became of each object; one refused frame refuses no stored neighbour."""
+        for refusal in volume.refused:
+            self.note_refusal(refusal)
+        for origin in volume.slices:
+            self._rows[origin.key] = replace(
+                self._rows[origin.key],
+                outcome="stored",
+                reason=self._rows[origin.key].reason,
+                transfer_syntax=origin.transfer_syntax,
+                decoder=origin.decoder,
+            )
+
+    def note_refusal(self, refusal: SliceError) -> None:
+        """Note a refused object."""
+        row = self._rows[refusal.key]
+        self._rows[refusal.key] = replace(row, outcome=refusal.kind, reason=refusal.detail)
+
+    def rows(self, error: StudyError | None = None) -> tuple[InputObject, ...]:
+        """All objects by key; those without an outcome of their own share the study's."""
+        rows = sorted(self._rows.values(), key=lambda row: row.key)
+        if error is None:
+            if unknown := [row.key for row in rows if not row.outcome]:
+                raise RuntimeError(f"{unknown[0]} has neither been stored nor refused")
+            return tuple(rows)
+        return tuple(
+            row
+            if row.outcome not in ("", "stored")
+            else replace(row, outcome=error.kind, reason=error.detail)
+            for row in rows
+        )
+
+
+def _check_share(inputs: _Inputs, config: StudyConfig) -> None:
+    """Few bad slices cost themselves alone; many cost the study. Other series are not bad."""
+    rows = inputs.rows()
+    of_stack = [row for row in rows if row.outcome not in ("not-in-stack", "sop-class-unsupported")]
+    bad = sum(row.outcome != "stored" for row in of_stack)
+    if bad > config.max_bad_share * len(of_stack):
+        raise StudyError(
+            "too-many-bad-slices",
+            f"{bad} of {len(of_stack)} slices are refused, at most {config.max_bad_share:.0%} may",
+        )
+
+
+def _locate(
+    listing: StudyListing, config: StudyConfig, volume: StudyVolume
+) -> list[LocatedVertebra] | None:
+    """The vertebrae that are in sight; None where nothing can look for them."""
+    if listing.mask is None:
+        return None
+    fs, path = fsspec.core.url_to_fs(listing.mask.key)
+    try:
+        data = fs.cat_file(path)
+    except OSError as error:
+        reason = f"cannot be fetched: {type(error).__name__}"
+        raise StudyError("mask-unreadable", reason, key=listing.study) from None
+    mask = read_mask(data, listing.study)
+    located = locate_by_mask(volume.hu, volume.geometry, mask, config.vertebrae, config.mask_labels)
+    if not located:
+        wanted = f"{config.vertebrae[0]} to {config.vertebrae[-1]}"
+        raise StudyError("vertebra-not-found", f"the mask holds none of {wanted}")
+    return located
+
+
+def _commit(
+    listing: StudyListing,
+    config: StudyConfig,
+    volume: StudyVolume,
+    located: list[LocatedVertebra] | None,
+    inputs: _Inputs,
+) -> tuple[StudyRecord, dict[str, bytes]]:
+    """Crop, encode and describe."""
+    study = volume.study
+    localizer = "" if located is None else f"mask:{config.mask_labels}"
+    cube, affine = make_overview(volume.hu, volume.geometry)
+    objects = crops.create_group(study, {"cspine": {"schema": crops.SCHEMA, "study": study}})
+    objects |= crops.create_array(
+        f"{study}/{OVERVIEW}", cube, {"cspine": {"study": study, "affine": affine.tolist()}}
+    )
+    found = {entry.level: entry for entry in located or ()}
+    vertebrae = []
+    for level in config.vertebrae:
+        if level not in found:
+            vertebrae.append(_absent(level, looked=located is not None))
+            continue
+        vertebra, written = _crop(found[level], volume, config, localizer)
+        vertebrae.append(vertebra)
+        objects |= written
+    record = StudyRecord(
+        study=study,
+        patient=_patient(volume),
+        outcome="committed",
+        config_sha256=config.sha256,
+        input_sha256=listing.sha256,
+        inputs=inputs.rows(),
+        localizer=localizer,
+        volume=_volume_record(volume),
+        vertebrae=tuple(vertebrae),
+        arrays=tuple(_read_back(objects)),
+        metadata=tuple(
+            (key, hashlib.sha256(data).hexdigest())
+            for key, data in sorted(objects.items())
+            if key.endswith("/zarr.json")
+        ),
+    )
+    return record, objects
+
+
+def _absent(level: str, *, looked: bool) -> Vertebra:
+    if looked:
+        return Vertebra(level, "vertebra-not-found", "the mask does not hold it")
+    return Vertebra(level, NOT_LOCALIZED, "the study has no mask and the run no localizer")
+
+
+def _crop(
+    found: LocatedVertebra, volume: StudyVolume, config: StudyConfig, localizer: str
+) -> tuple[Vertebra, dict[str, bytes]]:
+    box = crop_box(found.extent, volume.geometry, config.margin_mm)
+    vertebra = Vertebra(
+        found.level,
+        CROPPED,
+        box=box_bounds(box),
+        extent=box_bounds(found.extent),
+        voxels=int(found.inside.sum()),
+        mean_hu=round(found.mean_hu, 3),
+        score=found.score,
+    )
+    attributes: dict[str, Any] = {
+        "study": volume.study,
+        "level": found.level,
+        "box": list(box_bounds(box)),
+        "source_slices": [origin.instance_number for origin in volume.slices[box[0]]],
+        "localizer": localizer,
+        "margin_mm": config.margin_mm,
+        "masked": True,
+    }
+    objects = crops.create_crop(
+        f"{volume.study}/{found.level}",
+        volume.hu[box],
+        crop_mask(found, box),
+        volume.geometry.crop(box),
+        attributes,
+    )
+    return vertebra, objects
+
+
+def _read_back(objects: dict[str, bytes]) -> Iterator[StoredArray]:
+    """Describe each array by what its encoded bytes decode to, not by what was meant."""
+    for key in sorted(objects):
+        path, is_shard, _ = key.partition("/c/0/0/0")
+        if not is_shard:
+            continue
+        layout = crops.read_layout(objects[f"{path}/zarr.json"], path)
+        voxels = crops.decode_shard(objects[key], layout, path)
+        digest = sha256_voxels(voxels)
+        yield StoredArray(path, layout.shape, layout.dtype, digest, len(objects[key]))
+
+
+def _volume_record(volume: StudyVolume) -> StudyVolumeRecord:
+    return StudyVolumeRecord(
+        series=volume.series,
+        scanner=volume.scanner,
+        geometry=volume.geometry,
+        transposed=volume.orientation.transposed,
+        flipped=volume.orientation.flipped,
+        slices=tuple(
+            StoredSlice(origin.key, origin.frame, origin.instance_number)
+            for origin in volume.slices
+        ),
+        hu_sha256=sha256_voxels(volume.hu),
+    )
+
+
+def _patient(volume: StudyVolume) -> str:
+    """A salted digest of PatientID where there is a salt; else each study is its own patient."""
+    salt = os.environ.get(SALT_VARIABLE, "")
+    if not salt or not volume.patient_id:
+        return volume.study
+    return hmac.new(salt.encode(), volume.patient_id.encode(), "sha256").hexdigest()[:32]
