@@ -30,6 +30,7 @@ _UNREADABLE = (
     np.linalg.LinAlgError,
     nib.spatialimages.HeaderDataError,
     nib.filebasedimages.ImageFileError,
+    nib.wrapstruct.WrapStructError,
 )
 
 

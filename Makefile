@@ -1,0 +1,68 @@
+# Each target is one command, or a few in a row; what they do is documented by `--help`.
+# The data live under DEMO for the demo; give SOURCE, STORE, RUN and so on for your own.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO ?= demo
+SOURCE ?= $(DEMO)/cohort
+STORE ?= $(DEMO)/store
+RUN ?= $(DEMO)/run
+MASKS ?= $(SOURCE)/segmentations
+LABELS ?= $(SOURCE)/train.csv
+BOXES ?= $(SOURCE)/train_bounding_boxes.csv
+OUT ?= $(DEMO)/predictions.csv
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint type bench preprocess verify train evaluate predict report ci clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/installed ## make .venv with everything, pinned
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[pipeline,training,s3,dev]'
+	touch $@
+
+demo: setup ## make a cohort, preprocess, train, score, report: all under DEMO
+	rm -rf $(DEMO)
+	$(BIN)/cspine-pipeline phantom $(DEMO)/cohort --studies 120
+	$(MAKE) --no-print-directory preprocess verify train evaluate report
+
+test: setup ## run the tests
+	$(BIN)/pytest
+
+lint: setup ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: setup ## check types
+	$(BIN)/mypy
+
+bench: setup ## run every benchmark, the quick way
+	for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
+
+preprocess: setup ## SOURCE of DICOM studies to STORE, on a local cluster
+	$(BIN)/cspine-pipeline run $(SOURCE) $(STORE) --masks $(MASKS) --labels $(LABELS) --boxes $(BOXES)
+
+verify: setup ## prove STORE against its records
+	$(BIN)/cspine-pipeline verify $(STORE)
+
+train: setup ## train rounds on STORE into RUN
+	$(BIN)/cspine-training boost $(STORE) $(RUN)
+
+evaluate: setup ## score RUN on the locked test patients of STORE
+	$(BIN)/cspine-training evaluate $(RUN) $(STORE)
+
+predict: setup ## predict every study of STORE with RUN into OUT
+	$(BIN)/cspine-training predict $(RUN) $(STORE) $(OUT)
+
+report: setup ## write the pages about STORE and RUN
+	$(BIN)/cspine-pipeline report $(STORE) $(DEMO)/preprocessing.html
+	$(BIN)/cspine-training report $(RUN) $(DEMO)/training.html
+
+ci: lint type test ## what the continuous integration runs
+
+clean: ## remove what make made
+	rm -rf .venv $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,180 @@
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import zarr
+from ome_zarr_models.v05 import Image
+from ome_zarr_models.v05.image_label import ImageLabel
+
+from storage_schemas import crops
+from storage_schemas.errors import StoreError
+from storage_schemas.geometry import StackGeometry
+
+PATH = "1.2.3/C4/0"
+
+
+def voxels(shape: tuple[int, int, int] = (11, 300, 310), seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-1024, 2000, shape).astype(np.int16)
+
+
+def read(objects: dict[str, bytes], path: str = PATH) -> np.ndarray:
+    layout = crops.read_layout(objects[f"{path}/zarr.json"], path)
+    return crops.decode_shard(objects[f"{path}/c/0/0/0"], layout, path)
+
+
+def opened_by_zarr(objects: dict[str, bytes], path: str) -> zarr.Array | zarr.Group:
+    store = zarr.storage.MemoryStore(
+        {key: zarr.core.buffer.cpu.Buffer.from_bytes(data) for key, data in objects.items()}
+    )
+    return zarr.open(store, path=path, mode="r")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5), (11, 300, 310), (2, 900, 900), (128,) * 3])
+def test_an_array_reads_back_exactly_here_and_in_zarr_python(shape: tuple[int, int, int]) -> None:
+    data = voxels(shape)
+    objects = crops.create_array(PATH, data, {})
+    assert sorted(objects) == [f"{PATH}/c/0/0/0", f"{PATH}/zarr.json"]
+    np.testing.assert_array_equal(read(objects), data)
+    np.testing.assert_array_equal(np.asarray(opened_by_zarr(objects, PATH)[:]), data)
+
+
+def test_a_mask_reads_back_exactly() -> None:
+    mask = (voxels() > 300).astype(np.uint8)
+    np.testing.assert_array_equal(read(crops.create_array(PATH, mask, {})), mask)
+
+
+def test_equal_voxels_give_equal_bytes() -> None:
+    assert crops.create_array(PATH, voxels(), {}) == crops.create_array(PATH, voxels(), {})
+
+
+def test_chunks_are_slabs_of_about_a_mebibyte_in_one_shard() -> None:
+    layout = crops.ArrayLayout((40, 256, 256), "int16")
+    assert layout.chunk_shape == (8, 256, 256)
+    assert layout.shard_shape == (40, 256, 256)
+    metadata = json.loads(crops.create_array(PATH, voxels((3, 4, 5)), {})[f"{PATH}/zarr.json"])
+    (sharding,) = metadata["codecs"]
+    assert [codec["name"] for codec in sharding["configuration"]["codecs"]] == [
+        "bytes",
+        "blosc",
+        "crc32c",
+    ]
+    assert metadata["fill_value"] == -32768
+
+
+def test_the_fill_value_is_refused_as_a_voxel() -> None:
+    data = voxels((2, 3, 4))
+    data[0, 0, 0] = -32768
+    with pytest.raises(ValueError, match="lost"):
+        crops.create_array(PATH, data, {})
+
+
+def damaged_shards(shard: bytes) -> Iterator[tuple[str, bytes]]:
+    generator = np.random.default_rng(7)
+    index_start = len(shard) - (16 * 3 + 4)
+    places = {*generator.integers(0, len(shard), 60), *range(index_start, len(shard)), 0, 1, 4, 5}
+    for place in sorted(map(int, places)):
+        bit = 1 << int(generator.integers(8))
+        yield (
+            f"bit of byte {place}",
+            shard[:place] + bytes([shard[place] ^ bit]) + shard[place + 1 :],
+        )
+    for length in (0, 1, 3, 20, 51, 52, len(shard) // 2, len(shard) - 1):
+        yield f"cut to {length}", shard[:length]
+    yield "grown at the front", b"\0" + shard
+
+
+def test_any_flipped_bit_and_any_cut_of_a_shard_is_named_damage() -> None:
+    data = voxels((3, 600, 800))
+    objects = crops.create_array(PATH, data, {})
+    layout = crops.read_layout(objects[f"{PATH}/zarr.json"], PATH)
+    assert layout.slabs == 3
+    seen = 0
+    for what, shard in damaged_shards(objects[f"{PATH}/c/0/0/0"]):
+        with pytest.raises(StoreError) as caught:
+            crops.decode_shard(shard, layout, PATH)
+        assert (caught.value.kind, caught.value.key) == ("array-damaged", PATH), what
+        seen += 1
+    assert seen > 100
+
+
+def test_damage_names_the_chunk() -> None:
+    objects = crops.create_array(PATH, voxels((3, 600, 800)), {})
+    layout = crops.read_layout(objects[f"{PATH}/zarr.json"], PATH)
+    shard = bytearray(objects[f"{PATH}/c/0/0/0"])
+    shard[len(shard) // 2] ^= 1
+    with pytest.raises(StoreError, match="chunk 1/0/0"):
+        crops.decode_shard(bytes(shard), layout, PATH)
+
+
+def test_a_chunk_that_holds_fill_values_is_damage_even_under_a_good_checksum() -> None:
+    """Another writer may leave a chunk out; zarr would then hand out fill values."""
+    objects = crops.create_array(PATH, voxels((3, 4, 5)), {})
+    store: dict[str, object] = {}
+    array = zarr.create_array(
+        zarr.storage.MemoryStore(store),
+        name=PATH,
+        shape=(3, 4, 5),
+        chunks=(3, 4, 5),
+        shards=(3, 4, 5),
+        dtype="int16",
+        fill_value=-32768,
+        config={"write_empty_chunks": True},
+        compressors=[
+            zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="shuffle", typesize=2),
+            zarr.codecs.Crc32cCodec(),
+        ],
+    )
+    array[:1] = 5
+    shard = store[f"{PATH}/c/0/0/0"].to_bytes()  # type: ignore[attr-defined]  # a zarr Buffer
+    layout = crops.read_layout(objects[f"{PATH}/zarr.json"], PATH)
+    with pytest.raises(StoreError, match="fill value"):
+        crops.decode_shard(shard, layout, PATH)
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("shape", [3, 4]),
+        ("shape", [3, 4, 1 << 40]),
+        ("shape", [0, 4, 5]),
+        ("shape", [3, 4, 6]),
+        ("data_type", "float64"),
+        ("fill_value", 0),
+        ("codecs", [{"name": "bytes"}]),
+    ],
+)
+def test_changed_metadata_is_named_damage(change: str, value: object) -> None:
+    document = json.loads(crops.create_array(PATH, voxels((3, 4, 5)), {})[f"{PATH}/zarr.json"])
+    document[change] = value
+    with pytest.raises(StoreError) as caught:
+        crops.read_layout(json.dumps(document).encode(), PATH)
+    assert (caught.value.kind, caught.value.key) == ("metadata-damaged", PATH)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
+def test_metadata_that_is_no_json_object_is_named_damage(data: bytes) -> None:
+    with pytest.raises(StoreError, match="metadata-damaged"):
+        crops.read_layout(data, PATH)
+
+
+def test_a_crop_is_a_valid_ome_zarr_image_with_a_label() -> None:
+    geometry = StackGeometry(
+        shape=(3, 4, 5),
+        positions=((-10.0, 5.0, 7.0), (-10.0, 5.0, 9.5), (-10.0, 5.0, 12.0)),
+        row_direction=(1.0, 0.0, 0.0),
+        column_direction=(0.0, 1.0, 0.0),
+        pixel_spacing=(0.5, 0.25),
+    )
+    objects = crops.create_crop(
+        "1.2/C1", voxels((3, 4, 5)), np.ones((3, 4, 5), np.uint8), geometry, {"masked": True}
+    )
+    image = Image.from_zarr(opened_by_zarr(objects, "1.2/C1"))
+    (dataset,) = image.attributes.ome.multiscales[0].datasets
+    scale, translation = dataset.coordinateTransformations
+    assert scale.scale == [2.5, 0.5, 0.25]
+    assert translation.translation == [7.0, 5.0, -10.0]
+    label = ImageLabel.from_zarr(opened_by_zarr(objects, "1.2/C1/labels/vertebra"))
+    assert label.attributes.ome.multiscales[0].datasets[0].path == "0"
+    attributes = crops.read_attributes(objects["1.2/C1/zarr.json"], "1.2/C1")
+    assert StackGeometry.from_json(attributes["cspine"]["geometry"]) == geometry

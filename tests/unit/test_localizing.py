@@ -1,0 +1,207 @@
+"""From a label mask to a crop: `pipeline.masks`, `pipeline.localizers`, `pipeline.cropping`."""
+
+import gzip
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.cropping import box_bounds, crop_box, crop_mask
+from pipeline.localizers import LocatedVertebra, locate_by_mask
+from pipeline.masks import read_mask
+from storage_schemas.errors import StudyError
+from storage_schemas.geometry import StackGeometry
+
+SHAPE = (12, 40, 48)
+BLOCK = np.s_[3:7, 10:22, 20:40]
+"""The voxels of the one vertebra of these tests."""
+
+
+def stack(*, tilt: float = 0.0, gaps: tuple[float, ...] = (2.0,) * 11) -> StackGeometry:
+    z = np.concatenate([[0.0], np.cumsum(gaps)])
+    return StackGeometry(
+        SHAPE,
+        tuple((-20.0, -30.0 + tilt * float(h), 100.0 + float(h)) for h in z),
+        (1.0, 0.0, 0.0),
+        (0.0, 1.0, 0.0),
+        (0.8, 0.5),
+    )
+
+
+def scan() -> NDArray[np.int16]:
+    hu = np.full(SHAPE, 40, np.int16)
+    hu[BLOCK] = 500
+    return hu
+
+
+def labels(value: int = 3) -> NDArray[np.uint8]:
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[BLOCK] = value
+    return mask
+
+
+def nifti(geometry: StackGeometry, mask: NDArray[np.generic], *, flip: str = "") -> bytes:
+    """A mask as another program would store it: (i, j, k) = (x, y, z), RAS, axes as told."""
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ geometry.affine[:, [2, 1, 0, 3]]
+    data = mask.transpose(2, 1, 0)
+    for axis, name in enumerate("xyz"):
+        if name in flip:
+            affine[:, 3] += affine[:, axis] * (data.shape[axis] - 1)
+            affine[:, axis] *= -1
+            data = np.flip(data, axis)
+    return nib.Nifti1Image(np.ascontiguousarray(data), affine).to_bytes()
+
+
+def without_affine_rows(data: bytes) -> bytes:
+    """Zeros for srow_x, srow_y and srow_z, which stand at byte 280 of a NIfTI-1 header."""
+    return data[:280] + bytes(48) + data[328:]
+
+
+def located(geometry: StackGeometry, data: bytes, hu: NDArray[np.int16]) -> LocatedVertebra:
+    (found,) = locate_by_mask(hu, geometry, read_mask(data, "m.nii"), ("C3",), "rsna")
+    return found
+
+
+@pytest.mark.parametrize("flip", ["", "x", "y", "z", "xy", "yz", "xyz"])
+@pytest.mark.parametrize("tilt", [0.0, 0.3])
+def test_a_mask_lands_on_its_voxels_however_its_axes_run(flip: str, tilt: float) -> None:
+    geometry = stack(tilt=tilt)
+    found = located(geometry, nifti(geometry, labels(), flip=flip), scan())
+    assert box_bounds(found.extent) == (3, 7, 10, 22, 20, 40)
+    assert found.inside.all()
+    assert found.mean_hu == 500
+
+
+def test_a_mask_on_a_finer_grid_covers_the_same_voxels() -> None:
+    geometry = stack()
+    fine = replace(
+        geometry,
+        shape=(24, 80, 96),
+        positions=tuple(
+            (-20.0 - 0.125, -30.0 - 0.2, 100.0 + float(h)) for h in np.arange(24) * 1.0 - 0.5
+        ),
+        pixel_spacing=(0.4, 0.25),
+    )
+    mask = labels().repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    found = located(geometry, nifti(fine, mask), scan())
+    assert box_bounds(found.extent) == (3, 7, 10, 22, 20, 40)
+    assert found.inside.all()
+
+
+def test_a_mask_of_an_uneven_stack_is_placed_by_position() -> None:
+    gaps = (2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 5.0, 5.0, 5.0, 5.0, 5.0)
+    even = stack()
+    found = located(stack(gaps=gaps), nifti(even, labels()), scan())
+    assert box_bounds(found.extent) == (3, 7, 10, 22, 20, 40)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int16, np.uint8, np.int32])
+def test_masks_of_any_number_type_and_gzip_are_read(dtype: type) -> None:
+    geometry = stack()
+    data = nifti(geometry, labels().astype(dtype))
+    for stored in (data, gzip.compress(data)):
+        assert box_bounds(located(geometry, stored, scan()).extent) == (3, 7, 10, 22, 20, 40)
+
+
+def test_stray_voxels_of_a_mask_are_left_out() -> None:
+    geometry = stack()
+    mask = labels()
+    mask[11, 0, 0] = 3
+    found = located(geometry, nifti(geometry, mask), scan())
+    assert box_bounds(found.extent) == (3, 7, 10, 22, 20, 40)
+
+
+def test_levels_that_the_mask_lacks_are_left_out() -> None:
+    geometry = stack()
+    mask = read_mask(nifti(geometry, labels()), "m.nii")
+    found = locate_by_mask(scan(), geometry, mask, ("C1", "C3", "T12"), "rsna")
+    assert [vertebra.level for vertebra in found] == ["C3"]
+
+
+@pytest.mark.parametrize(
+    ("convention", "value", "level"),
+    [
+        ("rsna", 8, "T1"),
+        ("verse", 20, "L1"),
+        ("totalsegmentator", 33, "T11"),
+        ("totalsegmentator", 50, "C1"),
+        ("totalsegmentator", 27, "L5"),
+    ],
+)
+def test_each_convention_names_its_labels(convention: str, value: int, level: str) -> None:
+    geometry = stack()
+    mask = read_mask(nifti(geometry, labels(value)), "m.nii")
+    (found,) = locate_by_mask(scan(), geometry, mask, (level,), convention)
+    assert found.level == level
+
+
+def test_a_mask_off_the_bone_is_refused() -> None:
+    geometry = stack()
+    moved = np.roll(labels(), 14, axis=1)
+    with pytest.raises(StudyError, match="mask-off-bone"):
+        located(geometry, nifti(geometry, moved), scan())
+
+
+def test_a_mask_of_another_place_is_refused() -> None:
+    geometry = stack()
+    elsewhere = replace(
+        geometry, positions=tuple((x + 12.5, y, z) for x, y, z in geometry.positions)
+    )
+    with pytest.raises(StudyError, match="mask-outside-volume"):
+        located(geometry, nifti(elsewhere, labels()), scan())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"no nifti",
+        gzip.compress(b"no nifti"),
+        gzip.compress(b"0" * 4000)[:-20],
+        nifti(stack(), labels())[:-100],
+        nifti(stack(), labels() + np.float32(0.5)),
+        nifti(stack(), labels().astype(np.int16) * 100),
+        nib.Nifti1Image(np.zeros((3, 3), np.uint8), np.eye(4)).to_bytes(),
+        without_affine_rows(nifti(stack(), labels())),
+        nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), None).to_bytes(),
+    ],
+    ids=[
+        "empty",
+        "text",
+        "gzipped text",
+        "cut gzip",
+        "cut",
+        "halves",
+        "over 255",
+        "flat",
+        "singular affine",
+        "no affine",
+    ],
+)
+def test_what_is_no_label_mask_is_refused_by_name(data: bytes) -> None:
+    with pytest.raises(StudyError) as caught:
+        read_mask(data, "1.2.nii")
+    assert (caught.value.kind, caught.value.key) == ("mask-unreadable", "1.2.nii")
+
+
+def test_a_margin_is_kept_in_mm_on_every_side() -> None:
+    box = crop_box(BLOCK, stack(), margin_mm=2.0)
+    assert box_bounds(box) == (2, 8, 7, 25, 16, 44)
+
+
+def test_a_margin_in_an_uneven_stack_follows_the_positions() -> None:
+    gaps = (2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 7.0, 1.0, 1.0, 1.0, 1.0)
+    assert box_bounds(crop_box(BLOCK, stack(gaps=gaps), margin_mm=8.0))[:2] == (0, 9)
+
+
+def test_a_crop_ends_where_the_volume_does() -> None:
+    assert box_bounds(crop_box(BLOCK, stack(), margin_mm=99.0)) == (0, 12, 0, 40, 0, 48)
+
+
+def test_the_mask_of_a_crop_lies_on_the_crops_grid() -> None:
+    geometry = stack()
+    found = located(geometry, nifti(geometry, labels()), scan())
+    box = crop_box(found.extent, geometry, 2.0)
+    np.testing.assert_array_equal(crop_mask(found, box), (scan()[box] == 500).astype(np.uint8))
