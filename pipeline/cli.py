@@ -227,7 +227,7 @@ def _check_annotations(
     check_studies(annotations.boxes, known, options.boxes)
 
 
-def _tell(stage: str, rows: list[tuple[str, object]], options: argparse.Namespace) -> None:
+def _tell(stage: str, rows: Sequence[tuple[str, object]], options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({"stage": stage} | dict(rows)))
     else:

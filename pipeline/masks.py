@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from storage_schemas.errors import StudyError
@@ -28,9 +31,9 @@ _UNREADABLE = (
     EOFError,
     zlib.error,
     np.linalg.LinAlgError,
-    nib.spatialimages.HeaderDataError,
-    nib.filebasedimages.ImageFileError,
-    nib.wrapstruct.WrapStructError,
+    HeaderDataError,
+    ImageFileError,
+    WrapStructError,
 )
 
 

@@ -47,11 +47,11 @@ def _shrink(image: NDArray[np.float32], size: int, axis: int) -> NDArray[np.floa
     length = image.shape[axis]
     edges = np.arange(size) * length // size
     if length < size:
-        return image.take(edges, axis)
+        repeated: NDArray[np.float32] = image.take(edges, axis)
+        return repeated
     runs = np.diff(np.append(edges, length)).astype(np.float32)
-    shape = (-1, 1) if axis == 0 else (1, -1)
-    shrunk: NDArray[np.float32] = np.add.reduceat(image, edges, axis) / runs.reshape(shape)
-    return shrunk
+    sums = np.add.reduceat(image, edges, axis)
+    return np.divide(sums, runs.reshape((-1, 1) if axis == 0 else (1, -1)), dtype=np.float32)
 
 
 def _length(geometry: StackGeometry) -> float:

@@ -6,6 +6,7 @@ Everything here goes to standard error; standard output holds only results.
 import json
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -82,7 +83,7 @@ def say_event(stage: str, **event: Any) -> None:
     print(json.dumps({"stage": stage, **event}), file=sys.stderr, flush=True)
 
 
-def show_table(title: str, rows: list[tuple[str, object]]) -> None:
+def show_table(title: str, rows: Sequence[tuple[str, object]]) -> None:
     """Print a table of two columns to standard output."""
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in rows:

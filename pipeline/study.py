@@ -379,4 +379,5 @@ def _patient(volume: StudyVolume) -> str:
     salt = os.environ.get(SALT_VARIABLE, "")
     if not salt or not volume.patient_id:
         return volume.study
-    return hmac.new(salt.encode(), volume.patient_id.encode(), "sha256").hexdigest()[:32]
+    digest = hmac.new(salt.encode(), volume.patient_id.encode(), "sha256")
+    return digest.hexdigest()[:32]
