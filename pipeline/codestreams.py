@@ -1,0 +1,175 @@
+"""What a compressed frame says about itself, read before any decoder sees it.
+
+The dimensions must be the header's, the end mark must be there, and the parts must be as long as
+they say; nothing else of the frame is understood here.
+
+Markers: JPEG ITU-T T.81 annex B, JPEG-LS T.87 annex C, JPEG 2000 T.800 annex A, RLE PS3.5 annex G.
+"""
+
+import struct
+from dataclasses import dataclass
+
+_SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
+_SOC = b"\xff\x4f\xff\x51"
+_SOT, _SOD = 0xFF90, 0xFF93
+_FRAME_MARKERS = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC} | {0xFFF7}
+_BARE = frozenset({0xFF01, *range(0xFFD0, 0xFFD8)})
+_SOS = 0xFFDA
+_MAX_MARKERS = 1 << 12
+_MAX_TILES = 1 << 10
+_word = struct.Struct(">H").unpack_from
+_long = struct.Struct(">L").unpack_from
+
+
+class CodestreamError(Exception):
+    """A frame that disagrees with its header or with itself; `kind` is one of SliceError's."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class FrameForm:
+    """The form of one compressed frame.
+
+    Parameters
+    ----------
+    rows, columns, components : int
+    precision : int
+        Bits of a sample.
+    signed : bool
+    process : int
+        The JPEG frame marker's low byte (0xC0 baseline, 0xC3 lossless, 0xF7 JPEG-LS), else 0.
+    """
+
+    rows: int
+    columns: int
+    components: int
+    precision: int
+    signed: bool = False
+    process: int = 0
+
+
+def starts(piece: memoryview) -> bool:
+    """Whether a fragment begins a JPEG, JPEG-LS or JPEG 2000 codestream."""
+    return piece[:2] == _SOI or piece[:4] == _SOC
+
+
+def ends(piece: memoryview) -> bool:
+    """Whether a fragment closes one; zeros may follow, to make its length even."""
+    tail = bytes(piece[-64:]).rstrip(b"\0")
+    return tail.endswith(_EOI)
+
+
+def read_jpeg(piece: memoryview) -> FrameForm:
+    """Read the frame marker of a JPEG or JPEG-LS codestream.
+
+    Raises
+    ------
+    CodestreamError
+        ``codestream-mismatch`` or ``codestream-truncated``.
+    """
+    if piece[:2] != _SOI:
+        raise CodestreamError("codestream-mismatch", "the frame begins with no SOI mark")
+    _check_end(piece)
+    position = 2
+    try:
+        for _ in range(_MAX_MARKERS):
+            (marker,) = _word(piece, position)
+            if marker == 0xFFFF:
+                position += 1
+                continue
+            if marker in _BARE:
+                position += 2
+                continue
+            if marker >> 8 != 0xFF or marker == _SOS:
+                break
+            (length,) = _word(piece, position + 2)
+            if marker in _FRAME_MARKERS:
+                precision, rows, columns, components = struct.unpack_from(
+                    ">BHHB", piece, position + 4
+                )
+                return FrameForm(rows, columns, components, precision, process=marker & 0xFF)
+            position += 2 + length
+    except struct.error:
+        pass
+    raise CodestreamError("codestream-mismatch", "the frame has no frame header before its data")
+
+
+def read_jpeg2000(piece: memoryview) -> FrameForm:
+    """Read the size marker of a JPEG 2000 or HTJ2K codestream and prove its tile-parts' lengths.
+
+    Raises
+    ------
+    CodestreamError
+        ``codestream-mismatch`` or ``codestream-truncated``.
+    """
+    if piece[:4] != _SOC:
+        raise CodestreamError("codestream-mismatch", "the frame begins with no SOC and SIZ marks")
+    _check_end(piece)
+    try:
+        width, height, left, top, tile_width, tile_height = struct.unpack_from(">6L", piece, 8)
+        components, depth, step_x, step_y = struct.unpack_from(">HBBB", piece, 40)
+        _check_tile_parts(piece, 4 + _word(piece, 4)[0])
+    except struct.error:
+        raise CodestreamError("codestream-truncated", "the frame ends in its header") from None
+    # A decoder reserves some kilobytes for each tile before it reads the first one.
+    tiles = -(-width // max(1, tile_width)) * -(-height // max(1, tile_height))
+    if tiles > _MAX_TILES:
+        raise CodestreamError("codestream-mismatch", f"{tiles} tiles, not up to {_MAX_TILES}")
+    if (step_x, step_y) != (1, 1):
+        raise CodestreamError("codestream-mismatch", "the frame is subsampled")
+    return FrameForm(
+        height - top, width - left, components, (depth & 0x7F) + 1, signed=bool(depth & 0x80)
+    )
+
+
+def check_rle(piece: memoryview, segments: int) -> None:
+    """Check the header of an RLE frame.
+
+    Raises
+    ------
+    CodestreamError
+        ``codestream-mismatch``, or ``codestream-truncated`` where a segment begins past the end.
+    """
+    if len(piece) < 64:
+        raise CodestreamError("codestream-truncated", f"{len(piece)} bytes, the header has 64")
+    count, *offsets = struct.unpack_from("<16L", piece)
+    if count != segments:
+        raise CodestreamError("codestream-mismatch", f"{count} RLE segments, not {segments}")
+    used = offsets[:segments]
+    if used[0] != 64 or used != sorted(set(used)):
+        raise CodestreamError("codestream-mismatch", f"RLE segments begin at {used}")
+    if used[-1] >= len(piece):
+        raise CodestreamError("codestream-truncated", f"segment at {used[-1]} of {len(piece)}")
+
+
+def _check_end(piece: memoryview) -> None:
+    if not ends(piece):
+        raise CodestreamError(
+            "codestream-truncated", f"no end mark in the last of {len(piece)} bytes"
+        )
+
+
+def _check_tile_parts(piece: memoryview, position: int) -> None:
+    """Go from mark to mark: the tile-parts must lead to the end mark exactly."""
+    end = len(bytes(piece[-64:]).rstrip(b"\0")) + max(0, len(piece) - 64) - 2
+    for _ in range(_MAX_MARKERS):
+        if position == end:
+            return
+        (marker,) = _word(piece, position)
+        if marker == _SOT:
+            (length,) = _long(piece, position + 6)
+            if length == 0:  # "until the end", allowed for the last one
+                return
+            if length < 14:
+                break
+            position += length
+        elif marker >> 8 == 0xFF and marker != _SOD:
+            position += 2 + _word(piece, position + 2)[0]
+        else:
+            break
+        if position > end:
+            break
+    raise CodestreamError("codestream-truncated", "the tile-parts do not lead to the end mark")

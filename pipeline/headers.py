@@ -1,0 +1,365 @@
+"""What an object says about itself: its identity, the form of its pixels, where its frames lie.
+
+Reading judges nothing: an MR image has a header too. `check_object` then says whether the object
+can be a part of a CT stack at all. Not here: the pixel data (`pipeline.frames`).
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+
+from pipeline.elements import Elements, read_elements, read_functional_groups
+from pipeline.limits import Limits
+from storage_schemas.errors import SliceError
+
+CT_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT",
+    "1.2.840.10008.5.1.4.1.1.2.2": "Legacy Converted Enhanced CT",
+}
+"""The SOP classes that hold Hounsfield units (PS3.4 B.5)."""
+
+MAX_POSITION_MM = 1e5
+_UID = re.compile(r"[0-9.]{0,64}")
+_DIRECTION_TOLERANCE = 1e-3
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Where one frame lies and how it is scaled.
+
+    Parameters
+    ----------
+    position : (float, float, float)
+        LPS mm of the centre of the first stored pixel.
+    row_direction, column_direction : (float, float, float)
+        Unit vectors, LPS, along increasing column index and increasing row index.
+    spacing : (float, float)
+        mm between rows and between columns.
+    slope, intercept : float
+        Of the rescale to Hounsfield units.
+    localizer : bool
+        Whether the image type says so.
+    """
+
+    position: Vector
+    row_direction: Vector
+    column_direction: Vector
+    spacing: tuple[float, float]
+    slope: float
+    intercept: float
+    localizer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """One object's header.
+
+    Parameters
+    ----------
+    key : str
+        The object's key in the source.
+    elements : Elements
+        What it was read from.
+    sop_class, syntax, study, series : str
+        UIDs; study and series may be empty.
+    patient_id : str
+        Raw; for a salted hash only.
+    instance_number : int or None
+        A label, never an order.
+    frames, rows, columns : int
+    samples, bits_allocated, bits_stored, high_bit : int
+    photometric : str
+    signed : bool
+        Of the stored values.
+    padding : (int, int) or None
+        First and last stored value of padded pixels, as 16-bit words.
+    burned_in : bool
+        Whether text may be burned into the pixels.
+    scanner : tuple of str
+        Manufacturer, model and kernel.
+    """
+
+    key: str
+    elements: Elements = field(repr=False)
+    sop_class: str
+    syntax: str
+    study: str
+    series: str
+    patient_id: str = field(repr=False)
+    instance_number: int | None
+    frames: int
+    rows: int
+    columns: int
+    samples: int
+    photometric: str
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+    padding: tuple[int, int] | None
+    burned_in: bool
+    scanner: tuple[str, str, str]
+
+
+def read_header(key: str, data: bytes, limits: Limits) -> Header:
+    """Read one object's header; its pixels are not looked at.
+
+    Raises
+    ------
+    SliceError
+        ``not-dicom``, ``truncated``, ``header-invalid``, ``inflate-over-budget``, or
+        ``sop-class-unsupported`` where the object is no image at all.
+    """
+    elements = read_elements(key, data, limits)
+    values = elements.values
+    sop_class = _uid(key, values, "sop_class")
+    if elements.pixel_start is None:
+        _refuse_without_pixels(key, elements, sop_class)
+    number = _number_reader(key, elements)
+    return Header(
+        key=key,
+        elements=elements,
+        sop_class=sop_class,
+        syntax=elements.syntax,
+        study=_uid(key, values, "study"),
+        series=_uid(key, values, "series"),
+        patient_id=_text(values.get("patient_id", b"")),
+        instance_number=_optional_integer(values.get("instance_number", b"")),
+        frames=_frames(key, values),
+        rows=number("rows"),
+        columns=number("columns"),
+        samples=number("samples"),
+        photometric=_text(values.get("photometric", b"")),
+        bits_allocated=number("bits_allocated"),
+        bits_stored=number("bits_stored"),
+        high_bit=number("high_bit"),
+        signed=bool(number("signed")),
+        padding=_padding(key, elements),
+        burned_in=_text(values.get("burned_in", b"")).upper() == "YES",
+        scanner=(
+            _text(values.get("manufacturer", b"")),
+            _text(values.get("model", b"")),
+            _text(values.get("kernel", b"")),
+        ),
+    )
+
+
+def read_study_uid(head: bytes) -> str | None:
+    """The StudyInstanceUID in an object's first bytes, or None where none can be read."""
+    try:
+        return _uid("", read_elements("", head, Limits()).values, "study") or None
+    except SliceError:
+        return None
+
+
+def check_object(header: Header) -> None:
+    """Refuse what cannot be a part of a CT stack, whatever its pixels.
+
+    Raises
+    ------
+    SliceError
+        ``sop-class-unsupported`` or ``burned-in-annotation``.
+    """
+    if header.sop_class not in CT_CLASSES:
+        found = header.sop_class or "none"
+        raise SliceError("sop-class-unsupported", f"SOP class {found}", key=header.key)
+    if header.burned_in:
+        raise SliceError("burned-in-annotation", "BurnedInAnnotation is YES", key=header.key)
+
+
+def read_planes(header: Header) -> list[Plane | SliceError]:
+    """Read where each frame lies.
+
+    Returns
+    -------
+    list
+        One entry a frame: its plane, or ``header-invalid`` with the field that is missing.
+    """
+    if header.sop_class in CT_CLASSES and CT_CLASSES[header.sop_class] == "CT":
+        return [_single_plane(header)] if header.frames == 1 else _no_planes(header)
+    return _frame_planes(header)
+
+
+def _no_planes(header: Header) -> list[Plane | SliceError]:
+    why = f"{header.frames} frames, but a CT image has one position"
+    return [SliceError("header-invalid", why, key=header.key)] * header.frames
+
+
+def _single_plane(header: Header) -> Plane | SliceError:
+    values = header.elements.values
+    try:
+        return _plane(
+            {
+                name: _decimals(values.get(name, b""))
+                for name in ("position", "orientation", "spacing", "slope", "intercept")
+            },
+            _text(values.get("image_type", b"")),
+        )
+    except ValueError as error:
+        return SliceError("header-invalid", str(error), key=header.key)
+
+
+_GROUP_FIELDS = (
+    ("position", "PlanePositionSequence", "ImagePositionPatient"),
+    ("orientation", "PlaneOrientationSequence", "ImageOrientationPatient"),
+    ("spacing", "PixelMeasuresSequence", "PixelSpacing"),
+    ("slope", "PixelValueTransformationSequence", "RescaleSlope"),
+    ("intercept", "PixelValueTransformationSequence", "RescaleIntercept"),
+)
+"""Where enhanced CT keeps what a single CT image has at its top (PS3.3 C.7.6.16)."""
+
+
+def _frame_planes(header: Header) -> list[Plane | SliceError]:
+    try:
+        groups = read_functional_groups(header.elements)
+        shared = _first(groups, "SharedFunctionalGroupsSequence")
+        frames = list(groups.get("PerFrameFunctionalGroupsSequence") or [])
+        if len(frames) != header.frames:
+            why = f"{len(frames)} per-frame functional groups for {header.frames} frames"
+            return [SliceError("header-invalid", why, key=header.key)] * header.frames
+        return [_frame_plane(header, n, shared, own) for n, own in enumerate(frames)]
+    except (Exception, RecursionError) as error:  # noqa: BLE001 - damaged bytes raise anything here
+        why = f"functional groups: {type(error).__name__}"
+        return [SliceError("header-invalid", why, key=header.key)] * header.frames
+
+
+def _frame_plane(header: Header, frame: int, shared: Dataset, own: Dataset) -> Plane | SliceError:
+    values = {}
+    try:
+        for name, sequence, keyword in _GROUP_FIELDS:
+            item = _first(own, sequence) if sequence in own else _first(shared, sequence)
+            values[name] = _floats(item.get(keyword))
+        kind = _first(own, "CTImageFrameTypeSequence") or _first(shared, "CTImageFrameTypeSequence")
+        return _plane(values, "\\".join(kind.get("FrameType") or ()))
+    except (TypeError, ValueError) as error:
+        return SliceError("header-invalid", f"frame {frame}: {error}", key=header.key)
+
+
+def _first(dataset: Dataset, keyword: str) -> Dataset:
+    sequence = dataset.get(keyword)
+    return sequence[0] if sequence else Dataset()
+
+
+def _plane(values: Mapping[str, Sequence[float]], image_type: str) -> Plane:
+    position = _exactly(values, "position", 3)
+    orientation = _exactly(values, "orientation", 6)
+    spacing = _exactly(values, "spacing", 2)
+    row = (orientation[0], orientation[1], orientation[2])
+    column = (orientation[3], orientation[4], orientation[5])
+    if max(map(abs, position)) > MAX_POSITION_MM:
+        raise ValueError(f"ImagePositionPatient {position} mm lies beyond {MAX_POSITION_MM:g}")
+    lengths = (math.hypot(*row), math.hypot(*column))
+    if (
+        max(abs(length - 1) for length in lengths) > _DIRECTION_TOLERANCE
+        or abs(sum(a * b for a, b in zip(row, column, strict=True))) > _DIRECTION_TOLERANCE
+    ):
+        raise ValueError(f"ImageOrientationPatient {orientation} is no pair of unit vectors")
+    if not 1e-3 <= min(spacing) <= max(spacing) <= 100:
+        raise ValueError(f"PixelSpacing {spacing} mm is not in 0.001 to 100")
+    kinds = image_type.split("\\")
+    return Plane(
+        position=(position[0], position[1], position[2]),
+        row_direction=row,
+        column_direction=column,
+        spacing=(spacing[0], spacing[1]),
+        slope=_exactly(values, "slope", 1)[0],
+        intercept=_exactly(values, "intercept", 1)[0],
+        localizer=len(kinds) > 2 and kinds[2].strip() == "LOCALIZER",
+    )
+
+
+_KEYWORDS = {
+    "position": "ImagePositionPatient",
+    "orientation": "ImageOrientationPatient",
+    "spacing": "PixelSpacing",
+    "slope": "RescaleSlope",
+    "intercept": "RescaleIntercept",
+}
+
+
+def _exactly(values: Mapping[str, Sequence[float]], name: str, count: int) -> Sequence[float]:
+    found = values[name]
+    if len(found) != count:
+        raise ValueError(f"{_KEYWORDS[name]} has {len(found)} values, not {count}")
+    if not all(map(math.isfinite, found)):
+        raise ValueError(f"{_KEYWORDS[name]} is not finite")
+    return found
+
+
+def _decimals(raw: bytes) -> list[float]:
+    """Decimal strings (VR DS); raises ValueError on anything else."""
+    text = raw.strip(b"\0 ")
+    if not text:
+        return []
+    if b"_" in text:
+        raise ValueError("a decimal string holds an underscore")
+    return [float(part) for part in text.split(b"\\")]
+
+
+def _floats(value: Any) -> list[float]:
+    """What pydicom made of a decimal string."""
+    if value is None:
+        return []
+    return [float(v) for v in value] if isinstance(value, Sequence | MultiValue) else [float(value)]
+
+
+def _optional_integer(raw: bytes) -> int | None:
+    try:
+        return int(raw.strip(b"\0 "))
+    except ValueError:
+        return None
+
+
+def _frames(key: str, values: dict[str, bytes]) -> int:
+    raw = values.get("frames", b"").strip(b"\0 ")
+    frames = 1 if not raw else _optional_integer(raw)
+    if frames is None or frames < 1:
+        raise SliceError("header-invalid", "NumberOfFrames is no number above 0", key=key)
+    return frames
+
+
+def _number_reader(key: str, elements: Elements) -> Callable[[str], int]:
+    order: Literal["big", "little"] = "big" if elements.big_endian else "little"
+
+    def number(name: str) -> int:
+        raw = elements.values.get(name, b"")
+        if len(raw) != 2:
+            raise SliceError("header-invalid", f"{name} has {len(raw)} bytes, not 2", key=key)
+        return int.from_bytes(raw, order)
+
+    return number
+
+
+def _padding(key: str, elements: Elements) -> tuple[int, int] | None:
+    if not elements.values.get("padding"):
+        return None
+    number = _number_reader(key, elements)
+    first = number("padding")
+    return first, number("padding_limit") if elements.values.get("padding_limit") else first
+
+
+def _text(raw: bytes) -> str:
+    return raw.strip(b"\0 ").decode("latin-1")
+
+
+def _uid(key: str, values: dict[str, bytes], name: str) -> str:
+    text = _text(values.get(name, b""))
+    if not _UID.fullmatch(text):
+        raise SliceError("header-invalid", f"the {name} UID is no UID", key=key)
+    return text
+
+
+def _refuse_without_pixels(key: str, elements: Elements, sop_class: str) -> None:
+    if sop_class and sop_class not in CT_CLASSES:
+        raise SliceError("sop-class-unsupported", f"SOP class {sop_class}, no pixels", key=key)
+    if not elements.whole:
+        raise SliceError("truncated", f"the header ends the {len(elements.data)} bytes", key=key)
+    raise SliceError("header-invalid", "there is no pixel data element", key=key)

@@ -1,0 +1,148 @@
+"""From stored words to Hounsfield units: mask, sign, padding, rescale. Exact, or refused by name.
+
+HU = stored value x slope + intercept, whole numbers only (PS3.3 C.11.1.1.2). Padding is found on
+stored values, before the rescale (PS3.3 C.7.5.1.1.2). Nothing is ever inverted for MONOCHROME1:
+Hounsfield units do not depend on how they are shown.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_schemas.crops import AIR_HU, HU_RANGE
+from storage_schemas.errors import SliceError
+
+Words = NDArray[np.unsignedinteger[Any]]
+Values = NDArray[np.integer[Any]]
+
+
+def check_rescale(key: str, slope: float, intercept: float) -> tuple[int, int]:
+    """Slope and intercept as whole numbers.
+
+    Raises
+    ------
+    SliceError
+        ``rescale-invalid`` where either is not whole, or the slope is not positive.
+    """
+    if not (slope.is_integer() and intercept.is_integer() and 1 <= slope <= 1 << 15):
+        raise SliceError("rescale-invalid", f"slope {slope:g}, intercept {intercept:g}", key=key)
+    return int(slope), int(intercept)
+
+
+def write_hounsfield(
+    words: Words,
+    out: NDArray[np.int16],
+    *,
+    key: str,
+    bits_stored: int,
+    signed: bool,
+    rescale: tuple[int, int],
+    padding: tuple[int, int] | None,
+) -> None:
+    """Turn the stored words of one slice into Hounsfield units.
+
+    Parameters
+    ----------
+    words : ndarray, shape (rows, columns), uint8 or uint16
+        As decoded; unused high bits may hold anything. May share memory with `out`.
+    out : ndarray, shape (rows, columns), int16
+        Receives the Hounsfield units; holds anything where an error is raised.
+    key : str
+        Of the object, for errors.
+    bits_stored : int
+        8 to 16.
+    signed : bool
+        Whether the highest stored bit is the sign.
+    rescale : (int, int)
+        Slope and intercept.
+    padding : (int, int) or None
+        First and last padding value as 16-bit words; None to mask none.
+
+    Raises
+    ------
+    SliceError
+        ``hu-out-of-range`` where a voxel that is no padding leaves -32767 to 32767.
+    """
+    padded = None if padding is None else find_padding(words, bits_stored, signed, padding)
+    values = to_stored_values(words, bits_stored, signed)
+    slope, intercept = rescale
+    bounds = stored_range(bits_stored, signed)
+    if not _fits(bounds, slope, intercept):
+        bounds = _measured_range(values, padded)
+        if not _fits(bounds, slope, intercept):
+            low, high = (value * slope + intercept for value in bounds)
+            raise SliceError("hu-out-of-range", f"{low} to {high} HU against {HU_RANGE}", key=key)
+    # Sums and products wrap around in 16 bits, so where the result fits it is exact.
+    words16 = values.astype(np.uint16) if values.dtype == np.uint8 else values.view(np.uint16)
+    target = out.view(np.uint16)
+    if slope != 1:
+        words16 = np.multiply(words16, np.uint16(slope))
+    np.add(words16, np.uint16(intercept & 0xFFFF), out=target)
+    if padded is not None:
+        np.copyto(out, AIR_HU, where=padded)
+
+
+def to_stored_values(words: Words, bits_stored: int, signed: bool) -> Values:
+    """Mask words to `bits_stored` and extend the sign.
+
+    Returns
+    -------
+    ndarray
+        uint8, uint16 or int16 of the same shape; the words themselves where nothing is to be done.
+    """
+    if signed:
+        wide = words.astype(np.uint16, copy=False)
+        if bits_stored == 16:
+            return wide.view(np.int16)
+        shift = 16 - bits_stored
+        return np.right_shift(np.left_shift(wide, shift).view(np.int16), shift)
+    if bits_stored == words.dtype.itemsize * 8:
+        return words
+    return np.bitwise_and(words, words.dtype.type((1 << bits_stored) - 1))
+
+
+def stored_range(bits_stored: int, signed: bool) -> tuple[int, int]:
+    """Least and greatest value that so many bits can hold."""
+    if signed:
+        return -(1 << (bits_stored - 1)), (1 << (bits_stored - 1)) - 1
+    return 0, (1 << bits_stored) - 1
+
+
+def find_padding(
+    words: Words, bits_stored: int, signed: bool, padding: tuple[int, int]
+) -> NDArray[np.bool_]:
+    """Find padded pixels.
+
+    A padding value that does not fit into `bits_stored` can only stand in whole words, unused bits
+    included; one that does is looked for among the stored values.
+    """
+    low, high = (_as_value(word, 16, signed) for word in padding)
+    low, high = min(low, high), max(low, high)
+    least, greatest = stored_range(bits_stored, signed)
+    if least <= low and high <= greatest:
+        values = to_stored_values(words, bits_stored, signed)
+    else:
+        values = to_stored_values(words, words.dtype.itemsize * 8, signed)
+    if low == high:
+        return np.equal(values, low)
+    return (values >= low) & (values <= high)
+
+
+def _as_value(word: int, bits: int, signed: bool) -> int:
+    return word - (1 << bits) if signed and word >> (bits - 1) & 1 else word
+
+
+def _fits(bounds: tuple[int, int], slope: int, intercept: int) -> bool:
+    low, high = (value * slope + intercept for value in bounds)
+    return HU_RANGE[0] <= low and high <= HU_RANGE[1]
+
+
+def _measured_range(values: Values, padded: NDArray[np.bool_] | None) -> tuple[int, int]:
+    low, high = int(values.min()), int(values.max())
+    if padded is not None and padded.any():
+        inside = values[~padded]
+        if inside.size == 0:
+            return 0, 0
+        low, high = int(inside.min()), int(inside.max())
+    return low, high

@@ -1,0 +1,54 @@
+"""Decodes one frame with GDCM, in a process that nobody misses when it dies.
+
+Run as ``python -m pipeline.sacrifice`` by `pipeline.decoders` alone: one line of JSON and the frame
+on standard input, the stored words (little-endian) on standard output.
+"""
+
+import json
+import sys
+
+import gdcm
+
+_FORMATS = {
+    (8, False): gdcm.PixelFormat.UINT8,
+    (8, True): gdcm.PixelFormat.INT8,
+    (16, False): gdcm.PixelFormat.UINT16,
+    (16, True): gdcm.PixelFormat.INT16,
+}
+
+
+def main() -> int:
+    """Decode one frame; returns the exit code."""
+    form = json.loads(sys.stdin.buffer.readline())
+    piece = sys.stdin.buffer.read(form["length"])
+    image = gdcm.Image()
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((form["columns"], form["rows"], 1))
+    pixels = gdcm.PixelFormat(_FORMATS[form["bits_allocated"], form["signed"]])
+    pixels.SetBitsStored(form["bits_stored"])
+    pixels.SetHighBit(form["bits_stored"] - 1)
+    image.SetPixelFormat(pixels)
+    image.SetPhotometricInterpretation(
+        gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2)
+    )
+    syntax = gdcm.TransferSyntax.GetTSType(form["syntax"])
+    image.SetTransferSyntax(gdcm.TransferSyntax(syntax))
+    fragment = gdcm.Fragment()
+    # GDCM's wrapper takes text and turns it back into bytes with this error handler.
+    fragment.SetByteValue(piece.decode("utf-8", "surrogateescape"), gdcm.VL(len(piece)))
+    fragments = gdcm.SequenceOfFragments.New()
+    fragments.AddFragment(fragment)
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetValue(fragments.__ref__())
+    image.SetDataElement(element)
+    words = image.GetBuffer().encode("utf-8", "surrogateescape")
+    need = form["rows"] * form["columns"] * form["bits_allocated"] // 8
+    if len(words) != need:
+        sys.stderr.write(f"{len(words)} bytes, not {need}\n")
+        return 1
+    sys.stdout.buffer.write(words)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
