@@ -17,6 +17,7 @@ _BARE = frozenset({0xFF01, *range(0xFFD0, 0xFFD8)})
 _SOS = 0xFFDA
 _MAX_MARKERS = 1 << 12
 _MAX_TILES = 1 << 10
+_PADDING = 64
 _word = struct.Struct(">H").unpack_from
 _long = struct.Struct(">L").unpack_from
 
@@ -57,9 +58,8 @@ def starts(piece: memoryview) -> bool:
 
 
 def ends(piece: memoryview) -> bool:
-    """Whether a fragment closes one; zeros may follow, to make its length even."""
-    tail = bytes(piece[-64:]).rstrip(b"\0")
-    return tail.endswith(_EOI)
+    """Whether a fragment closes one; 0x00 or 0xFF may follow, to make its length even."""
+    return bytes(piece[-_PADDING:]).rstrip(b"\0\xff").endswith(_EOI)
 
 
 def read_jpeg(piece: memoryview) -> FrameForm:
@@ -154,7 +154,8 @@ def _check_end(piece: memoryview) -> None:
 
 def _check_tile_parts(piece: memoryview, position: int) -> None:
     """Go from mark to mark: the tile-parts must lead to the end mark exactly."""
-    end = len(bytes(piece[-64:]).rstrip(b"\0")) + max(0, len(piece) - 64) - 2
+    tail = bytes(piece[-_PADDING:])
+    end = len(piece) - len(tail) + len(tail.rstrip(b"\0\xff")) - len(_EOI)
     for _ in range(_MAX_MARKERS):
         if position == end:
             return

@@ -9,13 +9,6 @@ import sys
 
 import gdcm
 
-_FORMATS = {
-    (8, False): gdcm.PixelFormat.UINT8,
-    (8, True): gdcm.PixelFormat.INT8,
-    (16, False): gdcm.PixelFormat.UINT16,
-    (16, True): gdcm.PixelFormat.INT16,
-}
-
 
 def main() -> int:
     """Decode one frame; returns the exit code."""
@@ -24,23 +17,23 @@ def main() -> int:
     image = gdcm.Image()
     image.SetNumberOfDimensions(2)
     image.SetDimensions((form["columns"], form["rows"], 1))
-    pixels = gdcm.PixelFormat(_FORMATS[form["bits_allocated"], form["signed"]])
-    pixels.SetBitsStored(form["bits_stored"])
-    pixels.SetHighBit(form["bits_stored"] - 1)
-    image.SetPixelFormat(pixels)
+    stored = form["bits_stored"]
+    image.SetPixelFormat(
+        gdcm.PixelFormat(1, form["bits_allocated"], stored, stored - 1, int(form["signed"]))
+    )
     image.SetPhotometricInterpretation(
         gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2)
     )
     syntax = gdcm.TransferSyntax.GetTSType(form["syntax"])
     image.SetTransferSyntax(gdcm.TransferSyntax(syntax))
     fragment = gdcm.Fragment()
-    # GDCM's wrapper takes text and turns it back into bytes with this error handler.
-    fragment.SetByteValue(piece.decode("utf-8", "surrogateescape"), gdcm.VL(len(piece)))
+    fragment.SetByteStringValue(piece)
     fragments = gdcm.SequenceOfFragments.New()
     fragments.AddFragment(fragment)
     element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
     element.SetValue(fragments.__ref__())
     image.SetDataElement(element)
+    # The wrapper hands bytes out as text, made with this error handler.
     words = image.GetBuffer().encode("utf-8", "surrogateescape")
     need = form["rows"] * form["columns"] * form["bits_allocated"] // 8
     if len(words) != need:
