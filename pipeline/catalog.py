@@ -207,13 +207,15 @@ def _boxes_by_slice(
         if origin.frame == 0
     }
     orientation = Orientation(volume.transposed, volume.flipped)
+    rows, columns = volume.geometry.shape[1:]
+    stored_shape = (columns, rows) if volume.transposed else (rows, columns)
     by_slice: dict[int, list[FractureBox]] = {}
     for box in boxes:
         z = z_of.get(str(box.slice_number))
         if z is None:
             continue
         x, y, width, height = orientation.map_rectangle(
-            (box.x, box.y, box.width, box.height), volume.geometry.shape[1:]
+            (box.x, box.y, box.width, box.height), stored_shape
         )
         moved = FractureBox(x, y, width, height, box.slice_number)
         by_slice.setdefault(z, []).append(moved)

@@ -1,8 +1,8 @@
 """What the source holds: studies and their objects, by names and sizes alone.
 
 Two layouts: ``study``, where each folder is one study and is named by its StudyInstanceUID, and
-``scan``, any tree of files, grouped by the StudyInstanceUID in each header. Not here: what the
-objects mean (`pipeline.volume`).
+``scan``, any tree of files, grouped by the StudyInstanceUID in each header, or by folder where the
+header has none. Not here: what the objects mean (`pipeline.volume`).
 """
 
 from collections.abc import Iterator
@@ -16,13 +16,12 @@ from pipeline.config import Layout
 from pipeline.headers import read_study_uid
 from storage_schemas.canonical import sha256_json
 from storage_schemas.errors import SliceError, UsageError
+from storage_schemas.records import storage_key
 
 REQUESTS = 16
 """Objects in flight while a study is fetched."""
 HEAD_BYTES = 1 << 16
 """Enough of a file to hold its StudyInstanceUID, as good as always."""
-NO_STUDY = "no StudyInstanceUID"
-"""In layout ``scan``, the name under which objects without a study are listed."""
 _COMPETITION_FOLDER = "train_images"
 
 
@@ -174,12 +173,12 @@ def _by_folder(objects: list[ObjectInfo], source: str) -> dict[str, list[ObjectI
 
 
 def _by_header(objects: list[ObjectInfo], url: str) -> dict[str, list[ObjectInfo]]:
-    """Group by the header's study; objects without one come together under ``NO_STUDY``."""
+    """Group by the header's study; objects without one form a study of their folder."""
     fs, root = fsspec.core.url_to_fs(url)
 
     def study_of(entry: ObjectInfo) -> str:
         head = fs.cat_file(f"{root}/{entry.key}", start=0, end=min(entry.size, HEAD_BYTES))
-        return read_study_uid(head) or NO_STUDY
+        return read_study_uid(head) or storage_key(entry.key.rpartition("/")[0] or ".")
 
     groups: dict[str, list[ObjectInfo]] = {}
     with ThreadPoolExecutor(REQUESTS) as pool:

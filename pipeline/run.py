@@ -12,9 +12,9 @@ from typing import Any
 
 from pipeline.config import Layout, StudyConfig
 from pipeline.listing import StudyListing, list_masks, list_studies
-from pipeline.study import StudyRow, quarantine, run_study, storage_key
+from pipeline.study import StudyRow, quarantine, run_study
 from storage_schemas.errors import StoreError, StudyError, UsageError
-from storage_schemas.records import StudyRecord
+from storage_schemas.records import StudyRecord, storage_key
 from storage_schemas.store import StudyStore
 
 Task = Callable[[StudyListing], StudyRow]

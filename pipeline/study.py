@@ -34,6 +34,7 @@ from storage_schemas.records import (
     StudyVolumeRecord,
     Vertebra,
     check_study,
+    storage_key,
 )
 from storage_schemas.store import OVERVIEW, StudyStore
 
@@ -133,7 +134,7 @@ def process_study(
         study = check_study(listing.study)
         volume = read_volume(inputs.read(), threads=threads)
         inputs.note_volume(volume)
-        if volume.study != study:
+        if volume.study not in ("", study):
             raise StudyError("study-mixed", f"its headers say study {volume.study}", key=study)
         _check_share(inputs, config)
         if config.strict and volume.geometry.classes != ("regular",):
@@ -168,17 +169,6 @@ def quarantine(
     )
 
 
-def storage_key(name: str) -> str:
-    """The study's key; where a folder's name is no UID, one made of its digest.
-
-    2.25 and a 128-bit number is a valid UID that no scanner's root contains (PS3.5 B.2).
-    """
-    try:
-        return check_study(name)
-    except StudyError:
-        return f"2.25.{int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], 'big')}"
-
-
 class _Inputs:
     """What is known of each listed object so far; in the end every one has an outcome."""
 
@@ -189,15 +179,12 @@ class _Inputs:
             for entry in listing.objects
         }
 
-    def read(self) -> Iterator[tuple[str, bytes]]:
-        """Fetch the objects and note their digests; what cannot be fetched is noted instead."""
+    def read(self) -> Iterator[tuple[str, bytes | SliceError]]:
+        """Fetch the objects and note their digests; what cannot be fetched passes as its error."""
         for key, data in fetch(self._listing):
-            if isinstance(data, SliceError):
-                self.note_refusal(data)
-                continue
-            self._rows[key] = replace(
-                self._rows[key], size=len(data), sha256=hashlib.sha256(data).hexdigest()
-            )
+            if isinstance(data, bytes):
+                digest = hashlib.sha256(data).hexdigest()
+                self._rows[key] = replace(self._rows[key], size=len(data), sha256=digest)
             yield key, data
 
     def note_volume(self, volume: StudyVolume) -> None:
@@ -273,7 +260,7 @@ def _commit(
     inputs: _Inputs,
 ) -> tuple[StudyRecord, dict[str, bytes]]:
     """Crop, encode and describe."""
-    study = volume.study
+    study = listing.study
     localizer = "" if located is None else f"mask:{config.mask_labels}"
     cube, affine = make_overview(volume.hu, volume.geometry)
     objects = crops.create_group(study, {"cspine": {"schema": crops.SCHEMA, "study": study}})
@@ -286,12 +273,12 @@ def _commit(
         if level not in found:
             vertebrae.append(_absent(level, looked=located is not None))
             continue
-        vertebra, written = _crop(found[level], volume, config, localizer)
+        vertebra, written = _crop(found[level], volume, config, study, localizer)
         vertebrae.append(vertebra)
         objects |= written
     record = StudyRecord(
         study=study,
-        patient=_patient(volume),
+        patient=_patient(volume) or study,
         outcome="committed",
         config_sha256=config.sha256,
         input_sha256=listing.sha256,
@@ -316,7 +303,7 @@ def _absent(level: str, *, looked: bool) -> Vertebra:
 
 
 def _crop(
-    found: LocatedVertebra, volume: StudyVolume, config: StudyConfig, localizer: str
+    found: LocatedVertebra, volume: StudyVolume, config: StudyConfig, study: str, localizer: str
 ) -> tuple[Vertebra, dict[str, bytes]]:
     box = crop_box(found.extent, volume.geometry, config.margin_mm)
     vertebra = Vertebra(
@@ -329,7 +316,7 @@ def _crop(
         score=found.score,
     )
     attributes: dict[str, Any] = {
-        "study": volume.study,
+        "study": study,
         "level": found.level,
         "box": list(box_bounds(box)),
         "source_slices": [origin.instance_number for origin in volume.slices[box[0]]],
@@ -338,7 +325,7 @@ def _crop(
         "masked": True,
     }
     objects = crops.create_crop(
-        f"{volume.study}/{found.level}",
+        f"{study}/{found.level}",
         volume.hu[box],
         crop_mask(found, box),
         volume.geometry.crop(box),
@@ -375,9 +362,9 @@ def _volume_record(volume: StudyVolume) -> StudyVolumeRecord:
 
 
 def _patient(volume: StudyVolume) -> str:
-    """A salted digest of PatientID where there is a salt; else each study is its own patient."""
+    """A salted digest of PatientID; empty where there is no salt or no PatientID."""
     salt = os.environ.get(SALT_VARIABLE, "")
     if not salt or not volume.patient_id:
-        return volume.study
+        return ""
     digest = hmac.new(salt.encode(), volume.patient_id.encode(), "sha256")
     return digest.hexdigest()[:32]

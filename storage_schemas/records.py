@@ -5,6 +5,7 @@ running again on the same input gives the same bytes. Quarantined studies have a
 how nothing is lost, and how the tables can be rebuilt from records alone.
 """
 
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass
@@ -35,6 +36,17 @@ def check_study(study: str) -> str:
         shown = study if len(study) <= 80 else f"{study[:77]}..."
         raise StudyError("study-key-invalid", f"{shown!r} is no DICOM UID of up to 64 characters")
     return study
+
+
+def storage_key(name: str) -> str:
+    """The study's key; where a name is no UID, one made of its digest.
+
+    2.25 and a 128-bit number is a valid UID that no scanner's root contains (PS3.5 B.2).
+    """
+    try:
+        return check_study(name)
+    except StudyError:
+        return f"2.25.{int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], 'big')}"
 
 
 @dataclass(frozen=True)
