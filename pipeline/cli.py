@@ -157,7 +157,9 @@ def _run(options: argparse.Namespace) -> int:
 
         def observe(row: StudyRow, summary: RunSummary) -> None:
             note = f"{summary.committed} committed, {summary.quarantined} quarantined"
-            progress.advance(note, study=row.study, outcome=row.outcome, kind=row.kind)
+            progress.advance(
+                note, study=row.study, outcome=row.outcome, kind=row.kind, reason=row.reason
+            )
 
         threads = None if options.serial else 1
         summary = execute(plan, executor, config, store, observe, threads)

@@ -79,8 +79,11 @@ class StageProgress:
 
 
 def say_event(stage: str, **event: Any) -> None:
-    """Print one JSON line to standard error."""
-    print(json.dumps({"stage": stage, **event}), file=sys.stderr, flush=True)
+    """Print an event to standard error: words on a terminal, else one JSON line."""
+    if sys.stderr.isatty():
+        Console(stderr=True).print(stage, ", ".join(f"{k} {v}" for k, v in event.items()))
+    else:
+        print(json.dumps({"stage": stage, **event}), file=sys.stderr, flush=True)
 
 
 def show_table(title: str, rows: Sequence[tuple[str, object]]) -> None:
