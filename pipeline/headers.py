@@ -182,25 +182,25 @@ def read_planes(header: Header) -> list[Plane | SliceError]:
     -------
     list
         One entry a frame: its plane, or ``header-invalid`` with the field that is missing.
+
+    Raises
+    ------
+    SliceError
+        ``header-invalid`` where not even the number of frames can be trusted.
     """
-    if header.sop_class in CT_CLASSES and CT_CLASSES[header.sop_class] == "CT":
-        return [_single_plane(header)] if header.frames == 1 else _no_planes(header)
-    return _frame_planes(header)
-
-
-def _no_planes(header: Header) -> list[Plane | SliceError]:
-    why = f"{header.frames} frames, but a CT image has one position"
-    return [SliceError("header-invalid", why, key=header.key)] * header.frames
+    if CT_CLASSES.get(header.sop_class) != "CT":
+        return _frame_planes(header)
+    if header.frames != 1:
+        why = f"{header.frames} frames, but a CT image has one position"
+        raise SliceError("header-invalid", why, key=header.key)
+    return [_single_plane(header)]
 
 
 def _single_plane(header: Header) -> Plane | SliceError:
     values = header.elements.values
     try:
         return _plane(
-            {
-                name: _decimals(values.get(name, b""))
-                for name in ("position", "orientation", "spacing", "slope", "intercept")
-            },
+            {name: _decimals(values.get(name, b"")) for name in _KEYWORDS},
             _text(values.get("image_type", b"")),
         )
     except ValueError as error:
@@ -222,13 +222,14 @@ def _frame_planes(header: Header) -> list[Plane | SliceError]:
         groups = read_functional_groups(header.elements)
         shared = _first(groups, "SharedFunctionalGroupsSequence")
         frames = list(groups.get("PerFrameFunctionalGroupsSequence") or [])
-        if len(frames) != header.frames:
-            why = f"{len(frames)} per-frame functional groups for {header.frames} frames"
-            return [SliceError("header-invalid", why, key=header.key)] * header.frames
-        return [_frame_plane(header, n, shared, own) for n, own in enumerate(frames)]
+        planes = [_frame_plane(header, n, shared, own) for n, own in enumerate(frames)]
     except (Exception, RecursionError) as error:  # noqa: BLE001 - damaged bytes raise anything here
         why = f"functional groups: {type(error).__name__}"
-        return [SliceError("header-invalid", why, key=header.key)] * header.frames
+        raise SliceError("header-invalid", why, key=header.key) from None
+    if len(planes) != header.frames:
+        why = f"{len(planes)} per-frame functional groups for {header.frames} frames"
+        raise SliceError("header-invalid", why, key=header.key)
+    return planes
 
 
 def _frame_plane(header: Header, frame: int, shared: Dataset, own: Dataset) -> Plane | SliceError:

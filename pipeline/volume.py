@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.candidates import choose_stack, no_volume, read_candidates, sort_refused, where
 from pipeline.decoders import decode_frame
-from pipeline.headers import Header, check_object, read_header, read_planes
+from pipeline.headers import Header
 from pipeline.hounsfield import check_rescale, write_hounsfield
 from pipeline.limits import Limits
-from pipeline.pixeldata import check_pixels, read_frames
-from pipeline.stack import Candidate, Orientation, Stack, find_stack, make_geometry, most_common
-from storage_schemas.errors import SliceError, StudyError
+from pipeline.pixeldata import read_frames
+from pipeline.stack import Candidate, Orientation, Stack, make_geometry, most_common
+from storage_schemas.errors import SliceError
 from storage_schemas.geometry import StackGeometry
 
 
@@ -85,10 +86,11 @@ class StudyVolume:
     refused: tuple[SliceError, ...] = field(repr=False)
 
 
-class NoVolumeError(StudyError):
-    """A study that gave no volume, with the refusals of its objects."""
-
-    refused: tuple[SliceError, ...] = ()
+@dataclass(frozen=True)
+class _Settings:
+    limits: Limits
+    threads: int
+    mask_padding: bool
 
 
 @dataclass(frozen=True)
@@ -118,86 +120,38 @@ def read_volume(
 
     Raises
     ------
-    StudyError
-        ``study-mixed``, ``no-axial-stack`` or ``volume-over-budget``; always a `NoVolumeError`,
-        which holds the refusals.
+    NoVolumeError
+        A StudyError that holds the refusals: ``study-mixed``, ``no-axial-stack`` or
+        ``volume-over-budget``.
     """
     candidates, refused = read_candidates(objects, limits)
-    if len(studies := {c.header.study for c in candidates} - {""}) > 1:
-        raise _no_volume("study-mixed", f"{len(studies)} StudyInstanceUIDs", refused)
-    stack = find_stack(candidates)
-    refused += _outside(candidates, stack)
-    if stack is None:
-        raise _no_volume("no-axial-stack", f"{len(candidates)} CT frames", refused)
-    size = 2 * stack.shape[0] * stack.shape[1] * stack.shape[2]
-    if size > limits.volume_bytes:
-        why = f"{stack.shape} needs {size} bytes against {limits.volume_bytes}"
-        raise _no_volume("volume-over-budget", why, refused)
+    stack = choose_stack(candidates, refused, limits)
     hu = np.empty(stack.shape, np.int16)
-    kept = _decode_stack(stack, hu, refused, limits, threads, mask_padding)
+    settings = _Settings(limits, threads or len(os.sched_getaffinity(0)), mask_padding)
+    kept = _decode_stack(stack, hu, refused, settings)
     if len(kept) < 2:
         why = f"{len(kept)} of {len(stack.places)} slices could be decoded"
-        raise _no_volume("no-axial-stack", why, refused)
+        raise no_volume("no-axial-stack", why, refused)
     return _make_volume(stack, kept, _compact(hu, kept), refused)
-
-
-def read_candidates(
-    objects: Iterable[tuple[str, bytes | SliceError]], limits: Limits
-) -> tuple[list[Candidate], list[SliceError]]:
-    """Read all headers: the frames that could be slices, and the refusals of the others."""
-    candidates: list[Candidate] = []
-    refused: list[SliceError] = []
-    for key, data in objects:
-        try:
-            if isinstance(data, SliceError):
-                raise data
-            header = read_header(key, data, limits)
-            check_object(header)
-            check_pixels(header, limits)
-        except SliceError as error:
-            refused.append(error)
-            continue
-        for frame, plane in enumerate(read_planes(header)):
-            if isinstance(plane, SliceError):
-                refused.append(plane)
-            else:
-                candidates.append(Candidate(header, frame, plane))
-    return candidates, refused
-
-
-def _outside(candidates: list[Candidate], stack: Stack | None) -> list[SliceError]:
-    inside = {id(c) for place in stack.places for c in place} if stack else set()
-    return [
-        SliceError(
-            "not-in-stack",
-            f"{_where(c)}{'a localizer' if c.plane.localizer else 'of another stack'}",
-            key=c.header.key,
-        )
-        for c in candidates
-        if id(c) not in inside
-    ]
-
-
-def _where(candidate: Candidate) -> str:
-    return f"frame {candidate.frame}: " if candidate.header.frames > 1 else ""
 
 
 def _decode_stack(
     stack: Stack,
     hu: NDArray[np.int16],
     refused: list[SliceError],
-    limits: Limits,
-    threads: int | None,
-    mask_padding: bool,
+    settings: _Settings,
 ) -> dict[int, _Decoded]:
     """Decode into `hu`; the slices that could be, by z."""
+    # Once an object, not once a frame: a multi-frame object may hold thousands.
+    pieces = {id(c.header): _cut(c.header) for place in stack.places for c in place}
 
     def decode(z: int) -> tuple[_Decoded | None, list[SliceError]]:
         errors = []
         rivals = iter(_by_digest(stack.places[z]))
         for candidate in rivals:
             try:
-                decoder = _decode(candidate, hu[z], stack.orientation, limits, mask_padding)
+                frames = pieces[id(candidate.header)]
+                decoder = _decode(candidate, frames, hu[z], stack.orientation, settings)
             except SliceError as error:
                 errors.append(_of_frame(candidate, error))
                 continue
@@ -206,13 +160,19 @@ def _decode_stack(
         return None, errors
 
     kept = {}
-    count = threads or len(os.sched_getaffinity(0))
-    with ThreadPoolExecutor(count) as pool:
+    with ThreadPoolExecutor(settings.threads) as pool:
         for z, (decoded, errors) in enumerate(pool.map(decode, range(len(stack.places)))):
             refused += errors
             if decoded:
                 kept[z] = decoded
     return kept
+
+
+def _cut(header: Header) -> list[memoryview] | SliceError:
+    try:
+        return read_frames(header)
+    except SliceError as error:
+        return error
 
 
 def _by_digest(place: tuple[Candidate, ...]) -> list[Candidate]:
@@ -228,28 +188,31 @@ def _by_digest(place: tuple[Candidate, ...]) -> list[Candidate]:
 
 
 def _duplicate(candidate: Candidate) -> SliceError:
-    why = f"{_where(candidate)}a second slice at {candidate.plane.position} mm"
+    why = f"{where(candidate)}a second slice at {candidate.plane.position} mm"
     return SliceError("duplicate-slice", why, key=candidate.header.key)
 
 
 def _of_frame(candidate: Candidate, error: SliceError) -> SliceError:
-    return SliceError(error.kind, _where(candidate) + error.detail, key=error.key)
+    return SliceError(error.kind, where(candidate) + error.detail, key=error.key)
 
 
 def _decode(
     candidate: Candidate,
+    frames: list[memoryview] | SliceError,
     out: NDArray[np.int16],
     orientation: Orientation,
-    limits: Limits,
-    mask_padding: bool,
+    settings: _Settings,
 ) -> str:
     """Decode one frame into its canonical place; returns the decoder's name."""
+    if isinstance(frames, SliceError):
+        raise frames
     header, plane = candidate.header, candidate.plane
     rescale = check_rescale(header.key, plane.slope, plane.intercept)
-    piece = read_frames(header)[candidate.frame]
     plain = not (orientation.transposed or any(orientation.flipped[1:]))
     stored = out if plain else np.empty((header.rows, header.columns), np.int16)
-    words, decoder = decode_frame(header, piece, limits, stored.view(np.uint16))
+    words, decoder = decode_frame(
+        header, frames[candidate.frame], settings.limits, stored.view(np.uint16)
+    )
     write_hounsfield(
         words,
         stored,
@@ -257,7 +220,7 @@ def _decode(
         bits_stored=header.bits_stored,
         signed=header.signed,
         rescale=rescale,
-        padding=header.padding if mask_padding else None,
+        padding=header.padding if settings.mask_padding else None,
     )
     if not plain:
         out[...] = orientation.turn(stored)
@@ -279,12 +242,13 @@ def _make_volume(
     slices = [d.candidate for d in decoded]
     duplicates = any(error.kind == "duplicate-slice" for error in refused)
     geometry = make_geometry(stack, slices, duplicates=duplicates)
-    first = slices[0].header
+    headers = [candidate.header for candidate in slices]
+    first = headers[0]
     return StudyVolume(
-        study=first.study,
+        study=max(header.study for header in headers),  # some may be empty, no two differ
         series=first.series,
-        patient_id=first.patient_id or None,
-        scanner=scanner_digest([c.header for c in slices]),
+        patient_id=most_common((header.patient_id,) for header in headers)[0] or None,
+        scanner=scanner_digest(headers),
         hu=hu,
         geometry=geometry,
         orientation=stack.orientation,
@@ -300,7 +264,7 @@ def _make_volume(
             )
             for z, d in enumerate(decoded)
         ),
-        refused=_sorted(refused),
+        refused=sort_refused(refused),
     )
 
 
@@ -308,13 +272,3 @@ def scanner_digest(headers: Iterable[Header]) -> str:
     """12 hex digits of the technical fields that most of the headers share."""
     fields = most_common((*h.scanner, str(h.signed), str(h.bits_stored), h.syntax) for h in headers)
     return hashlib.sha256("\n".join(fields).encode()).hexdigest()[:12]
-
-
-def _sorted(refused: list[SliceError]) -> tuple[SliceError, ...]:
-    return tuple(sorted(refused, key=lambda e: (e.key, e.kind, e.detail)))
-
-
-def _no_volume(kind: str, detail: str, refused: list[SliceError]) -> NoVolumeError:
-    error = NoVolumeError(kind, detail)
-    error.refused = _sorted(refused)
-    return error
