@@ -9,7 +9,12 @@ Markers: JPEG ITU-T T.81 annex B, JPEG-LS T.87 annex C, JPEG 2000 T.800 annex A,
 import struct
 from dataclasses import dataclass
 
-_SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
+EOI = b"\xff\xd9"
+"""End of image; JPEG 2000 writes its end of codestream alike."""
+LOSSLESS = 0xC3
+"""The process of JPEG Lossless, in its frame marker."""
+
+_SOI = b"\xff\xd8"
 _SOC = b"\xff\x4f\xff\x51"
 _SOT, _SOD = 0xFF90, 0xFF93
 _FRAME_MARKERS = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC} | {0xFFF7}
@@ -59,7 +64,7 @@ def starts(piece: memoryview) -> bool:
 
 def ends(piece: memoryview) -> bool:
     """Whether a fragment closes one; 0x00 or 0xFF may follow, to make its length even."""
-    return bytes(piece[-_PADDING:]).rstrip(b"\0\xff").endswith(_EOI)
+    return bytes(piece[-_PADDING:]).rstrip(b"\0\xff").endswith(EOI)
 
 
 def read_jpeg(piece: memoryview) -> FrameForm:
@@ -155,7 +160,7 @@ def _check_end(piece: memoryview) -> None:
 def _check_tile_parts(piece: memoryview, position: int) -> None:
     """Go from mark to mark: the tile-parts must lead to the end mark exactly."""
     tail = bytes(piece[-_PADDING:])
-    end = len(piece) - len(tail) + len(tail.rstrip(b"\0\xff")) - len(_EOI)
+    end = len(piece) - len(tail) + len(tail.rstrip(b"\0\xff")) - len(EOI)
     for _ in range(_MAX_MARKERS):
         if position == end:
             return

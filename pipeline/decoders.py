@@ -19,7 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import pixeldata as px
-from pipeline.codestreams import CodestreamError, FrameForm, check_rle, read_jpeg, read_jpeg2000
+from pipeline.codestreams import (
+    EOI,
+    LOSSLESS,
+    CodestreamError,
+    FrameForm,
+    check_rle,
+    read_jpeg,
+    read_jpeg2000,
+)
 from pipeline.headers import Header
 from pipeline.limits import Limits
 from storage_schemas.errors import SliceError
@@ -154,8 +162,8 @@ def _sign_is_known(frame: Frame, form: FrameForm) -> bool:
 _PROCESSES: Mapping[str, tuple[int, ...]] = {
     px.JPEG_BASELINE: (0xC0,),
     px.JPEG_EXTENDED: (0xC0, 0xC1),
-    px.JPEG_LOSSLESS: (0xC3,),
-    px.JPEG_LOSSLESS_SV1: (0xC3,),
+    px.JPEG_LOSSLESS: (LOSSLESS,),
+    px.JPEG_LOSSLESS_SV1: (LOSSLESS,),
     px.JPEG_LS: (0xF7,),
     px.JPEG_LS_NEAR: (0xF7,),
 }
@@ -179,11 +187,31 @@ def _usable(out: Words | None, dtype: type) -> Words | None:
 
 
 def _jpeg8(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[Any]:
-    words = np.uint8 if read_jpeg(piece).precision <= 8 else np.uint16
+    form = read_jpeg(piece)
+    words = np.uint8 if form.precision <= 8 else np.uint16
     try:
-        return np.asarray(imagecodecs.jpeg8_decode(piece, out=_usable(out, words)))
+        image = np.asarray(imagecodecs.jpeg8_decode(piece, out=_usable(out, words)))
+        if _may_have_run_dry(image, form) and _ran_dry(piece, image):
+            raise ValueError("the data end before the image does")
     except imagecodecs.Jpeg8Error as error:
         raise _unknown_or(error, "Unsupported", "SOF type", "not supported") from None
+    return image
+
+
+def _may_have_run_dry(image: NDArray[Any], form: FrameForm) -> bool:
+    """libjpeg-turbo only warns when data run out; lossless rows then keep their first prediction.
+
+    That is half of the range (T.81 H.1.2.1), a value that a whole last row of a CT hardly has.
+    Rows of a lossy frame are filled in ways that depend on their content, so all of them count.
+    """
+    return form.process != LOSSLESS or bool((image[-1] == 1 << (form.precision - 1)).all())
+
+
+def _ran_dry(piece: memoryview, image: NDArray[Any]) -> bool:
+    """Whether more data before the end mark change the image: then there was not enough of them."""
+    body, mark, _ = bytes(piece).rpartition(EOI)
+    spare = bytes(4 * image.shape[1])
+    return not np.array_equal(imagecodecs.jpeg8_decode(body + spare + mark), image)
 
 
 def _jpegls(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[Any]:

@@ -178,7 +178,7 @@ def read_functional_groups(elements: Elements) -> Dataset:
 def _read_meta(key: str, data: bytes) -> tuple[str, bytes, int]:
     """Transfer syntax, media storage SOP class, and where the data set begins (PS3.10 7.1)."""
     if data[128:PREAMBLE] != b"DICM":
-        raise SliceError("not-dicom", f"no DICM at byte 128 of {len(data)}", key=key)
+        raise SliceError("not-dicom", "no DICM at byte 128", key=key)
     syntax = sop_class = b""
     position = PREAMBLE
     while position + 8 <= len(data):

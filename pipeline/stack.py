@@ -126,10 +126,10 @@ def find_stack(candidates: Iterable[Candidate]) -> Stack | None:
         None where no group of frames is axial and has two positions or more.
     """
     best: tuple[tuple[int, str, int], Stack] | None = None
-    for number, group in enumerate(group_frames(c for c in candidates if not c.plane.localizer)):
+    for number, group in enumerate(group_frames(candidates)):
         first = group[0].plane
         orientation = find_orientation(first.row_direction, first.column_direction)
-        if orientation is None:
+        if orientation is None or first.localizer:
             continue
         stack = _make_stack(group, orientation)
         rank = (-len(stack.places), group[0].header.series, number)
@@ -139,14 +139,16 @@ def find_stack(candidates: Iterable[Candidate]) -> Stack | None:
 
 
 def group_frames(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
-    """Group frames by series, size, spacing and orientation, whatever order they come in."""
+    """Group frames by series, size, spacing and orientation, whatever order they come in.
+
+    Localizers form groups of their own.
+    """
     exact: dict[tuple[object, ...], list[Candidate]] = {}
     for candidate in candidates:
         header, plane = candidate.header, candidate.plane
         directions = (*plane.row_direction, *plane.column_direction)
-        exact.setdefault(
-            (header.series, header.rows, header.columns, plane.spacing, directions), []
-        ).append(candidate)
+        kind = (header.series, header.rows, header.columns, plane.localizer)
+        exact.setdefault((*kind, plane.spacing, directions), []).append(candidate)
     groups: list[tuple[tuple[object, ...], list[Candidate]]] = []
     for form, members in sorted(exact.items(), key=_by_size_then_form):
         for other, group in groups:
@@ -163,11 +165,11 @@ def _by_size_then_form(item: tuple[tuple[object, ...], list[Candidate]]) -> tupl
 
 
 def _is_close(form: tuple[object, ...], other: tuple[object, ...]) -> bool:
-    if form[:3] != other[:3]:
+    if form[:4] != other[:4]:
         return False
     for values, others, tolerance in (
-        (form[3], other[3], SPACING_TOLERANCE_MM),
-        (form[4], other[4], DIRECTION_TOLERANCE),
+        (form[4], other[4], SPACING_TOLERANCE_MM),
+        (form[5], other[5], DIRECTION_TOLERANCE),
     ):
         assert isinstance(values, tuple)
         assert isinstance(others, tuple)
