@@ -10,16 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import fsspec
-
 from pipeline.config import Layout
 from pipeline.headers import read_study_uid
 from storage_schemas.canonical import sha256_json
 from storage_schemas.errors import SliceError, UsageError
+from storage_schemas.objects import REQUESTS, ObjectFolder
 from storage_schemas.records import storage_key
 
-REQUESTS = 16
-"""Objects in flight while a study is fetched."""
 HEAD_BYTES = 1 << 16
 """Enough of a file to hold its StudyInstanceUID, as good as always."""
 _COMPETITION_FOLDER = "train_images"
@@ -92,21 +89,36 @@ def list_studies(source: str, layout: Layout = "study") -> list[StudyListing]:
     UsageError
         ``source-not-found`` or ``source-empty``.
     """
-    fs, root = fsspec.core.url_to_fs(source)
-    if not fs.isdir(root):
-        raise UsageError("source-not-found", "no such folder", key=source)
-    if layout == "study" and fs.isdir(f"{root}/{_COMPETITION_FOLDER}"):
-        root = f"{root}/{_COMPETITION_FOLDER}"
-    found = fs.find(root, detail=True)
-    objects = [_object(name, info, root) for name, info in sorted(found.items())]
+    folder = open_source(source)
+    if layout == "study" and folder.is_folder(_COMPETITION_FOLDER):
+        folder = ObjectFolder(folder.url_of(_COMPETITION_FOLDER))
+    objects = [_object(key, info) for key, info in folder.find().items()]
     if not objects:
         raise UsageError("source-empty", "the folder holds no file", key=source)
-    url = fs.unstrip_protocol(root)
-    groups = _by_folder(objects, source) if layout == "study" else _by_header(objects, url)
+    groups = _by_folder(objects, source) if layout == "study" else _by_header(objects, folder)
+    root = folder.url_of("")
     return [
-        StudyListing(study, url, tuple(sorted(members, key=lambda entry: entry.key)))
+        StudyListing(study, root, tuple(sorted(members, key=lambda entry: entry.key)))
         for study, members in sorted(groups.items())
     ]
+
+
+def open_source(source: str) -> ObjectFolder:
+    """Open a folder that must be there.
+
+    Raises
+    ------
+    UsageError
+        ``source-not-found``, with the store's own reason where it gave one.
+    """
+    try:
+        folder = ObjectFolder(source)
+        if folder.is_folder():
+            return folder
+        reason = "no such folder"
+    except (OSError, ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+    raise UsageError("source-not-found", reason, key=source)
 
 
 def list_masks(url: str) -> dict[str, ObjectInfo]:
@@ -117,17 +129,12 @@ def list_masks(url: str) -> dict[str, ObjectInfo]:
     UsageError
         ``source-not-found``, or ``mask-unreadable`` where the folder holds no such file.
     """
-    fs, root = fsspec.core.url_to_fs(url)
-    if not fs.isdir(root):
-        raise UsageError("source-not-found", "no such folder of masks", key=url)
+    folder = open_source(url)
     masks = {}
-    for name, info in sorted(fs.find(root, maxdepth=1, detail=True).items()):
-        study = name.rsplit("/", 1)[-1].removesuffix(".gz")
-        if study.endswith(".nii"):
-            entry = _object(name, info, root)
-            masks[study.removesuffix(".nii")] = ObjectInfo(
-                f"{fs.unstrip_protocol(root)}/{entry.key}", entry.size, entry.version
-            )
+    for key, info in folder.find().items():
+        name = key.removesuffix(".gz")
+        if name.endswith(".nii") and "/" not in name:
+            masks[name.removesuffix(".nii")] = _object(key, info, folder.url_of(key))
     if not masks:
         raise UsageError("mask-unreadable", "the folder holds no .nii or .nii.gz", key=url)
     return masks
@@ -141,22 +148,18 @@ def fetch(listing: StudyListing) -> Iterator[tuple[str, bytes | SliceError]]:
     (str, bytes or SliceError)
         The key, and the object or ``object-unreadable`` with the reason.
     """
-    fs, root = fsspec.core.url_to_fs(listing.root)
-
-    def get(entry: ObjectInfo) -> tuple[str, bytes | SliceError]:
-        try:
-            return entry.key, fs.cat_file(f"{root}/{entry.key}")
-        except OSError as error:
-            reason = type(error).__name__
-            return entry.key, SliceError("object-unreadable", reason, key=entry.key)
-
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        yield from pool.map(get, listing.objects)
+    folder = ObjectFolder(listing.root)
+    for key, data in folder.get_all(entry.key for entry in listing.objects):
+        if isinstance(data, bytes):
+            yield key, data
+        else:
+            reason = f"{type(data).__name__}: {data.strerror or data}"
+            yield key, SliceError("object-unreadable", reason, key=key)
 
 
-def _object(name: str, info: dict[str, Any], root: str) -> ObjectInfo:
+def _object(key: str, info: dict[str, Any], url: str = "") -> ObjectInfo:
     version = info.get("ETag") or info.get("etag") or info.get("mtime") or info.get("LastModified")
-    return ObjectInfo(name.removeprefix(f"{root}/"), int(info["size"] or 0), str(version or ""))
+    return ObjectInfo(url or key, int(info["size"] or 0), str(version or ""))
 
 
 def _by_folder(objects: list[ObjectInfo], source: str) -> dict[str, list[ObjectInfo]]:
@@ -172,12 +175,11 @@ def _by_folder(objects: list[ObjectInfo], source: str) -> dict[str, list[ObjectI
     return groups
 
 
-def _by_header(objects: list[ObjectInfo], url: str) -> dict[str, list[ObjectInfo]]:
+def _by_header(objects: list[ObjectInfo], folder: ObjectFolder) -> dict[str, list[ObjectInfo]]:
     """Group by the header's study; objects without one form a study of their folder."""
-    fs, root = fsspec.core.url_to_fs(url)
 
     def study_of(entry: ObjectInfo) -> str:
-        head = fs.cat_file(f"{root}/{entry.key}", start=0, end=min(entry.size, HEAD_BYTES))
+        head = folder.get(entry.key, 0, min(entry.size, HEAD_BYTES))
         return read_study_uid(head) or storage_key(entry.key.rpartition("/")[0] or ".")
 
     groups: dict[str, list[ObjectInfo]] = {}

@@ -19,6 +19,10 @@ from storage_schemas.vertebrae import MASK_LABELS
 BONE_HU = 100.0
 """Mean HU below which a mask does not lie on vertebrae: trabecular bone of the aged is about 100,
 the cortex far above, muscle 50 (Hounsfield values as in the phantom's sources)."""
+STRAY_SHARE = 0.01
+"""Of a vertebra's largest piece; smaller pieces are strays where they lie far from it."""
+STRAY_MM = 8.0
+"""How far."""
 MIN_SHARE_INSIDE = 0.5
 """Of a mask's volume, the share that must lie in the CT."""
 
@@ -73,7 +77,7 @@ def locate_by_mask(
     Returns
     -------
     list of LocatedVertebra
-        Of each level its largest component; levels that the mask lacks are left out.
+        Levels that the mask lacks are left out; so are strays, far from their vertebra.
 
     Raises
     ------
@@ -89,7 +93,7 @@ def locate_by_mask(
         if not 0 < value <= len(extents) or extents[value - 1] is None:
             continue
         extent = extents[value - 1]
-        part = _largest_component(mask.labels[extent] == value)
+        part = _without_strays(mask.labels[extent] == value, mask.voxel_mm)
         corner = (extent[0].start, extent[1].start, extent[2].start)
         volume_mm3 += int(part.sum()) * mask.voxel_mm3
         box = box_around(mask, extent, geometry)
@@ -124,12 +128,24 @@ def _check_bone(located: list[LocatedVertebra]) -> None:
         )
 
 
-def _largest_component(part: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Stray voxels occur in masks that people edited; a vertebra is in one piece."""
-    pieces, count = ndimage.label(part)
+def _without_strays(part: NDArray[np.bool_], voxel_mm: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Leave out specks that lie far from the vertebra: they occur in masks that people edited.
+
+    A vertebra that the scan cuts may well be in several pieces, so pieces of some size stay, and so
+    do specks near them.
+    """
+    pieces, count = ndimage.label(part, np.ones((3, 3, 3)))
     if count < 2:
         return part
-    return np.asarray(pieces == 1 + int(np.bincount(pieces.ravel())[1:].argmax()))
+    sizes = np.bincount(pieces.ravel())[1:]
+    large = sizes >= STRAY_SHARE * sizes.max()
+    extents = ndimage.find_objects(pieces)
+    bounds = np.array([[(side.start, side.stop) for side in extent] for extent in extents])
+    reach = STRAY_MM / voxel_mm
+    low = bounds[large, :, 0].min(0) - reach
+    high = bounds[large, :, 1].max(0) + reach
+    near = ((bounds[:, :, 0] < high) & (bounds[:, :, 1] > low)).all(1)
+    return np.isin(pieces, 1 + np.flatnonzero(large | near))
 
 
 def _shift(inner: Box, outer: Box) -> Box:

@@ -53,6 +53,12 @@ class LabelMask:
     index_from_lps: NDArray[np.float64]
 
     @property
+    def voxel_mm(self) -> NDArray[np.float64]:
+        """Voxel size along i, j and k."""
+        lps_from_index = np.linalg.inv(self.index_from_lps)
+        return np.asarray(np.linalg.norm(lps_from_index[:3, :3], axis=0))
+
+    @property
     def voxel_mm3(self) -> float:
         """Volume of one voxel."""
         return 1.0 / abs(float(np.linalg.det(self.index_from_lps[:3, :3])))

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import fsspec
-
 from pipeline.config import StudyConfig
 from pipeline.cropping import box_bounds, crop_box, crop_mask
 from pipeline.listing import StudyListing, fetch
@@ -24,6 +22,7 @@ from pipeline.volume import StudyVolume, read_volume
 from storage_schemas import crops
 from storage_schemas.canonical import sha256_voxels
 from storage_schemas.errors import SliceError, StudyError
+from storage_schemas.objects import ObjectFolder
 from storage_schemas.records import (
     CROPPED,
     NOT_LOCALIZED,
@@ -238,9 +237,8 @@ def _locate(
     """The vertebrae that are in sight; None where nothing can look for them."""
     if listing.mask is None:
         return None
-    fs, path = fsspec.core.url_to_fs(listing.mask.key)
     try:
-        data = fs.cat_file(path)
+        data = ObjectFolder(listing.mask.key).get("")
     except OSError as error:
         reason = f"cannot be fetched: {type(error).__name__}"
         raise StudyError("mask-unreadable", reason, key=listing.study) from None

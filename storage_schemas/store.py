@@ -14,14 +14,12 @@ Any fsspec URL will do. Not here: what the objects hold (`crops`, `records`, `ca
 
 import hashlib
 import io
-import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,13 +30,15 @@ from storage_schemas.canonical import sha256_voxels
 from storage_schemas.catalog import check_table
 from storage_schemas.errors import StoreError, UsageError
 from storage_schemas.geometry import StackGeometry
+from storage_schemas.objects import REQUESTS, ObjectFolder
 from storage_schemas.records import StoredArray, StudyRecord, check_study
 
 STORE_SCHEMA = "cspine-store/1"
 VOLUMES = "volumes.zarr"
 OVERVIEW = "overview"
-REQUESTS = 16
-"""Requests in flight where many objects are read."""
+_RECORDS = "records"
+# A hidden name is a file that was never finished.
+_RECORD_NAME = re.compile(r"[^./][^/]*\.json")
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ class StudyStore:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.fs, self.root = fsspec.core.url_to_fs(url)
-        self._local = "file" in _protocols(self.fs)
+        self.objects = ObjectFolder(url)
 
     @classmethod
     def create(cls, url: str) -> "StudyStore":
@@ -88,9 +87,9 @@ class StudyStore:
         """
         store = cls(url)
         try:
-            if not store._has(f"{VOLUMES}/zarr.json"):
+            if not store.objects.exists(f"{VOLUMES}/zarr.json"):
                 marker = {"cspine": {"schema": STORE_SCHEMA}}
-                store._put_all(crops.create_group(VOLUMES, marker))
+                store.objects.put_all(crops.create_group(VOLUMES, marker))
         except OSError as error:
             reason = f"cannot be written: {error.strerror or error}"
             raise UsageError("store-unwritable", reason, key=url) from None
@@ -140,26 +139,19 @@ class StudyStore:
         if strays := [key for key in objects if not key.startswith(f"{study}/")]:
             raise ValueError(f"{study} must not write {strays[0]}")
         self.discard(study)
-        self._put_all({f"{VOLUMES}/{key}": data for key, data in objects.items()})
-        self._put_all({_record_key(study): record.to_bytes()})
+        self.objects.put_all({f"{VOLUMES}/{key}": data for key, data in objects.items()})
+        self.objects.put(_record_key(study), record.to_bytes())
 
     def discard(self, study: str) -> None:
         """Remove a study's record, then whatever is left of its arrays; nothing there is fine."""
-        for key in (_record_key(study), f"{VOLUMES}/{check_study(study)}"):
-            path = self._path(key)
-            if self.fs.exists(path):
-                self.fs.rm(path, recursive=True)
-        self.fs.invalidate_cache()
+        self.objects.remove(_record_key(study))
+        self.objects.remove(f"{VOLUMES}/{check_study(study)}")
 
     def studies(self) -> list[str]:
         """The studies that have a record, committed or quarantined, sorted."""
-        self.fs.invalidate_cache()
-        try:
-            names = self.fs.ls(self._path("records"), detail=False)
-        except FileNotFoundError:
-            return []
-        found = (name.rsplit("/", 1)[-1] for name in names)
-        return sorted(name.removesuffix(".json") for name in found if name.endswith(".json"))
+        keys = self.objects.find(_RECORDS)
+        names = (key.removeprefix(f"{_RECORDS}/") for key in keys)
+        return sorted(name.removesuffix(".json") for name in names if _RECORD_NAME.fullmatch(name))
 
     def record(self, study: str) -> StudyRecord:
         """Read one record.
@@ -171,7 +163,7 @@ class StudyStore:
         """
         key = _record_key(study)
         try:
-            data = self.fs.cat_file(self._path(key))
+            data = self.objects.get(key)
         except FileNotFoundError:
             raise StoreError("record-missing", "the study has no record", key=key) from None
         record = StudyRecord.from_bytes(data, key)
@@ -291,7 +283,7 @@ class StudyStore:
         """Write one table of `storage_schemas.catalog.TABLES`, whole or not at all."""
         buffer = io.BytesIO()
         pq.write_table(check_table(name, table, name), buffer, compression="zstd")
-        self._put_all({_table_key(name): buffer.getvalue()})
+        self.objects.put(_table_key(name), buffer.getvalue())
 
     def read_table(self, name: str) -> pa.Table:
         """Read one table.
@@ -303,7 +295,7 @@ class StudyStore:
         """
         key = _table_key(name)
         try:
-            data = self.fs.cat_file(self._path(key))
+            data = self.objects.get(key)
         except FileNotFoundError:
             raise StoreError("table-missing", "no such table", key=key) from None
         try:
@@ -312,44 +304,16 @@ class StudyStore:
             raise StoreError("table-invalid", f"no Parquet file: {error}", key=key) from None
         return check_table(name, table, key)
 
-    # ---- objects -------------------------------------------------------------------------------
-
-    def _path(self, key: str) -> str:
-        return f"{self.root}/{key}"
-
-    def _has(self, key: str) -> bool:
-        return bool(self.fs.exists(self._path(key)))
-
     def _get(self, key: str, path: str) -> bytes:
         try:
-            data: bytes = self.fs.cat_file(self._path(key))
+            return self.objects.get(key)
         except FileNotFoundError:
             missing = f"there is no object {key}"
             raise StoreError("array-missing", missing, key=path) from None
-        return data
-
-    def _put_all(self, objects: Mapping[str, bytes]) -> None:
-        """Write objects so that each appears whole or not at all."""
-        if not self._local:
-            self.fs.pipe({self._path(key): data for key, data in objects.items()})
-            return
-        for key, data in objects.items():
-            target = Path(self._path(key))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-            try:
-                partial.write_bytes(data)
-                partial.replace(target)
-            finally:
-                partial.unlink(missing_ok=True)
-
-
-def _protocols(fs: Any) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
 def _record_key(study: str) -> str:
-    return f"records/{check_study(study)}.json"
+    return f"{_RECORDS}/{check_study(study)}.json"
 
 
 def _table_key(name: str) -> str:

@@ -105,12 +105,21 @@ def test_masks_of_any_number_type_and_gzip_are_read(dtype: type) -> None:
         assert box_bounds(located(geometry, stored, scan()).extent) == (3, 7, 10, 22, 20, 40)
 
 
-def test_stray_voxels_of_a_mask_are_left_out() -> None:
+def test_stray_voxels_far_from_the_vertebra_are_left_out() -> None:
     geometry = stack()
     mask = labels()
     mask[11, 0, 0] = 3
     found = located(geometry, nifti(geometry, mask), scan())
     assert box_bounds(found.extent) == (3, 7, 10, 22, 20, 40)
+
+
+def test_a_vertebra_in_several_pieces_stays_whole() -> None:
+    geometry = stack()
+    mask = labels()
+    mask[3:7, 30:33, 28:32] = 3  # a spinous process whose lamina the scan has cut off
+    mask[5, 25, 30] = 3  # and a speck between
+    found = located(geometry, nifti(geometry, mask), scan())
+    assert int(found.inside.sum()) == int((mask == 3).sum())
 
 
 def test_levels_that_the_mask_lacks_are_left_out() -> None:

@@ -86,7 +86,7 @@ def test_a_store_may_live_in_memory() -> None:
 
 def test_a_missing_shard_is_named_and_never_a_fill_value(store: StudyStore) -> None:
     record, _, _ = filled(store)
-    (Path(store.root) / SHARD).unlink()
+    (Path(store.objects.root) / SHARD).unlink()
     with pytest.raises(StoreError) as caught:
         store.read_crop(STUDY, "C1")
     assert (caught.value.kind, caught.value.key) == ("array-missing", f"{STUDY}/C1/0")
@@ -96,7 +96,7 @@ def test_a_missing_shard_is_named_and_never_a_fill_value(store: StudyStore) -> N
 @pytest.mark.parametrize("place", [0, 100, -1])
 def test_a_flipped_bit_on_disk_is_named(store: StudyStore, place: int) -> None:
     record, _, _ = filled(store)
-    path = Path(store.root) / SHARD
+    path = Path(store.objects.root) / SHARD
     data = bytearray(path.read_bytes())
     data[place] ^= 4
     path.write_bytes(data)
@@ -108,7 +108,7 @@ def test_a_flipped_bit_on_disk_is_named(store: StudyStore, place: int) -> None:
 
 def test_a_truncated_shard_on_disk_is_named(store: StudyStore) -> None:
     record, _, _ = filled(store)
-    path = Path(store.root) / SHARD
+    path = Path(store.objects.root) / SHARD
     path.write_bytes(path.read_bytes()[:-7])
     assert [error.kind for error in store.check(record)] == ["array-damaged"]
 
@@ -116,13 +116,13 @@ def test_a_truncated_shard_on_disk_is_named(store: StudyStore) -> None:
 def test_an_array_of_another_study_is_not_taken_for_this_one(store: StudyStore) -> None:
     record, _, _ = filled(store)
     _, others, _, _ = study_objects(seed=1)
-    (Path(store.root) / SHARD).write_bytes(others[f"{STUDY}/C1/0/c/0/0/0"])
+    (Path(store.objects.root) / SHARD).write_bytes(others[f"{STUDY}/C1/0/c/0/0/0"])
     assert [error.kind for error in store.check(record)] == ["array-mismatch"]
 
 
 def test_changed_metadata_is_found_even_where_the_array_still_reads(store: StudyStore) -> None:
     record, _, _ = filled(store)
-    path = Path(store.root) / METADATA
+    path = Path(store.objects.root) / METADATA
     path.write_bytes(path.read_bytes().replace(b'"attributes": {}', b'"attributes": {"a": 1}'))
     assert [error.kind for error in store.check(record)] == ["metadata-damaged"]
 
@@ -133,8 +133,8 @@ def test_committing_again_leaves_nothing_of_before(store: StudyStore) -> None:
     without_mask = {key: data for key, data in objects.items() if "labels" not in key}
     store.commit(record, without_mask)
     left = sorted(
-        str(path.relative_to(Path(store.root) / "volumes.zarr"))
-        for path in (Path(store.root) / "volumes.zarr" / STUDY).rglob("*")
+        str(path.relative_to(Path(store.objects.root) / "volumes.zarr"))
+        for path in (Path(store.objects.root) / "volumes.zarr" / STUDY).rglob("*")
         if path.is_file()
     )
     assert left == sorted(without_mask)
@@ -152,14 +152,14 @@ def test_a_failed_commit_leaves_no_record(
 ) -> None:
     filled(store)
     record, objects, _, _ = study_objects(seed=3)
-    put_all = store._put_all
+    put = store.objects.put
 
-    def full_disk(batch: dict[str, bytes]) -> None:
-        if any("labels" in key for key in batch):
+    def full_disk(key: str, data: bytes) -> None:
+        if "labels" in key:
             raise OSError(28, "No space left on device")
-        put_all(batch)
+        put(key, data)
 
-    monkeypatch.setattr(store, "_put_all", full_disk)
+    monkeypatch.setattr(store.objects, "put", full_disk)
     with pytest.raises(OSError, match="No space"):
         store.commit(record, objects)
     assert store.studies() == []
@@ -167,7 +167,7 @@ def test_a_failed_commit_leaves_no_record(
 
 def test_a_record_under_another_study_is_refused(store: StudyStore) -> None:
     filled(store)
-    records = Path(store.root) / "records"
+    records = Path(store.objects.root) / "records"
     (records / "9.9.json").write_bytes((records / f"{STUDY}.json").read_bytes())
     with pytest.raises(StoreError, match=r"record of 1\.2\.3"):
         store.record("9.9")
@@ -193,7 +193,7 @@ def test_tables_keep_their_columns(store: StudyStore) -> None:
 def test_a_table_that_is_missing_or_none_is_named(store: StudyStore) -> None:
     with pytest.raises(StoreError, match="table-missing"):
         store.read_table("studies")
-    path = Path(store.root) / "catalog" / "studies.parquet"
+    path = Path(store.objects.root) / "catalog" / "studies.parquet"
     path.parent.mkdir()
     path.write_bytes(b"PAR1 no PAR1")
     with pytest.raises(StoreError, match="table-invalid"):

@@ -1,0 +1,235 @@
+"""A folder of objects at a URL: whole-object requests with bounded, counted retries.
+
+Every access to a source or a store goes through here, so that all of it behaves alike: passing
+faults (throttling, server errors, resets, stalls) are tried again a few times with growing,
+jittered waits, and what will not pass (missing, forbidden, full) fails at once under its key.
+Credentials come from the environment of the process that asks, and are kept nowhere.
+"""
+
+import errno
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+T = TypeVar("T")
+
+REQUESTS = 16
+"""Requests in flight, where many objects are read or written."""
+
+_LASTING = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    FileExistsError,
+)
+_LASTING_ERRNOS = {
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.ENAMETOOLONG,
+    errno.EMSGSIZE,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+}
+# What network libraries raise beside OSError; their errors of configuration are told by name.
+_NETWORK_LIBRARIES = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "google", "azure", "requests"}
+_CONFIGURATION_ERRORS = ("Credential", "Validation", "Config", "Profile", "Region")
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How often and how patiently a passing fault is tried again.
+
+    Parameters
+    ----------
+    attempts : int
+        In all, the first one counted.
+    first_wait_s, longest_wait_s : float
+        Waits double from the first to the longest, each drawn from its upper half.
+    """
+
+    attempts: int = 6
+    first_wait_s: float = 0.25
+    longest_wait_s: float = 10.0
+
+    def wait(self, attempt: int) -> float:
+        """Seconds to wait after the given attempt, counted from 0."""
+        longest = min(self.longest_wait_s, self.first_wait_s * 2.0**attempt)
+        # Many workers that were throttled together must not come back together.
+        return longest * random.uniform(0.5, 1.0)
+
+
+@dataclass
+class RequestCounts:
+    """What was asked of a folder so far.
+
+    Parameters
+    ----------
+    get, put, list, remove : int
+        Requests by kind, retries included.
+    retries : int
+        Of these, those made again after a fault.
+    """
+
+    get: int = 0
+    put: int = 0
+    list: int = 0
+    remove: int = 0
+    retries: int = 0
+
+
+class ObjectFolder:
+    """Objects below a URL, by key.
+
+    Parameters
+    ----------
+    url : str
+        Any that fsspec knows: a path, ``s3://bucket/prefix``, ``memory://name``.
+    policy : RetryPolicy, optional
+        For passing faults.
+    """
+
+    def __init__(self, url: str, policy: RetryPolicy | None = None) -> None:
+        self.url = url
+        self.policy = policy or RetryPolicy()
+        self.counts = RequestCounts()
+        self._lock = threading.Lock()
+        self.fs, root = fsspec.core.url_to_fs(url, **_options(url))
+        if hasattr(self.fs, "retries"):
+            self.fs.retries = 1  # s3fs would try again by itself, uncounted
+        self.root = str(root).rstrip("/")
+        self._local = "file" in _protocols(self.fs)
+
+    def get(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
+        """Read an object, or a range of its bytes, in one request.
+
+        Raises
+        ------
+        OSError
+            FileNotFoundError and PermissionError at once, others when the retries are spent.
+        """
+        data: bytes = self._ask("get", key, lambda path: self.fs.cat_file(path, start, end))
+        return data
+
+    def get_all(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes | OSError]]:
+        """Read objects, `REQUESTS` in flight, in the order of the keys; errors take their place."""
+
+        def get(key: str) -> tuple[str, bytes | OSError]:
+            try:
+                return key, self.get(key)
+            except OSError as error:
+                return key, error
+
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            yield from pool.map(get, keys)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object so that it appears whole or not at all; raises OSError."""
+        write = _write_atomically if self._local else self.fs.pipe_file
+        self._ask("put", key, lambda path: write(path, data))
+
+    def put_all(self, objects: Mapping[str, bytes]) -> None:
+        """Write objects, `REQUESTS` in flight, each whole or not at all; raises OSError."""
+        with ThreadPoolExecutor(1 if self._local else REQUESTS) as pool:
+            for _ in pool.map(self.put, objects, objects.values()):
+                pass
+
+    def find(self, prefix: str = "") -> dict[str, dict[str, Any]]:
+        """List all objects below a prefix: what fsspec knows of each, by key, sorted."""
+        self.fs.invalidate_cache()
+        found = self._ask("list", prefix, lambda path: self.fs.find(path, detail=True))
+        return {name.removeprefix(f"{self.root}/"): info for name, info in sorted(found.items())}
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object, or any below it."""
+        self.fs.invalidate_cache()
+        return bool(self._ask("list", key, self.fs.exists))
+
+    def is_folder(self, key: str = "") -> bool:
+        """Whether there are objects below a key."""
+        return bool(self._ask("list", key, self.fs.isdir))
+
+    def remove(self, key: str) -> None:
+        """Remove an object, or all below it; nothing there is fine."""
+        if self.exists(key):
+            self._ask("remove", key, lambda path: self.fs.rm(path, recursive=True))
+
+    def url_of(self, key: str) -> str:
+        """The URL of an object, with its protocol."""
+        return str(self.fs.unstrip_protocol(self._path(key)))
+
+    def _path(self, key: str) -> str:
+        return f"{self.root}/{key}" if key else self.root
+
+    def _ask(self, kind: str, key: str, request: Callable[[str], T]) -> T:
+        """Make one request, and again where the fault may pass."""
+        for attempt in range(self.policy.attempts):
+            self._count(kind)
+            try:
+                return request(self._path(key))
+            except Exception as error:
+                if not _may_pass(error):
+                    raise
+                if attempt + 1 == self.policy.attempts:
+                    raise _exhausted(error, key, attempt + 1) from error
+                self._count("retries")
+                time.sleep(self.policy.wait(attempt))
+        raise AssertionError("a policy has at least one attempt")
+
+    def _count(self, kind: str) -> None:
+        with self._lock:
+            setattr(self.counts, kind, getattr(self.counts, kind) + 1)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether a fault may be gone on the next try: throttling, a server's error, a lost link."""
+    if isinstance(error, OSError):
+        return not isinstance(error, _LASTING) and error.errno not in _LASTING_ERRNOS
+    library = type(error).__module__.partition(".")[0]
+    name = type(error).__name__
+    return library in _NETWORK_LIBRARIES and not any(w in name for w in _CONFIGURATION_ERRORS)
+
+
+def _exhausted(error: Exception, key: str, attempts: int) -> OSError:
+    """An OSError also where a network library raised something else."""
+    text = " ".join(str(error).split())
+    code = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+    return OSError(code, f"{attempts} attempts: {type(error).__name__}: {text}", key)
+
+
+def _write_atomically(path: str, data: bytes) -> None:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Options that hand retries and time-outs of S3 clients over to us, so that all are counted."""
+    if fsspec.core.split_protocol(url)[0] not in ("s3", "s3a"):
+        return {}
+    given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+    ours = {
+        "retries": {"total_max_attempts": 1},
+        "connect_timeout": 10,
+        "read_timeout": 30,
+        "max_pool_connections": 2 * REQUESTS,
+    }
+    return {"config_kwargs": ours | given, "use_listings_cache": False}
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
