@@ -1,0 +1,318 @@
+"""What `cspine-pipeline run` makes of good studies, bad studies, and bad use."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.cli import main
+from storage_schemas.store import StudyStore
+from tests.studies import LEVELS, SLICES, labels, slice_dataset, write_cohort, write_study
+
+TRAIN = "StudyInstanceUID,patient_overall,C1,C2,C3,C4,C5,C6,C7\n"
+BOXES = "StudyInstanceUID,x,y,width,height,slice_number\n"
+
+
+def tree(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
+
+
+def run(
+    source: Path, store: Path, *more: str, capsys: pytest.CaptureFixture[str]
+) -> dict[str, int]:
+    code = main(["run", str(source), str(store), "--serial", "--json", *more])
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert summary["committed"] + summary["quarantined"] + summary["failed"] == summary["listed"]
+    return {**summary, "code": code}
+
+
+def test_a_cohort_becomes_crops_that_hold_its_very_voxels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, masks = write_cohort(tmp_path, studies=1)
+    hu = write_study(tmp_path / "again", "1.2.1", seed=1)
+    summary = run(source, tmp_path / "s", "--masks", str(masks), capsys=capsys)
+    assert (summary["code"], summary["committed"], summary["crops"]) == (0, 1, LEVELS)
+    store = StudyStore.open(str(tmp_path / "s"))
+    (record,) = store.records()
+    assert record.volume is not None
+    assert [entry.key for entry in record.volume.slices] == [
+        f"1.2.1/{SLICES - z}.dcm" for z in range(SLICES)
+    ]
+    for number, vertebra in enumerate(record.vertebrae, start=1):
+        crop = store.read_crop("1.2.1", vertebra.level)
+        z0, z1, y0, y1, x0, x1 = vertebra.box or ()
+        np.testing.assert_array_equal(crop.hu, hu[z0:z1, y0:y1, x0:x1])
+        np.testing.assert_array_equal(crop.mask, labels()[z0:z1, y0:y1, x0:x1] == number)
+    assert main(["verify", str(tmp_path / "s")]) == 0
+
+
+def test_serial_and_cluster_write_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, masks = write_cohort(tmp_path)
+    run(source, tmp_path / "a", "--masks", str(masks), capsys=capsys)
+    arguments = ["run", str(source), str(tmp_path / "b"), "--masks", str(masks), "--workers", "2"]
+    assert main(arguments) == 0
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_a_second_run_does_only_what_is_missing_or_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, masks = write_cohort(tmp_path)
+    whole = ["--masks", str(masks)]
+    assert run(source, tmp_path / "s", *whole, capsys=capsys)["unchanged"] == 0
+    before = tree(tmp_path / "s")
+    again = run(source, tmp_path / "s", *whole, capsys=capsys)
+    assert (again["unchanged"], again["slices"], again["committed"]) == (3, 0, 3)
+    assert tree(tmp_path / "s") == before
+
+    changed = source / "1.2.2" / "7.dcm"
+    os.utime(changed, (1, 1))
+    (tmp_path / "s" / "records" / "1.2.3.json").unlink()
+    (masks / "1.2.1.nii").unlink()
+    partly = run(source, tmp_path / "s", *whole, capsys=capsys)
+    assert (partly["unchanged"], partly["committed"]) == (0, 3)
+    assert run(source, tmp_path / "s", *whole, "--margin", "3", capsys=capsys)["unchanged"] == 0
+
+
+def test_limit_takes_the_first_studies_and_a_later_run_the_rest(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, _ = write_cohort(tmp_path)
+    assert run(source, tmp_path / "s", "--limit", "2", capsys=capsys)["listed"] == 2
+    rest = run(source, tmp_path / "s", capsys=capsys)
+    assert (rest["listed"], rest["unchanged"]) == (3, 2)
+
+
+def test_a_bad_slice_costs_only_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, masks = write_cohort(tmp_path, studies=1)
+    bad = source / "1.2.1" / "5.dcm"
+    bad.write_bytes(bad.read_bytes()[:-500])
+    summary = run(source, tmp_path / "s", "--masks", str(masks), capsys=capsys)
+    assert (summary["code"], summary["committed"], summary["refused"]) == (1, 1, 1)
+    store = StudyStore.open(str(tmp_path / "s"))
+    (row,) = store.read_table("quarantine").to_pylist()
+    assert (row["study"], row["key"], row["kind"]) == ("1.2.1", "1.2.1/5.dcm", "truncated")
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ("many truncated", "too-many-bad-slices"),
+        ("another study inside", "study-mixed"),
+        ("no images", "no-axial-stack"),
+        ("mask elsewhere", "mask-outside-volume"),
+        ("mask without levels", "vertebra-not-found"),
+        ("mask is text", "mask-unreadable"),
+    ],
+)
+def test_a_bad_study_is_quarantined_by_name_and_its_neighbour_lives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str, kind: str
+) -> None:
+    source, masks = write_cohort(tmp_path, studies=2)
+    study, mask = source / "1.2.1", masks / "1.2.1.nii"
+    if fault == "many truncated":
+        for number in range(1, 6):
+            (study / f"{number}.dcm").write_bytes(b"")
+    elif fault == "another study inside":
+        stranger = slice_dataset("9.9", 40, np.zeros((40, 48), np.int16))
+        stranger.save_as(study / "stranger.dcm", enforce_file_format=True)
+    elif fault == "no images":
+        shutil.rmtree(study)
+        study.mkdir()
+        (study / "notes.txt").write_text("no DICOM")
+    elif fault == "mask elsewhere":
+        data = bytearray(mask.read_bytes())
+        data[292:296] = np.float32(900).tobytes()  # the x of the affine's origin
+        mask.write_bytes(data)
+    elif fault == "mask without levels":
+        data = mask.read_bytes()
+        mask.write_bytes(data[:352] + bytes(len(data) - 352))
+    else:
+        mask.write_text("no NIfTI")
+    summary = run(source, tmp_path / "s", "--masks", str(masks), capsys=capsys)
+    assert (summary["code"], summary["committed"], summary["quarantined"]) == (1, 1, 1)
+    store = StudyStore.open(str(tmp_path / "s"))
+    record = store.record("1.2.1")
+    assert (record.outcome, record.kind) == ("quarantined", kind)
+    assert len(record.inputs) == len(list(study.iterdir()))
+    assert all(entry.outcome not in ("", "stored") and entry.reason for entry in record.inputs)
+    quarantine = store.read_table("quarantine").to_pylist()
+    assert len(quarantine) == 1 + len(record.inputs)
+    assert store.check(store.record("1.2.2")) == []
+
+
+def test_a_folder_that_is_no_uid_is_quarantined_and_never_a_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, _ = write_cohort(tmp_path, studies=1)
+    shutil.copytree(source / "1.2.1", source / "John Doe")
+    summary = run(source, tmp_path / "s", capsys=capsys)
+    assert (summary["committed"], summary["quarantined"]) == (1, 1)
+    names = {part for path in (tmp_path / "s").rglob("*") for part in path.parts}
+    assert not any("Doe" in name for name in names)
+    rows = StudyStore.open(str(tmp_path / "s")).read_table("quarantine").to_pylist()
+    assert {row["kind"] for row in rows} == {"study-key-invalid"}
+
+
+def test_a_study_without_mask_is_committed_with_its_overview(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, masks = write_cohort(tmp_path, studies=2)
+    (masks / "1.2.2.nii").unlink()
+    summary = run(source, tmp_path / "s", "--masks", str(masks), capsys=capsys)
+    assert (summary["code"], summary["committed"], summary["crops"]) == (0, 2, LEVELS)
+    store = StudyStore.open(str(tmp_path / "s"))
+    assert store.read_overview("1.2.2")[0].shape == (128, 128, 128)
+    assert {v.outcome for v in store.record("1.2.2").vertebrae} == {"not-localized"}
+
+
+def test_labels_and_boxes_stand_in_the_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, masks = write_cohort(tmp_path, studies=3)
+    train, boxes = tmp_path / "train.csv", tmp_path / "boxes.csv"
+    train.write_text(TRAIN + "1.2.1,1,0,1,0,0,0,0,0\n1.2.2,1,0,1,0,0,0,0,0\n")
+    # C2 fills z 22 to 24; file n holds z = SLICES - n.
+    boxes.write_text(BOXES + f"1.2.1,20,14,6,5,{SLICES - 23}\n")
+    run(
+        source,
+        tmp_path / "s",
+        "--masks",
+        str(masks),
+        "--labels",
+        str(train),
+        "--boxes",
+        str(boxes),
+        capsys=capsys,
+    )
+    store = StudyStore.open(str(tmp_path / "s"))
+    studies = {row["study"]: row for row in store.read_table("studies").to_pylist()}
+    assert [studies[f"1.2.{n}"]["C2"] for n in (1, 2, 3)] == [1, 1, None]
+    slices = store.read_table("slices").to_pylist()
+    seen = [row for row in slices if row["fractured"] == 1]
+    assert [(row["study"], row["level"], row["z"]) for row in seen] == [("1.2.1", "C2", 23)]
+    box = (seen[0]["box_x"], seen[0]["box_y"], seen[0]["box_width"], seen[0]["box_height"])
+    corner = store.record("1.2.1").vertebrae[1].box or ()
+    assert box == (20 - corner[4], 14 - corner[2], 6, 5)
+    of_c2 = {
+        study: {
+            row["fractured"] for row in slices if row["study"] == study and row["level"] == "C2"
+        }
+        for study in ("1.2.1", "1.2.2", "1.2.3")
+    }
+    assert of_c2 == {"1.2.1": {0, 1}, "1.2.2": {None}, "1.2.3": {None}}
+
+    # New labels never touch pixels, and need no source.
+    before = tree(tmp_path / "s" / "volumes.zarr")
+    train.write_text(TRAIN + "1.2.3,0,0,0,0,0,0,0,0\n")
+    assert main(["catalog", str(tmp_path / "s"), "--labels", str(train)]) == 0
+    rows = store.read_table("vertebrae").to_pylist()
+    assert {row["fractured"] for row in rows if row["study"] == "1.2.3"} == {0}
+    assert tree(tmp_path / "s" / "volumes.zarr") == before
+
+
+def test_the_tables_come_from_the_records_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, masks = write_cohort(tmp_path)
+    run(source, tmp_path / "s", "--masks", str(masks), capsys=capsys)
+    before = tree(tmp_path / "s" / "catalog")
+    shutil.rmtree(tmp_path / "s" / "catalog")
+    shutil.rmtree(source)
+    assert main(["catalog", str(tmp_path / "s")]) == 0
+    assert tree(tmp_path / "s" / "catalog") == before
+
+
+def test_verify_names_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, masks = write_cohort(tmp_path, studies=2)
+    run(source, tmp_path / "s", "--masks", str(masks), capsys=capsys)
+    (tmp_path / "s/volumes.zarr/1.2.1/C3/0/c/0/0/0").unlink()
+    record = tmp_path / "s/records/1.2.2.json"
+    record.write_bytes(record.read_bytes()[:-9])
+    assert main(["verify", str(tmp_path / "s"), "--json"]) == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out)["damaged studies"] == 2
+    assert "1.2.1/C3/0" in told.err
+    assert "record-invalid" in told.err
+    run(source, tmp_path / "s", "--masks", str(masks), capsys=capsys)
+    assert main(["verify", str(tmp_path / "s")]) == 1, "only the unreadable record was done again"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"),
+    [
+        (["run", "{tmp}/none", "{tmp}/s"], "source-not-found"),
+        (["run", "{tmp}/empty", "{tmp}/s"], "source-empty"),
+        (["run", "{tmp}/source", "{tmp}/file/s"], "store-unwritable"),
+        (["run", "{tmp}/source", "{tmp}/s", "--labels", "{tmp}/boxes.csv"], "csv-invalid"),
+        (["run", "{tmp}/source", "{tmp}/s", "--labels", "{tmp}/other.csv"], "csv-unknown-study"),
+        (["run", "{tmp}/source", "{tmp}/s", "--labels", "{tmp}/none.csv"], "source-not-found"),
+        (["run", "{tmp}/source", "{tmp}/s", "--masks", "{tmp}/none"], "source-not-found"),
+        (["run", "{tmp}/source", "{tmp}/s", "--masks", "{tmp}/empty"], "mask-unreadable"),
+        (["run", "{tmp}/source", "{tmp}/s", "--margin", "-1"], "config-invalid"),
+        (
+            ["run", "{tmp}/source", "{tmp}/s", "--scheduler", "tcp://10.0.0.1:8786"],
+            "config-invalid",
+        ),
+        (["run", "{tmp}/source", "{tmp}/s", "--scheduler-file", "{tmp}/none"], "config-invalid"),
+        (["run", "nosuch://bucket/x", "{tmp}/s"], "source-not-found"),
+        (["verify", "{tmp}/none"], "store-not-found"),
+        (["catalog", "{tmp}/none"], "store-not-found"),
+        (["report", "{tmp}/none", "{tmp}/r.html"], "store-not-found"),
+    ],
+)
+def test_bad_use_is_one_clear_line_and_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], kind: str
+) -> None:
+    write_study(tmp_path / "source", "1.2.1")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "boxes.csv").write_text(BOXES)
+    (tmp_path / "other.csv").write_text(TRAIN + "9.9,0,0,0,0,0,0,0,0\n")
+    assert main([part.format(tmp=tmp_path) for part in arguments]) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("{")]
+    assert len(told) == 1
+    assert told[0].startswith("cspine-pipeline: ")
+    assert f"[{kind}]" in told[0]
+
+
+def test_the_report_stands_alone_and_its_counts_add_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, masks = write_cohort(tmp_path, studies=2)
+    (source / "1.2.2" / "3.dcm").write_bytes(b"")
+    run(source, tmp_path / "s", "--masks", str(masks), capsys=capsys)
+    page = tmp_path / "out" / "report.html"
+    assert main(["report", str(tmp_path / "s"), str(page)]) == 0
+    assert f"report: {page}" in capsys.readouterr().out
+    html = page.read_text()
+    assert html.count("data:image/png;base64,") == 4
+    for word in ("http://", "https://", 'src="/', "<script"):
+        assert word not in html
+    assert f'<tr><td>objects</td><td class="number">{2 * SLICES}</td></tr>' in html
+    assert f'<tr><td>objects stored</td><td class="number">{2 * SLICES - 1}</td></tr>' in html
+    assert '<tr><td>objects refused</td><td class="number">1</td></tr>' in html
+
+
+def test_patients_are_grouped_by_a_salted_digest_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, _ = write_cohort(tmp_path, studies=1)
+    run(source, tmp_path / "plain", capsys=capsys)
+    monkeypatch.setenv("CSPINE_PATIENT_SALT", "pepper")
+    run(source, tmp_path / "salted", capsys=capsys)
+    plain, salted = (
+        StudyStore.open(str(tmp_path / name)).record("1.2.1").patient
+        for name in ("plain", "salted")
+    )
+    assert plain == "1.2.1"
+    assert len(salted) == 32
+    assert "patient" not in salted
