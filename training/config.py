@@ -1,0 +1,227 @@
+"""What the user may set for a run, checked once; all of it stands in the run folder.
+
+One frozen dataclass a subject, `PRESETS` for whole sets. Nothing here reads a file.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from types import MappingProxyType
+from typing import Any, Literal, cast, get_args
+
+from storage_schemas.errors import UsageError
+
+Recipe = Literal["seed"]
+RECIPES: tuple[str, ...] = get_args(Recipe)
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How patients are split, once; the rest trains.
+
+    Parameters
+    ----------
+    guard : float
+        Share of the patients that judge each round.
+    calibration : float
+        Share that fits the map from logits to probabilities.
+    test : float
+        Share that is locked until `evaluate`.
+    """
+
+    guard: float = 0.1
+    calibration: float = 0.1
+    test: float = 0.2
+
+    def __post_init__(self) -> None:
+        held = (self.guard, self.calibration, self.test)
+        if min(held) <= 0 or sum(held) >= 1:
+            raise _invalid(f"held-out shares {held}: each above 0, together below 1")
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """How three neighbouring slices of a crop become a model's input; saved beside the model.
+
+    Parameters
+    ----------
+    size : int
+        Pixels of the square input.
+    crop_mm : float
+        Side of the square around the crop's centre that it shows.
+    low_hu, high_hu : float
+        The window; below is 0 and above is 1 before `mean` and `std`.
+    mean, std : tuple of float
+        Of each channel: subtracted from the windowed values, then divided into them.
+    trim_mm : float
+        How much of a crop's lower and upper end is no input of its own: the pipeline's margin,
+        where the neighbouring vertebra is seen better than this one.
+    """
+
+    size: int = 224
+    crop_mm: float = 72.0
+    low_hu: float = -500.0
+    high_hu: float = 1300.0
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    trim_mm: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.size < 8 or not 8 <= self.crop_mm <= 500:
+            raise _invalid(f"an input of {self.size} px for {self.crop_mm} mm")
+        if self.low_hu >= self.high_hu or min(self.std) <= 0 or self.trim_mm < 0:
+            raise _invalid(
+                f"window {self.low_hu} to {self.high_hu} HU, std {self.std}, trim {self.trim_mm} mm"
+            )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The ViT that is made where no checkpoint is given.
+
+    Parameters
+    ----------
+    patch : int
+        Side of a patch in pixels; divides the input's size.
+    width, depth, heads : int
+        Of the encoder; the width is a multiple of the heads.
+    """
+
+    patch: int = 16
+    width: int = 192
+    depth: int = 6
+    heads: int = 3
+
+    def __post_init__(self) -> None:
+        if min(self.patch, self.width, self.depth, self.heads) < 1 or self.width % self.heads:
+            raise _invalid(f"no ViT of width {self.width} has {self.heads} heads")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How training inputs vary; each value is the largest deviation, drawn evenly.
+
+    Parameters
+    ----------
+    rotate_degrees, shift_mm : float
+    scale, gain, offset : float
+        Scale and gain as a share of 1, the offset as a share of the window.
+    noise : float
+        Standard deviation, as a share of the window; its own size is drawn too.
+    """
+
+    rotate_degrees: float = 12.0
+    shift_mm: float = 4.0
+    scale: float = 0.1
+    gain: float = 0.1
+    offset: float = 0.05
+    noise: float = 0.03
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a round is trained.
+
+    Parameters
+    ----------
+    slices_per_round : int
+        About how many slices a round has; patients are never cut.
+    rounds : int or None
+        Train at most so many rounds; None means until every training patient was seen.
+    epochs : float
+        Draws a round, as a multiple of its slices.
+    batch_size : int
+        Slices a step on one device.
+    accumulation : int
+        Batches a step of the optimizer.
+    learning_rate, weight_decay : float
+        AdamW's; the rate warms up, then falls to zero along a cosine in every round.
+    warmup : float
+        Share of a round's steps.
+    broken_share : float
+        Share of each batch that shows a fracture; 0 draws slices as they come.
+    weak_target : float
+        What a slice of a broken vertebra is worth where nobody said if the slice shows it: about
+        the share of such slices that do.
+    """
+
+    slices_per_round: int = 15_000
+    rounds: int | None = None
+    epochs: float = 3.0
+    batch_size: int = 32
+    accumulation: int = 1
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    broken_share: float = 0.3
+    weak_target: float = 0.35
+
+    def __post_init__(self) -> None:
+        counts = (self.slices_per_round, self.batch_size, self.accumulation)
+        if min(counts) < 1 or self.epochs <= 0 or (self.rounds is not None and self.rounds < 1):
+            raise _invalid("rounds, slices, epochs, batch size and accumulation must be positive")
+        if self.learning_rate <= 0 or self.weight_decay < 0:
+            raise _invalid(f"rate {self.learning_rate}, weight decay {self.weight_decay}")
+        if not (0 <= self.warmup < 1 and 0 <= self.broken_share < 1 and 0 <= self.weak_target <= 1):
+            raise _invalid("warm-up, broken share and weak target are shares")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run.
+
+    Parameters
+    ----------
+    recipe : {"seed"}
+    seed : int
+        Of the splits, the rounds, the weights and the draws.
+    """
+
+    recipe: Recipe = "seed"
+    seed: int = 0
+    split: SplitConfig = field(default_factory=SplitConfig)
+    inputs: InputConfig = field(default_factory=InputConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "RunConfig":
+        """Read what `to_json` wrote; raises UsageError ``config-invalid`` on anything else."""
+        return cast(RunConfig, _from_json(cls, document))
+
+    def override(self, values: Mapping[str, Mapping[str, Any]]) -> "RunConfig":
+        """A copy with some fields of some parts changed, e.g. ``{"train": {"epochs": 2}}``."""
+        parts = {part: replace(getattr(self, part), **to) for part, to in values.items() if to}
+        return replace(self, **parts)
+
+
+PRESETS: Mapping[str, RunConfig] = MappingProxyType({"default": RunConfig()})
+
+
+def inputs_from_json(document: Mapping[str, Any]) -> InputConfig:
+    """Read an `InputConfig` as it stands beside a model; UsageError ``config-invalid`` if none."""
+    return cast(InputConfig, _from_json(InputConfig, document))
+
+
+def _from_json(kind: type, document: Mapping[str, Any]) -> Any:
+    known = {entry.name: entry for entry in fields(kind)}
+    if not isinstance(document, Mapping) or set(document) != set(known):
+        raise _invalid(f"{kind.__name__} has the fields {', '.join(known)}, not {list(document)}")
+    defaults = kind()
+    values = {
+        name: _from_json(type(getattr(defaults, name)), value)
+        if is_dataclass(getattr(defaults, name))
+        else tuple(value)
+        if isinstance(value, list)
+        else value
+        for name, value in document.items()
+    }
+    return kind(**values)
+
+
+def _invalid(detail: str) -> UsageError:
+    return UsageError("config-invalid", detail)

@@ -1,0 +1,215 @@
+"""Slice models as folders: made, started from a checkpoint, saved, and reloaded strictly.
+
+A folder holds ``config.json``, ``model.safetensors``, ``preprocessor_config.json`` and a card, and
+opens with ``AutoModelForImageClassification`` and ``pipeline("image-classification")`` offline. The
+preprocessor carries our `InputConfig` under ``cspine_inputs``: what trained is what predicts.
+Nothing here asks the network, and nothing reads a pickle.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessorPil,
+)
+
+from storage_schemas.errors import UsageError
+from training.config import InputConfig, ModelConfig, inputs_from_json
+
+LABEL = "fractured"
+_INPUTS_KEY = "cspine_inputs"
+_ONE_LOGIT: Mapping[str, Any] = {
+    "num_labels": 1,
+    "id2label": {0: LABEL},
+    "label2id": {LABEL: 0},
+    # One label would mean regression to transformers.
+    "problem_type": "multi_label_classification",
+}
+
+
+def build_model(config: ModelConfig, inputs: InputConfig, seed: int) -> PreTrainedModel:
+    """Make a ViT with random weights.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` where its patches do not fill the input.
+    """
+    if inputs.size % config.patch:
+        raise UsageError(
+            "config-invalid", f"patches of {config.patch} px do not fill {inputs.size} px"
+        )
+    torch.manual_seed(seed)
+    return _mend(
+        ViTForImageClassification(
+            ViTConfig(
+                image_size=inputs.size,
+                patch_size=config.patch,
+                hidden_size=config.width,
+                intermediate_size=4 * config.width,
+                num_hidden_layers=config.depth,
+                num_attention_heads=config.heads,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+                **_ONE_LOGIT,
+            )
+        )
+    )
+
+
+def start_model(
+    folder: Path, inputs: InputConfig, seed: int
+) -> tuple[PreTrainedModel, InputConfig]:
+    """Start from any local image-classification checkpoint; its head is replaced where it differs.
+
+    Returns
+    -------
+    PreTrainedModel
+        With one logit.
+    InputConfig
+        `inputs` with the checkpoint's own input size and normalisation.
+
+    Raises
+    ------
+    UsageError
+        ``model-invalid`` where the folder is no such checkpoint, has only pickled weights, or
+        lacks weights of the encoder.
+    """
+    _check_folder(folder)
+    torch.manual_seed(seed)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, **_ONE_LOGIT)
+        model, missing = _from_pretrained(folder, config=config, ignore_mismatched_sizes=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _invalid(folder, str(error)) from None
+    if missing := [name for name in missing if not name.startswith("classifier.")]:
+        raise _invalid(folder, f"{len(missing)} weights of the encoder are not there: {missing[0]}")
+    size = getattr(config, "image_size", inputs.size)
+    if not isinstance(size, int):
+        raise _invalid(folder, f"its input is {size}, not a square")
+    return _mend(model), replace(inputs, size=size, **_normalisation(folder))
+
+
+def load_model(folder: Path) -> tuple[PreTrainedModel, InputConfig]:
+    """Reload a folder written by `save_model`, every weight of it.
+
+    Raises
+    ------
+    UsageError
+        ``model-invalid`` where a weight is missing, spare or of another shape.
+    """
+    _check_folder(folder)
+    try:
+        document = json.loads((folder / "preprocessor_config.json").read_text())
+        inputs = inputs_from_json(document[_INPUTS_KEY])
+        model, wrong = _from_pretrained(folder)
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise _invalid(folder, str(error)) from None
+    if wrong:
+        raise _invalid(folder, f"{len(wrong)} weights do not fit, first {wrong[0]}")
+    return _mend(model), inputs
+
+
+def save_model(
+    model: PreTrainedModel,
+    inputs: InputConfig,
+    folder: Path,
+    *,
+    card: str,
+    documents: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Write a model folder, whole or not at all.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    inputs : InputConfig
+    folder : Path
+        What stands there is replaced.
+    card : str
+        The model card, Markdown.
+    documents : mapping
+        Further JSON documents by file name.
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    for name, document in {"preprocessor_config.json": _preprocessor(inputs), **documents}.items():
+        (partial / name).write_text(json.dumps(document, indent=2) + "\n")
+    (partial / "README.md").write_text(card)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def _preprocessor(inputs: InputConfig) -> dict[str, Any]:
+    """For others: an RGB picture of the three windowed slices, 0 to 255. For us: the rest."""
+    processor = ViTImageProcessorPil(
+        size={"height": inputs.size, "width": inputs.size},
+        image_mean=list(inputs.mean),
+        image_std=list(inputs.std),
+    )
+    document = json.loads(processor.to_json_string())
+    return document | {"image_processor_type": "ViTImageProcessor", _INPUTS_KEY: asdict(inputs)}
+
+
+def _from_pretrained(folder: Path, **options: Any) -> tuple[PreTrainedModel, list[str]]:
+    """The model, and the names of all weights that did not come from the folder as they stand."""
+    model, info = AutoModelForImageClassification.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+    )
+    wrong = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+    if not options:
+        wrong |= set(info["unexpected_keys"])
+    return model, sorted(wrong)
+
+
+def _mend(model: PreTrainedModel) -> PreTrainedModel:
+    """Tell `Trainer` that this loss is a mean over the batch.
+
+    The forward of ViT takes ``**kwargs``, from which `Trainer` (transformers 5.9 to 5.23) concludes
+    that it divides by the whole accumulated batch. The multi-label loss does not, so gradients
+    would grow with the number of accumulation steps.
+    """
+    model.accepts_loss_kwargs = False
+    return model
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise _invalid(folder, "there is no config.json")
+    if not list(folder.glob("*.safetensors")):
+        raise _invalid(folder, "there is no safetensors file, and pickled weights are not read")
+
+
+def _normalisation(folder: Path) -> dict[str, Any]:
+    """The checkpoint's own mean and std, where it says so."""
+    path = folder / "preprocessor_config.json"
+    if not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_text())
+        found = {
+            ours: tuple(float(value) for value in document[theirs])
+            for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
+            if theirs in document
+        }
+    except (ValueError, TypeError) as error:
+        raise _invalid(folder, f"preprocessor_config.json: {error}") from None
+    if any(len(values) != 3 for values in found.values()):
+        raise _invalid(folder, "its normalisation is not of three channels")
+    return found
+
+
+def _invalid(folder: Path, detail: str) -> UsageError:
+    return UsageError("model-invalid", detail, key=str(folder))
