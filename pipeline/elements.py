@@ -9,7 +9,6 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -111,6 +110,10 @@ class _UnusualError(Exception):
     """The narrow reader met something that it does not know."""
 
 
+class _BeyondEndError(Exception):
+    """An element reaches beyond the last byte."""
+
+
 @dataclass(slots=True)
 class _Walk:
     """Result of one pass over a data set."""
@@ -208,16 +211,26 @@ def _read_meta(key: str, data: bytes) -> tuple[str, bytes, int]:
 
 
 def _read_dataset(key: str, data: bytes, start: int, *, implicit: bool, big: bool) -> _Walk:
+    cut = False
     if not big:
         try:
             return _walk(data, start, implicit=implicit)
-        except (_UnusualError, struct.error):
+        except (_BeyondEndError, struct.error):
+            cut = True
+        except _UnusualError:
             pass
-    return _ask_pydicom(key, data, start, implicit=implicit, big=big)
+    walk = _ask_pydicom(key, data, start, implicit=implicit, big=big)
+    if walk.pixel_start is None and cut:
+        walk.whole = False
+    return walk
 
 
 def _walk(data: bytes, start: int, *, implicit: bool) -> _Walk:
-    """Read one little-endian data set; raises _UnusualError on anything that is not plain."""
+    """Read one little-endian data set.
+
+    Raises _UnusualError on anything that is not plain, _BeyondEndError or struct.error where the
+    bytes end too early.
+    """
     values: dict[str, bytes] = {}
     position, end, last = start, len(data), 0
     names, long_vrs, short_vrs = _NAMES, _LONG_VRS, _SHORT_VRS
@@ -246,7 +259,7 @@ def _walk(data: bytes, start: int, *, implicit: bool) -> _Walk:
         if tag in names:
             values[names[tag]] = data[value:position]
     if position != end:
-        raise _UnusualError
+        raise _BeyondEndError
     return _Walk(values)
 
 
@@ -296,13 +309,12 @@ def _ask_pydicom(key: str, data: bytes, start: int, *, implicit: bool, big: bool
     """The same with pydicom, which knows what files in the world look like."""
     stream = io.BytesIO(data)
     stream.seek(start)
-    walk = _Walk({}, whole=False)
+    walk = _Walk({})
 
     def at_pixels(tag: int, _vr: str | None, length: int) -> bool:
         if tag == PIXEL_DATA:
             walk.pixel_start = stream.tell()
             walk.pixel_length = None if length == UNDEFINED else length
-            walk.whole = True
         return tag >= PIXEL_DATA
 
     try:
@@ -313,18 +325,15 @@ def _ask_pydicom(key: str, data: bytes, start: int, *, implicit: bool, big: bool
                 is_implicit_VR=implicit,
                 is_little_endian=not big,
                 stop_when=at_pixels,
-                specific_tags=list(_tags()),
+                specific_tags=list(_NAMES),
             )
+        walk.whole = walk.pixel_start is not None or stream.tell() == len(data)
         for tag, name in _NAMES.items():
             if tag in dataset:
                 walk.values[name] = _raw_bytes(dataset.get_item(tag))
     except (Exception, RecursionError) as error:  # noqa: BLE001 - damaged bytes raise anything here
         raise SliceError("header-invalid", f"pydicom: {type(error).__name__}", key=key) from None
     return walk
-
-
-def _tags() -> Iterable[int]:
-    return _NAMES
 
 
 def _raw_bytes(element: Any) -> bytes:
