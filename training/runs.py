@@ -76,9 +76,10 @@ class RunFolder:
 
     def write(self, name: str, document: Any) -> None:
         """Write a document, whole or not at all."""
-        partial = self.path / f".{name}.partial"
+        path = self.path / name
+        partial = path.with_name(f".{path.name}.partial")
         partial.write_text(json.dumps(document, indent=1) + "\n")
-        partial.replace(self.path / name)
+        partial.replace(path)
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Add a line to a journal, and see it on the disk."""

@@ -1,0 +1,213 @@
+"""The command line of training: arguments in, one of the stages out.
+
+``cspine-training boost STORE RUN`` trains, ``evaluate`` opens the locked test, ``predict`` writes
+probabilities, ``report`` a page. Exit codes: 0 done; 1 something stored is missing or damaged; 2
+wrong usage or configuration; 3 the run could not finish.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+from storage_schemas.errors import CspineError, UsageError
+from storage_schemas.store import StudyStore
+from training.config import PRESETS, RECIPES, RunConfig
+from training.runs import RunFolder
+
+# torch and transformers take seconds to import: each command imports its own stage.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = parser().parse_args(arguments)
+    _quiet()
+    try:
+        return int(options.command(options))
+    except CspineError as error:
+        if options.verbose:
+            traceback.print_exc()
+        print(f"cspine-training: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("cspine-training: stopped; finished rounds stay", file=sys.stderr)
+        return 3
+
+
+def _quiet() -> None:
+    """Nothing asks the network, and libraries do not talk over this project's own lines."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="torch")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser("cspine-training", description="vertebra crops to predictions")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    boost = commands.add_parser("boost", help="train a model in rounds")
+    boost.add_argument("store", metavar="STORE", help="folder or URL of the store")
+    boost.add_argument("run", metavar="RUN", type=Path, help="folder to write to")
+    boost.add_argument("--recipe", choices=RECIPES, help="what a round does (default: seed)")
+    boost.add_argument("--model", type=Path, metavar="DIR", help="local checkpoint to start from")
+    boost.add_argument("--preset", choices=sorted(PRESETS), default="default")
+    boost.add_argument("--seed", type=int, metavar="S")
+    _add_settings(boost)
+    boost.set_defaults(command=_boost)
+
+    evaluate = commands.add_parser("evaluate", help="score RUN on its locked test patients")
+    evaluate.add_argument("run", metavar="RUN", type=Path)
+    evaluate.add_argument("store", metavar="STORE")
+    evaluate.add_argument("--json", action="store_true", help="print one object instead")
+    evaluate.set_defaults(command=_evaluate)
+
+    predict = commands.add_parser("predict", help="write probabilities of every study of STORE")
+    predict.add_argument("run", metavar="RUN", type=Path)
+    predict.add_argument("store", metavar="STORE")
+    predict.add_argument("out", metavar="OUT", type=Path, help="csv to write")
+    predict.add_argument(
+        "--submission",
+        metavar="sample_submission.csv",
+        help="make OUT a submission of these rows; the table goes beside it, as .table.csv",
+    )
+    predict.set_defaults(command=_predict)
+
+    report = commands.add_parser("report", help="write a page about an evaluated RUN")
+    report.add_argument("run", metavar="RUN", type=Path)
+    report.add_argument("out", metavar="OUT.html", type=Path)
+    report.set_defaults(command=_report)
+
+    for command in commands.choices.values():
+        command.add_argument("--verbose", action="store_true", help="show tracebacks")
+    return top
+
+
+_SETTINGS: dict[str, dict[str, str]] = {
+    "train": {
+        "rounds": "at most so many rounds (default: until every training patient was seen)",
+        "slices_per_round": "about so many",
+        "epochs": "draws a round, as a multiple of its slices",
+        "batch_size": "slices a step",
+        "accumulation": "batches a step of the optimizer",
+        "learning_rate": "peak of each round",
+        "broken_share": "share of each batch that shows a fracture",
+        "weak_target": "what a slice of a broken vertebra without boxes is worth",
+    },
+    "inputs": {
+        "size": "pixels of the square input",
+        "crop_mm": "side of the square that it shows",
+        "trim_mm": "of a crop's lower and upper end that is no input",
+    },
+    "model": {
+        "patch": "pixels, of a model made without --model",
+        "width": "likewise",
+        "depth": "likewise",
+        "heads": "likewise",
+    },
+    "split": {
+        "guard": "share of the patients",
+        "calibration": "share of the patients",
+        "test": "share of the patients",
+    },
+}
+"""The fields of `RunConfig` that have a flag, and what `--help` says of them."""
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    defaults = RunConfig()
+    for part, settings in _SETTINGS.items():
+        group = command.add_argument_group(part)
+        kinds = {entry.name: entry.type for entry in fields(getattr(defaults, part))}
+        for name, told in settings.items():
+            value = getattr(getattr(defaults, part), name)
+            group.add_argument(
+                f"--{name.replace('_', '-')}",
+                type=float if kinds[name] is float else int,
+                metavar="N",
+                help=told if value is None else f"{told} (default preset: {value})",
+            )
+
+
+def _boost(options: argparse.Namespace) -> int:
+    from training.boosting import boost
+
+    given: dict[str, dict[str, Any]] = {
+        part: {name: value for name in names if (value := getattr(options, name)) is not None}
+        for part, names in _SETTINGS.items()
+    }
+    config = PRESETS[options.preset].override(given)
+    if options.recipe is not None:
+        config = replace(config, recipe=options.recipe)
+    if options.seed is not None:
+        config = replace(config, seed=options.seed)
+    boost(StudyStore.open(options.store), RunFolder(options.run), config, options.model)
+    print(f"model: {RunFolder(options.run).model}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from training.evaluate import evaluate, show
+
+    found = evaluate(StudyStore.open(options.store), RunFolder(options.run))
+    if options.json:
+        print(json.dumps(asdict(found)))
+        return 0
+    Console().print(show(found))
+    low, high = found.gain_interval
+    print(f"below the best constant by {found.gain:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+    print(found.verdict)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from training.cohort import read_cohort
+    from training.predict import predict_studies, read_calibration, write_submission, write_table
+    from training.progress import StageProgress, say_event
+
+    run, store = RunFolder(options.run), StudyStore.open(options.store)
+    studies = read_cohort(store)
+    crops = sum(len(study.vertebrae) for study in studies)
+    with StageProgress("read studies", crops, "crops") as progress:
+        predictions = predict_studies(store, run, studies, progress.advance)
+    by_prior = int(predictions.by_prior.sum())
+    say_event("predict", studies=len(studies), levels_without_crop_by_prior=by_prior)
+    table = options.out
+    if options.submission:
+        table = options.out.with_suffix(".table.csv")
+        priors = read_calibration(run).priors
+        counts = write_submission(predictions, priors, options.submission, options.out)
+        say_event("submission", **counts)
+        print(f"submission: {options.out}")
+    write_table(predictions, table)
+    print(f"table: {table}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from training.report import render_report
+
+    page, evaluation = render_report(RunFolder(options.run))
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(page)
+    except OSError as error:
+        raise UsageError("config-invalid", f"{error.strerror}", key=str(options.out)) from None
+    print(evaluation.verdict)
+    print(f"report: {options.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
