@@ -65,6 +65,7 @@ _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
 _SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
 _DEPTH = 16
+_INFLATE_STEP = 1 << 20
 _explicit = struct.Struct("<HH2sH").unpack_from
 _implicit = struct.Struct("<HHL").unpack_from
 _long = struct.Struct("<L").unpack_from
@@ -346,23 +347,25 @@ def _inflate(key: str, data: bytes, start: int, limits: Limits) -> tuple[bytes, 
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     budget = max(SAFETY_INFLATION, limits.inflation * len(data))
     try:
-        head = stream.decompress(memoryview(data)[start:], limits.header_bytes)
-        walk = _read_dataset(key, head, 0, implicit=False, big=False)
-        if walk.pixel_start is None and not stream.eof:
-            raise _over_budget(key, len(data), limits.header_bytes, "without pixel data")
+        inflated, walk = stream.decompress(memoryview(data)[start:], _INFLATE_STEP), _Walk({})
+        for more in (0, limits.header_bytes - _INFLATE_STEP):
+            inflated += stream.decompress(stream.unconsumed_tail, more) if more else b""
+            walk = _read_dataset(key, inflated, 0, implicit=False, big=False)
+            if walk.pixel_start is not None or stream.eof:
+                break
+        else:
+            raise _over_budget(key, len(data), len(inflated), "without pixel data")
         need = (walk.pixel_start or 0) + (walk.pixel_length or 0)
         if need > budget:
             raise _over_budget(key, len(data), budget, f"its header asks for {need}")
         # A data set may go on behind its pixels; that is inflated only to see the stream end.
-        spare = limits.header_bytes
-        rest = b"" if stream.eof else stream.decompress(stream.unconsumed_tail, need + spare)
-        inflated = head + rest
-        if not stream.eof:
-            if stream.unconsumed_tail:
-                raise _over_budget(key, len(data), need + spare, "and goes on")
-            walk.whole = False
+        spare = max(1, need + _INFLATE_STEP - len(inflated))
+        inflated += b"" if stream.eof else stream.decompress(stream.unconsumed_tail, spare)
     except zlib.error as error:
         raise SliceError("truncated", f"the deflated stream is broken: {error}", key=key) from None
+    if not stream.eof and stream.unconsumed_tail:
+        raise _over_budget(key, len(data), len(inflated), "and goes on")
+    walk.whole &= stream.eof
     return inflated, walk
 
 
