@@ -3,7 +3,7 @@
 No pixel is read here (`training.shards`), and no patient is chosen (`training.splits`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from storage_schemas.errors import UsageError
 from storage_schemas.records import CROPPED
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import CERVICAL, LABEL_COLUMNS
+
+Rectangle = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Vertebra:
         0, 1 or, where unknown, None.
     seen : tuple of (int or None)
         For each slice of the crop, whether it shows the fracture; None where nobody said.
+    boxes : mapping of int to tuple of float
+        By slice, where its fracture was drawn: x, y, width and height in pixels of the crop.
     """
 
     study: str
@@ -40,6 +44,7 @@ class Vertebra:
     spacing_mm: tuple[float, float, float]
     fractured: int | None
     seen: tuple[int | None, ...]
+    boxes: Mapping[int, Rectangle]
 
     @property
     def path(self) -> str:
@@ -142,7 +147,8 @@ def _labels(row: dict[str, Any]) -> tuple[int, ...] | None:
 
 
 def _read_vertebrae(store: StudyStore) -> dict[str, list[Vertebra]]:
-    seen = _read_seen(store)
+    slices = store.read_table("slices")
+    seen, boxes = _read_seen(slices), _read_boxes(slices)
     found: dict[str, list[Vertebra]] = {}
     for row in store.read_table("vertebrae").to_pylist():
         if row["outcome"] != CROPPED or row["level"] not in CERVICAL:
@@ -156,6 +162,7 @@ def _read_vertebrae(store: StudyStore) -> dict[str, list[Vertebra]]:
             spacing_mm=(row["spacing_z_mm"], row["spacing_y_mm"], row["spacing_x_mm"]),
             fractured=row["fractured"],
             seen=tuple(known.get(i) for i in range(z)),
+            boxes=boxes.get((row["study"], row["level"]), {}),
         )
         found.setdefault(row["study"], []).append(vertebra)
     return {
@@ -163,11 +170,20 @@ def _read_vertebrae(store: StudyStore) -> dict[str, list[Vertebra]]:
     }
 
 
-def _read_seen(store: StudyStore) -> dict[tuple[str, str], dict[int, int]]:
+def _read_seen(slices: Any) -> dict[tuple[str, str], dict[int, int]]:
     """For each crop the slices of which it is known whether they show its fracture."""
-    table = store.read_table("slices").select(["study", "level", "crop_z", "fractured"])
-    columns = table.drop_null().to_pydict()
+    columns = slices.select(["study", "level", "crop_z", "fractured"]).drop_null().to_pydict()
     seen: dict[tuple[str, str], dict[int, int]] = {}
     for study, level, z, fractured in zip(*columns.values(), strict=True):
         seen.setdefault((study, level), {})[z] = fractured
     return seen
+
+
+def _read_boxes(slices: Any) -> dict[tuple[str, str], dict[int, Rectangle]]:
+    """For each crop the boxes drawn in it, by slice."""
+    names = ["study", "level", "crop_z", "box_x", "box_y", "box_width", "box_height"]
+    columns = slices.select(names).drop_null().to_pydict()
+    boxes: dict[tuple[str, str], dict[int, Rectangle]] = {}
+    for study, level, z, *box in zip(*columns.values(), strict=True):
+        boxes.setdefault((study, level), {})[z] = (box[0], box[1], box[2], box[3])
+    return boxes

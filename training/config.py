@@ -139,6 +139,9 @@ class TrainConfig:
         Share of a round's steps.
     broken_share : float
         Share of each batch that shows a fracture; 0 draws slices as they come.
+    box_weight : float
+        Of the loss that asks each patch whether it lies in a drawn box, beside that of the slice;
+        0 leaves the boxes' places unused.
     weak_target : float
         What a slice of a broken vertebra is worth where nobody said if the slice shows it: about
         the share of such slices that do.
@@ -153,14 +156,15 @@ class TrainConfig:
     weight_decay: float = 0.05
     warmup: float = 0.1
     broken_share: float = 0.3
+    box_weight: float = 1.0
     weak_target: float = 0.35
 
     def __post_init__(self) -> None:
         counts = (self.slices_per_round, self.batch_size, self.accumulation)
         if min(counts) < 1 or self.epochs <= 0 or (self.rounds is not None and self.rounds < 1):
             raise _invalid("rounds, slices, epochs, batch size and accumulation must be positive")
-        if self.learning_rate <= 0 or self.weight_decay < 0:
-            raise _invalid(f"rate {self.learning_rate}, weight decay {self.weight_decay}")
+        if self.learning_rate <= 0 or self.weight_decay < 0 or self.box_weight < 0:
+            raise _invalid("the learning rate is positive, weight decay and box weight at least 0")
         if not (0 <= self.warmup < 1 and 0 <= self.broken_share < 1 and 0 <= self.weak_target <= 1):
             raise _invalid("warm-up, broken share and weak target are shares")
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from storage_schemas.vertebrae import CERVICAL
 from training.cohort import Study
 from training.config import InputConfig
-from training.inputs import gather_slices, make_pixels
+from training.inputs import gather_slices, make_pixels, plain_pose
 from training.runs import EXAMPLES, RunFolder
 from training.scoring import LevelScores
 from training.shards import RoundShards
@@ -77,9 +77,8 @@ class ExampleTiles:
 
     def _draw(self, shards: RoundShards, crop: int, z: int) -> NDArray[np.uint8]:
         batch = gather_slices(shards, np.array([crop]), np.array([z]))
-        pixels = make_pixels(batch, self.inputs)[0, 1].numpy()
-        shown = pixels * self.inputs.std[1] + self.inputs.mean[1]
-        return np.rint(255 * np.clip(shown, 0, 1)).astype(np.uint8)
+        pixels = make_pixels(batch, self.inputs, plain_pose(1))[0, 1].numpy()
+        return np.rint(255 * pixels).astype(np.uint8)
 
     def write(self, run: RunFolder) -> None:
         """Write the pictures and a list of them into the run folder, in place of older ones."""

@@ -24,6 +24,10 @@ CHANNELS = (-1, 0, 1)
 
 _OVERSAMPLE = 2
 """Looks an output pixel takes along each axis, so that thin lines do not fall between two."""
+_PATCH_LOOKS = 4
+"""Looks along each side of a patch, to see how much of it a box covers."""
+
+Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,22 @@ class SliceIndex:
         return len(self.crop)
 
 
+@dataclass(frozen=True)
+class Pose:
+    """How each input of a batch looks at its slice.
+
+    Parameters
+    ----------
+    way : Tensor, shape (batch, 2, 2), float32
+        Rotation, scale and mirror, of (x, y).
+    shift_mm : Tensor, shape (batch, 2), float32
+        From the crop's centre, (x, y).
+    """
+
+    way: Tensor
+    shift_mm: Tensor
+
+
 def index_slices(
     shards: RoundShards, crops: Sequence[int], trim_mm: float, weak_target: float = math.nan
 ) -> SliceIndex:
@@ -62,20 +82,22 @@ def index_slices(
     )
 
 
-def gather_slices(
-    shards: RoundShards, crop: NDArray[np.int64], z: NDArray[np.int64]
-) -> dict[str, Tensor]:
+def gather_slices(shards: RoundShards, crop: NDArray[np.int64], z: NDArray[np.int64]) -> Batch:
     """Copy native slices and their neighbours into one batch.
 
     Returns
     -------
     dict
         ``hu`` (batch, 3, rows, columns), int16, filled up with air; ``shape`` (batch, 2), the rows
-        and columns that are real; ``spacing_mm`` (batch, 2), of rows and columns.
+        and columns that are real; ``spacing_mm`` (batch, 2), of rows and columns; ``box``
+        (batch, 4), x, y, width and height of the fracture in pixels, NaN where none was drawn.
     """
     crops = [shards.crop(index) for index in crop]
+    chosen = [shards.vertebrae[index] for index in crop]
     shape = np.array([voxels.shape[1:] for voxels in crops])
-    spacing = np.array([shards.vertebrae[index].spacing_mm[1:] for index in crop], np.float32)
+    spacing = np.array([vertebra.spacing_mm[1:] for vertebra in chosen], np.float32)
+    nowhere = (math.nan,) * 4
+    boxes = [vertebra.boxes.get(int(i), nowhere) for vertebra, i in zip(chosen, z, strict=True)]
     hu = np.full((len(crops), len(CHANNELS), *shape.max(axis=0)), AIR_HU, np.int16)
     for row, (voxels, middle) in enumerate(zip(crops, z, strict=True)):
         near = np.clip(middle + np.array(CHANNELS), 0, len(voxels) - 1)
@@ -84,57 +106,17 @@ def gather_slices(
         "hu": torch.from_numpy(hu),
         "shape": torch.from_numpy(shape),
         "spacing_mm": torch.from_numpy(spacing),
+        "box": torch.tensor(boxes, dtype=torch.float32),
     }
 
 
-def make_pixels(
-    batch: dict[str, Tensor],
-    inputs: InputConfig,
-    augment: AugmentConfig | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Turn native slices into a model's input.
-
-    Parameters
-    ----------
-    batch : dict
-        From `gather_slices`, on the device where the pixels shall be.
-    inputs : InputConfig
-    augment : AugmentConfig or None
-        None makes the plain input.
-    generator : torch.Generator or None
-        Of the augmentation, on the CPU, so that draws are the same on every device.
-
-    Returns
-    -------
-    Tensor, shape (batch, 3, size, size), float32
-        Windowed to 0..1, then normalised by ``mean`` and ``std``.
-    """
-    device = batch["hu"].device
-    windowed = (
-        batch["hu"].float().sub(inputs.low_hu).div(inputs.high_hu - inputs.low_hu).clamp(0, 1)
-    )
-    count = len(windowed)
-    way, shift = _pose(count, augment, generator)
-    theta = _to_source(batch, way.to(device), shift.to(device), inputs.crop_mm)
-    side = inputs.size * _OVERSAMPLE
-    grid = functional.affine_grid(theta, [count, 1, side, side], align_corners=False)
-    pixels = functional.grid_sample(windowed, grid, align_corners=False)
-    pixels = functional.avg_pool2d(pixels, _OVERSAMPLE)
-    if augment:
-        pixels = _vary_intensity(pixels, augment, generator)
-    mean, std = (
-        torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (inputs.mean, inputs.std)
-    )
-    return pixels.sub(mean).div(std)
+def plain_pose(count: int) -> Pose:
+    """Look straight at the centre."""
+    return Pose(torch.eye(2).repeat(count, 1, 1), torch.zeros(count, 2))
 
 
-def _pose(
-    count: int, augment: AugmentConfig | None, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    """Rotation, scale and mirror of each input, (count, 2, 2), and its shift in mm, (x, y)."""
-    if augment is None:
-        return torch.eye(2).repeat(count, 1, 1), torch.zeros(count, 2)
+def draw_pose(count: int, augment: AugmentConfig, generator: torch.Generator) -> Pose:
+    """Draw rotation, scale, mirror and shift of each input; the generator is on the CPU."""
     draws = torch.rand(count, 5, generator=generator) * 2 - 1
     angle = draws[:, 0] * math.radians(augment.rotate_degrees)
     scale = 1 + draws[:, 1] * augment.scale
@@ -142,25 +124,83 @@ def _pose(
     mirror = torch.where(draws[:, 2] < 0, -1.0, 1.0)
     cos, sin = angle.cos() * scale, angle.sin() * scale
     way = torch.stack([cos * mirror, -sin, sin * mirror, cos], dim=1).view(count, 2, 2)
-    return way, draws[:, 3:] * augment.shift_mm
+    return Pose(way, draws[:, 3:] * augment.shift_mm)
 
 
-def _to_source(batch: dict[str, Tensor], way: Tensor, shift: Tensor, crop_mm: float) -> Tensor:
-    """Matrices (batch, 2, 3) from an input's -1..1 to the -1..1 of its padded native slice."""
-    rows, columns = batch["hu"].shape[2:]
-    padded = torch.tensor([columns, rows], device=way.device)
-    real = batch["shape"].flip(1)
-    pixels_of_mm = 2 / (batch["spacing_mm"].flip(1) * padded)
-    matrix = way * (crop_mm / 2) * pixels_of_mm[:, :, None]
-    # The centre of the real part, which the padding moved away from 0.
-    centre = real / padded - 1 + shift * pixels_of_mm
-    return torch.cat([matrix, centre[:, :, None]], dim=2).float()
+def make_pixels(batch: Batch, inputs: InputConfig, pose: Pose) -> Tensor:
+    """Turn native slices into pictures.
+
+    Parameters
+    ----------
+    batch : dict
+        From `gather_slices`, on the device where the pixels shall be.
+    inputs : InputConfig
+    pose : Pose
+
+    Returns
+    -------
+    Tensor, shape (batch, 3, size, size), float32
+        Windowed to 0..1; a model wants them through `normalise`.
+    """
+    width = inputs.high_hu - inputs.low_hu
+    windowed = batch["hu"].float().sub(inputs.low_hu).div(width).clamp(0, 1)
+    grid = _look_up(batch, inputs, pose, inputs.size * _OVERSAMPLE)
+    pixels = functional.grid_sample(windowed, grid, align_corners=False)
+    return functional.avg_pool2d(pixels, _OVERSAMPLE)
 
 
-def _vary_intensity(
-    pixels: Tensor, augment: AugmentConfig, generator: torch.Generator | None
-) -> Tensor:
+def vary_intensity(pixels: Tensor, augment: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Draw gain, offset and noise of each picture; the generator is on the CPU."""
     draws = (torch.rand(len(pixels), 3, 1, 1, 1, generator=generator) * 2 - 1).to(pixels.device)
     gain, offset = 1 + draws[:, 0] * augment.gain, draws[:, 1] * augment.offset
     noise = torch.randn(pixels.shape, generator=generator).to(pixels.device)
     return (pixels * gain + offset + noise * draws[:, 2].abs() * augment.noise).clamp(0, 1)
+
+
+def normalise(pixels: Tensor, inputs: InputConfig) -> Tensor:
+    """Pictures of 0..1 to what the model wants: ``(pixels - mean) / std`` of each channel."""
+    mean = torch.tensor(inputs.mean, device=pixels.device).view(1, -1, 1, 1)
+    std = torch.tensor(inputs.std, device=pixels.device).view(1, -1, 1, 1)
+    return pixels.sub(mean).div(std)
+
+
+def cover_patches(batch: Batch, inputs: InputConfig, pose: Pose, patches: int) -> Tensor:
+    """How much of each patch of an input lies in the box of its fracture.
+
+    Parameters
+    ----------
+    batch, inputs, pose
+        As for `make_pixels`.
+    patches : int
+        Along each side of the input.
+
+    Returns
+    -------
+    Tensor, shape (batch, patches * patches), float32
+        0 to 1, row by row; 0 where no box was drawn.
+    """
+    grid = _look_up(batch, inputs, pose, patches * _PATCH_LOOKS)
+    rows, columns = batch["hu"].shape[2:]
+    half = torch.tensor([columns, rows], device=grid.device) / 2
+    # Corners of the box in the -1..1 of the padded slice; a pixel reaches half a pixel around.
+    low = (batch["box"][:, :2] / half - 1)[:, None, None]
+    high = low + (batch["box"][:, 2:] / half)[:, None, None]
+    inside = ((grid >= low) & (grid <= high)).all(dim=-1)
+    return functional.avg_pool2d(inside[:, None].float(), _PATCH_LOOKS).flatten(1)
+
+
+def _look_up(batch: Batch, inputs: InputConfig, pose: Pose, side: int) -> Tensor:
+    """Where each of side x side places of an input lies in the -1..1 of its padded native slice.
+
+    Shape (batch, side, side, 2), float32, (x, y).
+    """
+    device = batch["hu"].device
+    rows, columns = batch["hu"].shape[2:]
+    padded = torch.tensor([columns, rows], device=device)
+    real = batch["shape"].flip(1)
+    of_mm = 2 / (batch["spacing_mm"].flip(1) * padded)
+    matrix = pose.way.to(device) * (inputs.crop_mm / 2) * of_mm[:, :, None]
+    # The centre of the real part, which the padding moved away from 0.
+    centre = real / padded - 1 + pose.shift_mm.to(device) * of_mm
+    theta = torch.cat([matrix, centre[:, :, None]], dim=2).float()
+    return functional.affine_grid(theta, [len(theta), 1, side, side], align_corners=False)

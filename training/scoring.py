@@ -15,7 +15,14 @@ from transformers import PreTrainedModel
 from storage_schemas.vertebrae import CERVICAL
 from training.cohort import Study
 from training.config import InputConfig
-from training.inputs import SliceIndex, gather_slices, index_slices, make_pixels
+from training.inputs import (
+    SliceIndex,
+    gather_slices,
+    index_slices,
+    make_pixels,
+    normalise,
+    plain_pose,
+)
 from training.shards import RoundShards
 
 TOP = 5
@@ -55,8 +62,11 @@ def slice_logits(
     for start in range(0, len(index), _BATCH):
         part = slice(start, start + _BATCH)
         batch = gather_slices(shards, index.crop[part], index.z[part])
-        pixels = make_pixels({name: part.to(place) for name, part in batch.items()}, inputs)
-        logits.append(model(pixel_values=pixels).logits[:, 0].float().cpu().numpy())
+        batch = {name: part.to(place) for name, part in batch.items()}
+        pixels = make_pixels(batch, inputs, plain_pose(len(batch["hu"])))
+        logits.append(
+            model(pixel_values=normalise(pixels, inputs)).logits[:, 0].float().cpu().numpy()
+        )
     return np.concatenate(logits) if logits else np.empty(0, np.float32)
 
 

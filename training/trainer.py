@@ -14,13 +14,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from storage_schemas.errors import RunError
 from training.config import AugmentConfig, InputConfig, TrainConfig
-from training.inputs import SliceIndex, gather_slices, make_pixels
+from training.inputs import (
+    SliceIndex,
+    cover_patches,
+    draw_pose,
+    gather_slices,
+    make_pixels,
+    normalise,
+    vary_intensity,
+)
 from training.shards import RoundShards
 
 Log = Callable[[Mapping[str, Any]], None]
@@ -93,20 +102,36 @@ def _endless(
 
 
 class SliceTrainer(Trainer):
-    """`Trainer` that makes its pixels on the model's device, from native slices."""
+    """`Trainer` that makes its pixels on the model's device, from native slices.
+
+    A thin fracture fills few patches, and a small ViT from random weights hardly finds it by one
+    bit a slice. Where boxes are drawn, its own classifier is therefore asked about every patch too:
+    no weight is added, and the saved model is the plain one.
+    """
 
     def __init__(
         self,
         *,
         sampler: Sampler[int],
         inputs: InputConfig,
-        augment: AugmentConfig | None,
+        augment: AugmentConfig,
+        box_weight: float,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self._sampler = sampler
         self._inputs = inputs
         self._augment = augment
+        self._tokens: Tensor | None = None
+        model = self.model
+        self._patches = 0
+        if box_weight and model.config.model_type == "vit":
+            self._patches = inputs.size // model.config.patch_size
+            self._box_weight = box_weight
+            model.base_model.register_forward_hook(self._keep_tokens)
+
+    def _keep_tokens(self, module: Any, arguments: Any, output: Any) -> None:
+        self._tokens = output[0][:, 1:]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._sampler
@@ -118,11 +143,32 @@ class SliceTrainer(Trainer):
         generator = torch.Generator().manual_seed(
             self.args.seed * 1_000_003 + self.state.global_step
         )
-        with torch.no_grad():
-            pixels = make_pixels(inputs, self._inputs, self._augment, generator)
-        return super().compute_loss(
-            model, {"pixel_values": pixels, "labels": labels}, *args, **kwargs
-        )
+        pose = draw_pose(len(labels), self._augment, generator)
+        pixels = vary_intensity(make_pixels(inputs, self._inputs, pose), self._augment, generator)
+        ready = {"pixel_values": normalise(pixels, self._inputs), "labels": labels}
+        loss = super().compute_loss(model, ready, *args, **kwargs)
+        if not self._patches:
+            return loss
+        covered = cover_patches(inputs, self._inputs, pose, self._patches)
+        known = (labels == 0) | ~inputs["box"].isnan().any(dim=1, keepdim=True)
+        asked = model.classifier(self._tokens)[..., 0]
+        return loss + self._box_weight * patch_loss(asked, covered, known.expand_as(covered))
+
+
+def patch_loss(logits: Tensor, covered: Tensor, known: Tensor) -> Tensor:
+    """Cross-entropy of patches against how much of each a box covers, as much for either kind.
+
+    Parameters
+    ----------
+    logits, covered : Tensor, shape (batch, patches), float32
+    known : Tensor, shape (batch, patches), bool
+        False for slices that show a fracture which nobody drew.
+    """
+    losses = functional.binary_cross_entropy_with_logits(logits, covered, reduction="none")
+    broken, whole = known * covered, known * (1 - covered)
+    # Almost all patches are whole: unbalanced, the loss would be small without finding anything.
+    share = (losses * broken).sum() / broken.sum().clamp(min=1)
+    return (share + (losses * whole).sum() / whole.sum().clamp(min=1)) / 2
 
 
 class _RoundLog(TrainerCallback):
@@ -156,7 +202,7 @@ def train_slices(
     index: SliceIndex,
     *,
     inputs: InputConfig,
-    augment: AugmentConfig | None,
+    augment: AugmentConfig,
     config: TrainConfig,
     seed: int,
     log: Log,
@@ -225,6 +271,7 @@ def train_slices(
             ),
             inputs=inputs,
             augment=augment,
+            box_weight=config.box_weight,
         )
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
