@@ -1,0 +1,304 @@
+"""A cohort in the competition's very layout: DICOM, csv files, masks; every byte follows the seed.
+
+Prevalence is that of the 2,019 training studies: how many levels are broken in a study, and which
+(facts of the competition's ``train.csv``).
+"""
+
+import csv
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from pipeline.phantom.faults import FAULTS, Fault
+from pipeline.phantom.fractures import draw_fractures
+from pipeline.phantom.patient import draw_patient
+from pipeline.phantom.render import Grid, Scan, render_patient
+from pipeline.phantom.scanner import SITES, Series, Site, acquire, make_slice, save_slice
+from storage_schemas.errors import UsageError
+from storage_schemas.vertebrae import CERVICAL, LABEL_COLUMNS
+
+UID_ROOT = "1.2.826.0.1.3680043.8.498"
+BROKEN_LEVELS = (1058, 623, 239, 64, 26, 7, 2)
+"""Studies with 0, 1, ... 6 broken levels."""
+BROKEN_BY_LEVEL = (146, 285, 73, 108, 162, 277, 393)
+"""Studies in which C1, ... C7 is broken."""
+REVERSED_SHARE = 0.1
+ODD_STUDY = 4
+"""The one study of a cohort that has more columns than rows."""
+SLICES = 100
+
+
+@dataclass(frozen=True)
+class CohortSummary:
+    """What was written.
+
+    Parameters
+    ----------
+    studies, slices, positives, boxes : int
+    """
+
+    studies: int
+    slices: int
+    positives: int
+    boxes: int
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """All that decides one study.
+
+    Parameters
+    ----------
+    index : int
+        In the cohort; with the seed it decides everything drawn.
+    seed : int
+    study : str
+        StudyInstanceUID.
+    site : Site
+    broken : tuple of str
+        Levels.
+    size, columns, slices : int
+        Rows, columns and slices.
+    reversed_numbers, masked : bool
+    fault : Fault or None
+    """
+
+    index: int
+    seed: int
+    study: str
+    site: Site
+    broken: tuple[str, ...]
+    size: int
+    columns: int
+    slices: int
+    reversed_numbers: bool
+    masked: bool
+    fault: Fault | None = None
+
+
+def make_cohort(
+    out: Path,
+    *,
+    studies: int = 30,
+    seed: int = 0,
+    size: int = 256,
+    faults: bool = False,
+    slices: int | None = None,
+    masked: float = 1.0,
+    workers: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> CohortSummary:
+    """Write a cohort.
+
+    Parameters
+    ----------
+    out : Path
+        A folder that is not there yet, or empty.
+    studies, size, slices : int
+        Studies; rows and columns; slices of each, about 100 by default.
+    seed : int
+        Equal arguments give equal bytes, whatever the number of workers.
+    faults : bool
+        Add one study of each kind of `pipeline.phantom.faults.FAULTS`.
+    masked : float
+        Share of the studies with a mask.
+    workers : int, optional
+        Processes; all cores by default.
+    progress : callable, optional
+        Called with the number of studies done and their total.
+
+    Returns
+    -------
+    CohortSummary
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` where the folder holds something, or a number makes no sense.
+    """
+    if studies < 1 or not 32 <= size <= 1024 or not 0 <= masked <= 1:
+        raise UsageError("config-invalid", f"{studies} studies of {size} px, {masked:.0%} masked")
+    if slices is not None and not 12 <= slices <= 1000:
+        raise UsageError("config-invalid", f"{slices} slices: not in 12 to 1000")
+    plans = _plan(studies, seed, size, slices or SLICES, masked, faults)
+    _prepare(out)
+    count = workers or len(os.sched_getaffinity(0))
+    boxes: list[tuple[str, int, int, int, int, int]] = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(count, len(plans)), context) as pool:
+        for done, rows in enumerate(pool.map(_write_study, plans, [out] * len(plans)), start=1):
+            boxes += rows
+            if progress:
+                progress(done, len(plans))
+    _write_tables(out, plans, boxes)
+    return CohortSummary(
+        studies=len(plans),
+        slices=sum(plan.slices for plan in plans),
+        positives=sum(bool(plan.broken) for plan in plans),
+        boxes=len(boxes),
+    )
+
+
+def _plan(
+    studies: int, seed: int, size: int, slices: int, masked: float, faults: bool
+) -> list[StudyPlan]:
+    random = np.random.default_rng([seed, 0])
+    reversed_ones = set(random.permutation(studies)[: round(studies * REVERSED_SHARE)].tolist())
+    masked_ones = set(random.permutation(studies)[: round(studies * masked)].tolist())
+    plans = [
+        StudyPlan(
+            index=index,
+            seed=seed,
+            study=_uid(seed, index),
+            site=SITES[index % len(SITES)],
+            broken=_draw_broken(random),
+            size=size,
+            columns=size + 7 if index == ODD_STUDY else size,
+            slices=slices + int(random.integers(-slices // 20, slices // 20 + 1)),
+            reversed_numbers=index in reversed_ones,
+            masked=index in masked_ones,
+        )
+        for index in range(studies)
+    ]
+    for number, fault in enumerate(FAULTS if faults else ()):
+        model = plans[number % len(plans)]
+        index = studies + number
+        plans.append(
+            replace(
+                model,
+                index=index,
+                study=_uid(seed, index),
+                site=fault.site or model.site,
+                columns=size,
+                masked=fault.masked,
+                fault=fault,
+            )
+        )
+    return plans
+
+
+def _draw_broken(random: np.random.Generator) -> tuple[str, ...]:
+    shares = np.array(BROKEN_LEVELS) / sum(BROKEN_LEVELS)
+    count = int(random.choice(len(shares), p=shares))
+    weights = np.array(BROKEN_BY_LEVEL) / sum(BROKEN_BY_LEVEL)
+    chosen = random.choice(len(CERVICAL), size=count, replace=False, p=weights)
+    return tuple(CERVICAL[level] for level in sorted(chosen))
+
+
+def _uid(seed: int, index: int, *more: int) -> str:
+    digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
+    return ".".join([UID_ROOT, str(int.from_bytes(digest[:10], "big")), *map(str, more)])
+
+
+def _prepare(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise UsageError("config-invalid", "the folder is not empty", key=str(out))
+        (out / "train_images").mkdir()
+        (out / "segmentations").mkdir()
+    except OSError as error:
+        raise UsageError("config-invalid", f"{error.strerror}", key=str(out)) from None
+
+
+def _write_study(plan: StudyPlan, out: Path) -> list[tuple[str, int, int, int, int, int]]:
+    """Write one study and return its rows of bounding boxes."""
+    random = np.random.default_rng([plan.seed, 1, plan.index])
+    patient = draw_patient(random)
+    fractures = {level: draw_fractures(level, random) for level in plan.broken}
+    grid = _grid(plan, patient.size, random)
+    spine = plan.fault is None or plan.fault.spine
+    scan = render_patient(patient, fractures, grid, random, spine=spine)
+    stored = acquire(scan.hu, grid, plan.site, random)
+    series = Series(
+        plan.study, f"{plan.study}.1", f"PHANTOM-{plan.index:05d}", plan.reversed_numbers
+    )
+    folder = out / "train_images" / plan.study
+    folder.mkdir()
+    for z in range(plan.slices):
+        dataset = make_slice(stored[z], z, grid, plan.site, series)
+        save_slice(dataset, folder / f"{dataset.InstanceNumber}.dcm")
+    if plan.masked:
+        _write_mask(scan, grid, out / "segmentations" / f"{plan.study}.nii")
+    if plan.fault:
+        plan.fault.damage(folder)
+    return [
+        (plan.study, x0, y0, min(x1, plan.columns) - x0, min(y1, plan.size) - y0,
+         series.number(z, plan.slices))
+        for z, _, (x0, y0, x1, y1) in scan.boxes
+    ]  # fmt: skip
+
+
+def _grid(plan: StudyPlan, scale: float, random: np.random.Generator) -> Grid:
+    pixel = random.uniform(*plan.site.fov_mm) / plan.size
+    # From below T2 to above the foramen magnum; the origin is the middle of C4.
+    low, high = -100.0 * scale - random.uniform(2, 12), 54.0 * scale + random.uniform(22, 34)
+    shear = np.tan(np.radians(plan.fault.tilt_degrees)) if plan.fault else 0.0
+    x = (np.arange(plan.columns) - (plan.columns - 1) / 2) * pixel + random.normal(0, 4)
+    y = (np.arange(plan.size) - (plan.size - 1) / 2) * pixel + 10 + random.normal(0, 4)
+    return Grid(x, y, np.linspace(low, high, plan.slices), float(shear))
+
+
+def _write_mask(scan: Scan, grid: Grid, path: Path) -> None:
+    """Save as the competition's masks are: RAS, z ascending, y flipped against the image rows."""
+    step = float(grid.z[1] - grid.z[0])
+    pixel = grid.pixel_mm
+    affine = np.array(
+        [
+            [-pixel, 0, 0, -grid.x[0]],
+            [0, pixel, -grid.shear * step, -(grid.y[-1] + grid.shear * grid.z[0])],
+            [0, 0, step, grid.z[0]],
+            [0, 0, 0, 1],
+        ]
+    )
+    data = np.ascontiguousarray(scan.labels[:, ::-1].transpose(2, 1, 0))
+    nib.Nifti1Image(data, affine).to_filename(path)
+
+
+def _write_tables(
+    out: Path, plans: list[StudyPlan], boxes: Iterable[tuple[str, int, int, int, int, int]]
+) -> None:
+    _write_csv(
+        out / "train.csv",
+        ("StudyInstanceUID", *LABEL_COLUMNS),
+        [(p.study, int(bool(p.broken)), *(int(c in p.broken) for c in CERVICAL)) for p in plans],
+    )
+    header = ("StudyInstanceUID", "x", "y", "width", "height", "slice_number")
+    _write_csv(out / "train_bounding_boxes.csv", header, boxes)
+    targets = [(plan.study, target) for plan in plans for target in (*CERVICAL, LABEL_COLUMNS[0])]
+    _write_csv(
+        out / "test.csv",
+        ("row_id", "StudyInstanceUID", "prediction_type"),
+        [(f"{study}_{target}", study, target) for study, target in targets],
+    )
+    _write_csv(
+        out / "sample_submission.csv",
+        ("row_id", "fractured"),
+        [(f"{study}_{target}", 0.5) for study, target in targets],
+    )
+    _write_csv(
+        out / "phantom.csv",
+        ("StudyInstanceUID", "site", "transfer_syntax", "slices", "reversed", "masked", "broken"),
+        [
+            (p.study, p.site.name, p.site.syntax, p.slices, int(p.reversed_numbers), int(p.masked),
+             " ".join(p.broken))
+            for p in plans
+        ],
+    )  # fmt: skip
+    faulty = [(p.study, p.fault.name, p.fault.expected) for p in plans if p.fault]
+    if faulty:
+        _write_csv(out / "faults.csv", ("StudyInstanceUID", "fault", "expected"), faulty)
+
+
+def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+    with path.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)

@@ -1,0 +1,195 @@
+"""What a scanner makes of a patient: noise, kernel, quantisation, and DICOM slices on disk.
+
+Four sites differ in all that sites differ in: spacing, kernel, noise, signedness, padding, coding.
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
+from pydicom.uid import (
+    CTImageStorage,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGLosslessSV1,
+)
+from scipy.ndimage import gaussian_filter1d
+
+from pipeline.phantom.render import Grid
+
+INTERCEPT = -1024
+
+
+@dataclass(frozen=True)
+class Site:
+    """One scanner and its protocol.
+
+    Parameters
+    ----------
+    name, manufacturer, model, kernel : str
+    syntax : str
+        Transfer syntax UID.
+    signed : bool
+        16-bit signed, else 12-bit unsigned stored values.
+    fov_mm : (float, float)
+        Range of the field of view.
+    noise_hu : (float, float)
+        Range of the noise's standard deviation.
+    blur : float
+        Width of the kernel in pixels; a negative one sharpens.
+    padding : int or None
+        Stored value outside the scanner's circle.
+    window_centers : tuple of int
+        One value, or several.
+    """
+
+    name: str
+    manufacturer: str
+    model: str
+    kernel: str
+    syntax: str
+    signed: bool
+    fov_mm: tuple[float, float]
+    noise_hu: tuple[float, float]
+    blur: float
+    padding: int | None
+    window_centers: tuple[int, ...]
+
+
+SITES = (
+    Site("north", "Phantom Medical", "Helix 64", "BONEPLUS", ImplicitVRLittleEndian, True,
+         (150, 175), (14, 26), -0.6, -2000, (500,)),
+    Site("south", "Phantom Medical", "Helix 128", "B70f", ExplicitVRLittleEndian, False,
+         (140, 160), (10, 20), 0.45, None, (450, 40)),
+    Site("east", "Synthetic Imaging", "Aurora", "YC", JPEGLosslessSV1, False,
+         (150, 180), (16, 30), 0.55, None, (500, 50)),
+    Site("west", "Synthetic Imaging", "Aurora S", "FC30", JPEGLosslessSV1, False,
+         (160, 185), (20, 34), -0.4, None, (700,)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Series:
+    """The names and numbers of one series.
+
+    Parameters
+    ----------
+    study, series : str
+        UIDs.
+    patient : str
+        Plainly synthetic.
+    reversed_numbers : bool
+        Whether file 1 is the lowest slice instead of the topmost.
+    """
+
+    study: str
+    series: str
+    patient: str
+    reversed_numbers: bool
+
+    def number(self, z: int, slices: int) -> int:
+        """The number in the file's name and in InstanceNumber, from 1."""
+        return z + 1 if self.reversed_numbers else slices - z
+
+
+def acquire(
+    hu: NDArray[np.float32], grid: Grid, site: Site, random: np.random.Generator
+) -> NDArray[np.int16]:
+    """Add noise, apply the kernel and store: (z, y, x) values as the site's files hold them."""
+    noisy = hu + random.standard_normal(hu.shape, np.float32) * random.uniform(*site.noise_hu)
+    width = abs(site.blur)
+    blurred = gaussian_filter1d(
+        gaussian_filter1d(noisy, width, 1, truncate=3), width, 2, truncate=3
+    )
+    image = blurred if site.blur > 0 else noisy + 0.6 * (noisy - blurred)
+    low, high = (-1024, 3071 + 1024) if site.signed else (-1024, 3071)
+    stored = np.rint(image).clip(low, high) - INTERCEPT
+    if site.padding is not None:
+        radius = np.hypot(
+            *np.meshgrid(grid.y - grid.y.mean(), grid.x - grid.x.mean(), indexing="ij")
+        )
+        stored[:, radius > grid.x[-1] - grid.x.mean()] = site.padding
+    return stored.astype(np.int16)
+
+
+def make_slice(
+    pixels: NDArray[np.int16], z: int, grid: Grid, site: Site, series: Series
+) -> Dataset:
+    """One slice as a DICOM data set, ready to be saved."""
+    number = series.number(z, grid.shape[0])
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = site.syntax
+    dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = f"{series.series}.{number}"
+    dataset.SOPClassUID = CTImageStorage
+    dataset.SOPInstanceUID = f"{series.series}.{number}"
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+    dataset.Modality = "CT"
+    dataset.Manufacturer = site.manufacturer
+    dataset.ManufacturerModelName = site.model
+    dataset.ConvolutionKernel = site.kernel
+    dataset.BodyPartExamined = "CSPINE"
+    dataset.PatientID = series.patient
+    dataset.PatientName = "Phantom^Synthetic"
+    dataset.StudyInstanceUID = series.study
+    dataset.SeriesInstanceUID = series.series
+    dataset.InstanceNumber = number
+    step = float(grid.z[1] - grid.z[0])
+    position = (grid.x[0], grid.y[0] + grid.shear * grid.z[z], grid.z[z])
+    dataset.ImagePositionPatient = [_decimal(p) for p in position]
+    dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    dataset.SliceThickness = _decimal(step)
+    dataset.SliceLocation = _decimal(grid.z[z])
+    dataset.PixelSpacing = [_decimal(grid.y[1] - grid.y[0]), _decimal(grid.pixel_mm)]
+    dataset.WindowCenter = list(site.window_centers)
+    dataset.WindowWidth = [1800, 400][: len(site.window_centers)]
+    dataset.RescaleIntercept, dataset.RescaleSlope = INTERCEPT, 1
+    dataset.RescaleType = "HU"
+    dataset.SamplesPerPixel = 1
+    dataset.PhotometricInterpretation = "MONOCHROME2"
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.BitsAllocated = 16
+    dataset.BitsStored = 16 if site.signed else 12
+    dataset.HighBit = dataset.BitsStored - 1
+    dataset.PixelRepresentation = int(site.signed)
+    if site.padding is not None:
+        dataset.PixelPaddingValue = site.padding
+    _set_pixels(dataset, pixels, site)
+    return dataset
+
+
+def save_slice(dataset: Dataset, path: Path) -> None:
+    """Save a slice as a DICOM file (PS3.10)."""
+    dataset.save_as(path, enforce_file_format=True)
+
+
+def _set_pixels(dataset: Dataset, pixels: NDArray[np.int16], site: Site) -> None:
+    if site.syntax != JPEGLosslessSV1:
+        dataset.PixelData = pixels.astype("<i2").tobytes()
+        dataset["PixelData"].VR = "OW"
+        return
+    stream = imagecodecs.jpeg_encode(pixels.astype(np.uint16), lossless=True, bitspersample=12)
+    dataset.PixelData = encapsulate([_without_app_segments(stream)])
+    dataset["PixelData"].VR = "OB"
+
+
+def _without_app_segments(stream: bytes) -> bytes:
+    """Drop JFIF segments, which scanners do not write."""
+    kept, place = [stream[:2]], 2
+    while stream[place] == 0xFF and stream[place + 1] != 0xDA:
+        (length,) = struct.unpack_from(">H", stream, place + 2)
+        if not 0xE0 <= stream[place + 1] <= 0xEF:
+            kept.append(stream[place : place + 2 + length])
+        place += 2 + length
+    return b"".join([*kept, stream[place:]])
+
+
+def _decimal(value: float) -> str:
+    """A decimal string of at most 16 characters (PS3.5 6.2)."""
+    return f"{float(value):.6f}"[:16]
