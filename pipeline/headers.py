@@ -359,8 +359,8 @@ def _uid(key: str, values: dict[str, bytes], name: str) -> str:
 
 
 def _refuse_without_pixels(key: str, elements: Elements, sop_class: str) -> None:
-    if sop_class and sop_class not in CT_CLASSES:
-        raise SliceError("sop-class-unsupported", f"SOP class {sop_class}", key=key)
     if not elements.whole:
         raise SliceError("truncated", f"the header ends the {len(elements.data)} bytes", key=key)
+    if sop_class and sop_class not in CT_CLASSES:
+        raise SliceError("sop-class-unsupported", f"SOP class {sop_class}", key=key)
     raise SliceError("header-invalid", "there is no pixel data element", key=key)

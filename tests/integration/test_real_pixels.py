@@ -85,7 +85,7 @@ REFUSED = {
     f"{PYDICOM}/empty_charset_LEI.dcm": "header-invalid",
     f"{PYDICOM}/UN_sequence.dcm": "header-invalid",
     f"{PYDICOM}/dicomdirtests/TINY_ALPHA/PT000000/ST000000/SE000000/IM000000": "header-invalid",
-    f"{PYDICOM}/rtplan_truncated.dcm": "sop-class-unsupported",
+    f"{PYDICOM}/rtplan_truncated.dcm": "truncated",
     f"{PYDICOM}/dicomdirtests/DICOMDIR": "sop-class-unsupported",
     f"{PYDICOM}/MR_small.dcm": "sop-class-unsupported",
     f"{PARSER}/deflate/image_dfl": "sop-class-unsupported",
