@@ -62,7 +62,7 @@ def choose_stack(candidates: list[Candidate], refused: list[SliceError], limits:
     slices, rows, columns = stack.shape
     size = 2 * slices * rows * columns
     if size > limits.volume_bytes:
-        refused += [_outside_of(c, "of too large a stack") for p in stack.places for c in p]
+        refused += [leave_out(c, "of too large a stack") for p in stack.places for c in p]
         why = f"{stack.shape} needs {size} bytes against {limits.volume_bytes}"
         raise no_volume("volume-over-budget", why, refused)
     return stack
@@ -71,13 +71,14 @@ def choose_stack(candidates: list[Candidate], refused: list[SliceError], limits:
 def _outside(candidates: list[Candidate], stack: Stack | None) -> list[SliceError]:
     inside = {id(c) for place in stack.places for c in place} if stack else set()
     return [
-        _outside_of(c, "a localizer" if c.plane.localizer else "of another stack")
+        leave_out(c, "a localizer" if c.plane.localizer else "of another stack")
         for c in candidates
         if id(c) not in inside
     ]
 
 
-def _outside_of(candidate: Candidate, why: str) -> SliceError:
+def leave_out(candidate: Candidate, why: str) -> SliceError:
+    """Make the refusal of a readable frame that is no part of the volume."""
     return SliceError("not-in-stack", where(candidate) + why, key=candidate.header.key)
 
 

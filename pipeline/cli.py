@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.catalog import Annotations, build_tables
 from pipeline.config import StudyConfig
-from pipeline.phantom import make_cohort
+from pipeline.phantom import FAULTS, make_cohort
 from pipeline.progress import StageProgress, say_event, show_table
 from pipeline.report import GALLERY, render_report
 from pipeline.run import Executor, RunSummary, execute, plan_run
@@ -120,7 +120,8 @@ def _positive(text: str) -> int:
 
 
 def _phantom(options: argparse.Namespace) -> int:
-    with StageProgress("phantom", options.studies, "studies") as progress:
+    total = options.studies + (len(FAULTS) if options.faults else 0)
+    with StageProgress("phantom", total, "studies") as progress:
         cohort = make_cohort(
             options.out,
             studies=options.studies,

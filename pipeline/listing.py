@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.config import Layout
 from pipeline.headers import read_study_uid
 from storage_schemas.canonical import sha256_json
-from storage_schemas.errors import SliceError, UsageError
+from storage_schemas.errors import RunError, UsageError
 from storage_schemas.objects import REQUESTS, ObjectFolder
 from storage_schemas.records import storage_key
 
@@ -140,21 +140,26 @@ def list_masks(url: str) -> dict[str, ObjectInfo]:
     return masks
 
 
-def fetch(listing: StudyListing) -> Iterator[tuple[str, bytes | SliceError]]:
+def fetch(listing: StudyListing) -> Iterator[tuple[str, bytes]]:
     """Fetch a study's objects, several in flight, one request each, in the order of the listing.
 
     Yields
     ------
-    (str, bytes or SliceError)
-        The key, and the object or ``object-unreadable`` with the reason.
+    (str, bytes)
+        The key, and the object.
+
+    Raises
+    ------
+    RunError
+        ``object-unreadable``, naming the object. It says nothing about the study, which stays to
+        be done.
     """
     folder = ObjectFolder(listing.root)
     for key, data in folder.get_all(entry.key for entry in listing.objects):
-        if isinstance(data, bytes):
-            yield key, data
-        else:
+        if isinstance(data, OSError):
             reason = f"{type(data).__name__}: {data.strerror or data}"
-            yield key, SliceError("object-unreadable", reason, key=key)
+            raise RunError("object-unreadable", reason, key=folder.url_of(key))
+        yield key, data
 
 
 def _object(key: str, info: dict[str, Any], url: str = "") -> ObjectInfo:

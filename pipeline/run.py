@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.config import Layout, StudyConfig
 from pipeline.listing import StudyListing, list_masks, list_studies
 from pipeline.study import StudyRow, quarantine, run_study
-from storage_schemas.errors import StoreError, StudyError, UsageError
+from storage_schemas.errors import CspineError, StoreError, StudyError, UsageError
 from storage_schemas.records import StudyRecord, storage_key
 from storage_schemas.store import StudyStore
 
@@ -197,10 +197,9 @@ def _handle(
         record = quarantine(listing, config, error)
         store.commit(record, {})
         return _row(record)
-    reason = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
-    return StudyRow(
-        listing.study, "failed", "study-failed", " ".join(reason.split()), len(listing.objects)
-    )
+    reason = str(error) if isinstance(error, CspineError) else f"{type(error).__name__}: {error}"
+    kind = error.kind if isinstance(error, CspineError) else "study-failed"
+    return StudyRow(listing.study, "failed", kind, " ".join(reason.split()), len(listing.objects))
 
 
 def _readable(store: StudyStore) -> Iterator[StudyRecord]:

@@ -21,7 +21,7 @@ from pipeline.overview import make_overview
 from pipeline.volume import StudyVolume, read_volume
 from storage_schemas import crops
 from storage_schemas.canonical import sha256_voxels
-from storage_schemas.errors import SliceError, StudyError
+from storage_schemas.errors import RunError, SliceError, StudyError
 from storage_schemas.objects import ObjectFolder
 from storage_schemas.records import (
     CROPPED,
@@ -178,12 +178,11 @@ class _Inputs:
             for entry in listing.objects
         }
 
-    def read(self) -> Iterator[tuple[str, bytes | SliceError]]:
-        """Fetch the objects and note their digests; what cannot be fetched passes as its error."""
+    def read(self) -> Iterator[tuple[str, bytes]]:
+        """Fetch the objects and note their digests."""
         for key, data in fetch(self._listing):
-            if isinstance(data, bytes):
-                digest = hashlib.sha256(data).hexdigest()
-                self._rows[key] = replace(self._rows[key], size=len(data), sha256=digest)
+            digest = hashlib.sha256(data).hexdigest()
+            self._rows[key] = replace(self._rows[key], size=len(data), sha256=digest)
             yield key, data
 
     def note_volume(self, volume: StudyVolume) -> None:
@@ -240,8 +239,8 @@ def _locate(
     try:
         data = ObjectFolder(listing.mask.key).get("")
     except OSError as error:
-        reason = f"cannot be fetched: {type(error).__name__}"
-        raise StudyError("mask-unreadable", reason, key=listing.study) from None
+        reason = f"{type(error).__name__}: {error.strerror or error}"
+        raise RunError("object-unreadable", reason, key=listing.mask.key) from None
     mask = read_mask(data, listing.study)
     located = locate_by_mask(volume.hu, volume.geometry, mask, config.vertebrae, config.mask_labels)
     if not located:

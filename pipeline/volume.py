@@ -13,7 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.candidates import choose_stack, no_volume, read_candidates, sort_refused, where
+from pipeline.candidates import (
+    choose_stack,
+    leave_out,
+    no_volume,
+    read_candidates,
+    sort_refused,
+    where,
+)
 from pipeline.decoders import decode_frame
 from pipeline.headers import Header
 from pipeline.hounsfield import check_rescale, write_hounsfield
@@ -130,6 +137,7 @@ def read_volume(
     settings = _Settings(limits, threads or len(os.sched_getaffinity(0)), mask_padding)
     kept = _decode_stack(stack, hu, refused, settings)
     if len(kept) < 2:
+        refused += [leave_out(d.candidate, "the only slice left") for d in kept.values()]
         why = f"{len(kept)} of {len(stack.places)} slices could be decoded"
         raise no_volume("no-axial-stack", why, refused)
     return _make_volume(stack, kept, _compact(hu, kept), refused)

@@ -81,6 +81,7 @@ class RunError(CspineError):
     exit_code: ClassVar[int] = 3
     kinds: ClassVar[Mapping[str, str]] = {
         "run-incomplete": "run the same command again; finished studies are skipped",
+        "object-unreadable": "check that it is there and may be read, then run again",
         "scheduler-unreachable": "check the address, or run with --serial",
         "training-diverged": "the last accepted round is intact; lower the learning rate",
     }
@@ -144,5 +145,4 @@ class SliceError(CspineError):
         "hu-out-of-range": "the values do not fit 16-bit Hounsfield units",
         "not-in-stack": "the slice is no part of the study's axial CT stack",
         "duplicate-slice": "another slice lies at the same position; the first by digest is kept",
-        "object-unreadable": "the object store refused or lost it; check permissions and the key",
     }

@@ -5,5 +5,6 @@ on it say that the machinery learns, and nothing about patients.
 """
 
 from pipeline.phantom.cohort import CohortSummary, make_cohort
+from pipeline.phantom.faults import FAULTS
 
-__all__ = ["CohortSummary", "make_cohort"]
+__all__ = ["FAULTS", "CohortSummary", "make_cohort"]

@@ -243,7 +243,8 @@ def _grid(plan: StudyPlan, scale: float, random: np.random.Generator) -> Grid:
     shear = np.tan(np.radians(plan.fault.tilt_degrees)) if plan.fault else 0.0
     x = (np.arange(plan.columns) - (plan.columns - 1) / 2) * pixel + random.normal(0, 4)
     y = (np.arange(plan.size) - (plan.size - 1) / 2) * pixel + 10 + random.normal(0, 4)
-    return Grid(x, y, np.linspace(low, high, plan.slices), float(shear))
+    z = np.linspace(low, high, plan.slices)
+    return Grid(x.astype(np.float64), y.astype(np.float64), z, float(shear))
 
 
 def _write_mask(scan: Scan, grid: Grid, path: Path) -> None:

@@ -2,8 +2,8 @@
 
 A sheet is a slightly wavy, upright or oblique plane, 0.5 to 2 mm wide, bounded in height so that it
 is seen in about a third of the vertebra's slices. Inside it bone becomes haematoma; beyond it the
-fragment may be shifted. Sites are those of the usual patterns: burst ring of C1, dens and pars of C2,
-bodies, pedicles, pillars, laminae, transverse and spinous processes of C3 to C7.
+fragment may be shifted. Sites are those of the usual patterns: burst ring of C1, dens and pars of
+C2, bodies, pedicles, pillars, laminae, transverse and spinous processes of C3 to C7.
 """
 
 from dataclasses import dataclass
@@ -91,18 +91,14 @@ def draw_fractures(level: str, random: np.random.Generator) -> tuple[Fracture, .
     chosen = random.choice(len(sites), size=count, replace=False)
     step = float(random.uniform(1.0, 3.0)) if random.random() < 0.4 else 0.0
     return tuple(
-        _draw(*sites[number], step if not n else 0.0, random) for n, number in enumerate(chosen)
+        _draw(sites[number], step if not n else 0.0, random) for n, number in enumerate(chosen)
     )
 
 
 def _draw(
-    site: str,
-    centre: Point,
-    degrees: float,
-    half_length: float,
-    step: float,
-    random: np.random.Generator,
+    place: tuple[str, Point, float, float], step: float, random: np.random.Generator
 ) -> Fracture:
+    site, centre, degrees, half_length = place
     side = 1 if random.random() < 0.5 else -1
     angle = np.radians(degrees + random.normal(0, 12))
     lift = random.normal(0, 0.2)

@@ -67,10 +67,9 @@ class Pose:
     def to_frame(self, x: Floats, y: Floats, z: Floats) -> Points:
         """Points of the patient, as arrays that broadcast, in the vertebra's frame."""
         away = [np.asarray(p - c, np.float32) for p, c in zip((x, y, z), self.centre, strict=True)]
-        u, v, w = (
-            sum(p * np.float32(a / self.size) for p, a in zip(away, axis, strict=True))
-            for axis in self.axes
-        )
+        dx, dy, dz = away
+        turn = (self.axes / self.size).astype(np.float32)
+        u, v, w = (dx * a + dy * b + dz * c for a, b, c in turn)
         return u, v, w
 
 

@@ -1,4 +1,4 @@
-"""One patient as a volume of Hounsfield units, with its vertebrae labelled and its fractures boxed."""
+"""One patient as a volume of Hounsfield units, its vertebrae labelled and its fractures boxed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ from pipeline.phantom.vertebrae import REACH_UP, shape_vertebra
 CORTICAL_HU = 1180.0
 """Dense cortical shell; 1000 to 1500 in thin-slice CT (Bushberg et al., as in `tissue`)."""
 CANCELLOUS_HU = 320.0
-"""Trabecular bone of adult cervical vertebrae, some 200 to 400 HU and falling with age (Schreiber et
-al., J Bone Joint Surg Am 93(11), 2011, and later cervical series)."""
+"""Trabecular bone of adult cervical vertebrae, some 200 to 400 HU and falling with age (Schreiber
+et al., J Bone Joint Surg Am 93(11), 2011, and later cervical series)."""
 TRABECULAR_SD_HU = 55.0
 SEEN_PIXELS = 5.0
 """A slice shows a fracture where at least so many whole pixels of bone are gone."""

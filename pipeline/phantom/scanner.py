@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -114,7 +115,7 @@ def acquire(
             *np.meshgrid(grid.y - grid.y.mean(), grid.x - grid.x.mean(), indexing="ij")
         )
         stored[:, radius > grid.x[-1] - grid.x.mean()] = site.padding
-    return stored.astype(np.int16)
+    return np.asarray(stored, np.int16)
 
 
 def make_slice(
@@ -124,9 +125,9 @@ def make_slice(
     number = series.number(z, grid.shape[0])
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = site.syntax
+    dataset.file_meta.TransferSyntaxUID = UID(site.syntax)
     dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
-    dataset.file_meta.MediaStorageSOPInstanceUID = f"{series.series}.{number}"
+    dataset.file_meta.MediaStorageSOPInstanceUID = UID(f"{series.series}.{number}")
     dataset.SOPClassUID = CTImageStorage
     dataset.SOPInstanceUID = f"{series.series}.{number}"
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
@@ -179,7 +180,7 @@ def _set_pixels(dataset: Dataset, pixels: NDArray[np.int16], site: Site) -> None
     dataset["PixelData"].VR = "OB"
 
 
-def _without_app_segments(stream: bytes) -> bytes:
+def _without_app_segments(stream: bytes | bytearray) -> bytes:
     """Drop JFIF segments, which scanners do not write."""
     kept, place = [stream[:2]], 2
     while stream[place] == 0xFF and stream[place + 1] != 0xDA:

@@ -1,11 +1,13 @@
 """Solids as signed distances in mm: negative inside, positive outside.
 
-A point set is three arrays (u, v, w) that broadcast together: to the left, to the back, to the head.
-Distances are exact for balls and capsules and near the surface for the others, which is all that a
-cortical shell and a soft edge need.
+A point set is three arrays (u, v, w) that broadcast together: to the left, to the back, to the
+head. Distances are exact for balls and capsules and near the surface for the others, which is all
+that a cortical shell and a soft edge need.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,10 +41,8 @@ def capsule(points: Points, start: Point, end: Point, radius: float, taper: floa
 
 def chain(points: Points, path: Sequence[Point], radius: float) -> Field:
     """Capsules of one radius along a path."""
-    distance = capsule(points, path[0], path[1], radius)
-    for start, end in zip(path[1:-1], path[2:], strict=True):
-        distance = np.minimum(distance, capsule(points, start, end, radius))
-    return distance
+    pieces = [capsule(points, start, end, radius) for start, end in pairwise(path)]
+    return np.asarray(np.minimum.reduce(pieces), np.float32)
 
 
 def column(
@@ -50,7 +50,7 @@ def column(
     centre: Point,
     half_width: float,
     half_depth: float,
-    half_height: Field | float,
+    half_height: NDArray[np.floating[Any]] | float,
     power: float = 2.6,
 ) -> Field:
     """An upright column with a rounded, rather square cross-section (a superellipse).

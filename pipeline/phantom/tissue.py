@@ -1,8 +1,11 @@
 """Everything that is not spine: outline, fat, muscle, airway, skull base, mandible, hyoid.
 
 Hounsfield units are the usual ones (Bushberg et al., The Essential Physics of Medical Imaging, 3rd
-ed., table of CT numbers): air -1000, fat -100, muscle 50, brain 35, fluid 10, dense bone 1000 and more.
+ed., table of CT numbers): air -1000, fat -100, muscle 50, brain 35, fluid 10, dense bone 1000 and
+more.
 """
+
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,9 +66,8 @@ def _paint(hu: Field, distance: Field, value: float, softness: float = 0.6) -> N
 def _spine_at(z: Field, poses: dict[str, Pose]) -> tuple[Field, Field]:
     """Where the bodies' middle line crosses each height."""
     centres = np.array([pose.centre for pose in reversed(poses.values())])
-    return tuple(  # type: ignore[return-value]  # two arrays, of x and of y
-        np.interp(z, centres[:, 2], centres[:, axis]).astype(np.float32) for axis in (0, 1)
-    )
+    x, y = (np.interp(z, centres[:, 2], centres[:, axis]).astype(np.float32) for axis in (0, 1))
+    return x, y
 
 
 def _depth_below_skin(
@@ -147,7 +149,7 @@ def _paint_mandible(hu: Field, points: Points, patient: Patient, poses: dict[str
 def paint_canal_and_discs(
     hu: NDArray[np.float32], points: Points, poses: dict[str, Pose], patient: Patient
 ) -> None:
-    """Fluid and cord along the canal, and a disc below each body; bone is painted over them later."""
+    """Fluid and cord along the canal, and a disc below each body; bone comes over them later."""
     x, y, z = points
     centres = np.array([pose.centre for pose in reversed(poses.values())])
     canal = np.array(
@@ -163,12 +165,7 @@ def paint_canal_and_discs(
             + ((y - middle_y) / (half_depth * size)) ** 2
         )
         _paint(hu, np.maximum((radius - 1) * half_depth * size, z - top - 20 * size), value)
-    levels = list(poses)
-    for upper, lower in zip(levels[1:-1], levels[2:], strict=True):
-        centre = (poses[upper].centre + poses[lower].centre) / 2
-        half = (
-            np.abs(x - np.float32(centre[0])),
-            y - np.float32(centre[1]),
-            z - np.float32(centre[2]),
-        )
-        _paint(hu, ellipsoid(half, (0, 0, 0), (10 * size, 8.5 * size, 4.5 * size)), DISC)
+    for upper, lower in pairwise(list(poses.values())[1:]):
+        centre = (upper.centre + lower.centre) / 2
+        away = (x - np.float32(centre[0]), y - np.float32(centre[1]), z - np.float32(centre[2]))
+        _paint(hu, ellipsoid(away, (0, 0, 0), (10 * size, 8.5 * size, 4.5 * size)), DISC)

@@ -2,9 +2,9 @@
 
 Sizes follow Panjabi, Duranceau, Goel, Oxland and Takata, "Cervical human vertebrae: quantitative
 three-dimensional anatomy of the middle and lower regions", Spine 16(8), 1991 (C3 to C7: bodies some
-16 to 23 mm wide, 15 to 18 deep, 11 to 13 high; canals 23 to 25 wide and 14 to 18 deep) and, for C1 and
-C2, Doherty and Heggeness, Spine 19(22), 1994 and 20(3), 1995 (ring of C1 some 75 to 80 mm across with
-its transverse processes; dens some 10 mm thick and 15 high), rounded.
+16 to 23 mm wide, 15 to 18 deep, 11 to 13 high; canals 23 to 25 wide and 14 to 18 deep) and, for C1
+and C2, Doherty and Heggeness, Spine 19(22), 1994 and 20(3), 1995 (ring of C1 some 75 to 80 mm
+across with its transverse processes; dens some 10 mm thick and 15 high), rounded.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ import numpy as np
 
 from pipeline.phantom.shapes import (
     Field,
-    Point,
     Points,
     capsule,
     chain,
@@ -97,12 +96,6 @@ def shape_vertebra(level: str, points: Points) -> Field:
     return solid
 
 
-def canal_middle(level: str) -> Point:
-    """The middle of the spinal canal, in the vertebra's frame."""
-    form = FORMS[level]
-    return (0.0, form.depth / 2 + form.canal_depth / 2, 0.0)
-
-
 def _mirrored(points: Points) -> Points:
     """Both sides at once: vertebrae are symmetric."""
     return (np.abs(points[0]), points[1], points[2])
@@ -113,7 +106,7 @@ def _body(form: Form, points: Points) -> Field:
     across = np.abs(u) / (form.width / 2)
     # The waist, the lips at the ends, and above them the uncinate processes at the sides.
     lip = 1.8 * np.clip(across - 0.72, 0, 0.4) / 0.4
-    half_height = form.height / 2 - 0.8 + lip + 0.5 * np.abs(v) / (form.depth / 2)
+    half_height = form.height / 2 - 0.8 + lip + np.abs(v) / form.depth
     return column(points, (0, 0, 0), form.width / 2, form.depth / 2, half_height)
 
 
