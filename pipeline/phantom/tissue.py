@@ -74,7 +74,7 @@ def _depth_below_skin(
     away: tuple[Field, Field], z: Field, patient: Patient, poses: dict[str, Pose]
 ) -> Field:
     """mm below the skin: a neck that widens to the head above and to the shoulders below."""
-    head = np.clip((z - poses["C2"].centre[2]) / (35 * patient.size), 0, 1)
+    head = np.clip((z - poses["C4"].centre[2]) / (36 * patient.size), 0, 1)
     shoulders = np.clip((poses["C6"].centre[2] - z) / (50 * patient.size), 0, 1) ** 2
     half_width = patient.girth * patient.size * (60 + 14 * head) + 95 * shoulders
     half_depth = patient.girth * patient.size * (60 + 26 * head) + 22 * shoulders
@@ -131,7 +131,7 @@ def _paint_mandible(hu: Field, points: Points, patient: Patient, poses: dict[str
     size = patient.size
     x, y, z = points
     for level, half_width, length, height, thickness in (
-        ("C2", 40.0, 58.0, 13.0, 5.0),
+        ("C2", 40.0, 50.0, 13.0, 5.0),
         ("C4", 17.0, 18.0, 3.0, 2.0),
     ):
         pose = poses[level]
