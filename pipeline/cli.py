@@ -15,6 +15,8 @@ from pathlib import Path
 
 from pipeline.catalog import Annotations, build_tables
 from pipeline.config import StudyConfig
+from pipeline.inspect import inspect_studies, render
+from pipeline.listing import guess_layout, list_studies
 from pipeline.phantom import FAULTS, make_cohort
 from pipeline.progress import StageProgress, say_event, show_table
 from pipeline.report import GALLERY, render_report
@@ -22,7 +24,8 @@ from pipeline.run import Executor, RunSummary, execute, plan_run
 from pipeline.study import StudyRow
 from pipeline.verify import verify_store
 from storage_schemas.annotations import check_studies, read_boxes, read_labels
-from storage_schemas.errors import CspineError, UsageError
+from storage_schemas.errors import CspineError, RunError, UsageError
+from storage_schemas.objects import ObjectFolder
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import CERVICAL, MASK_LABELS, parse_levels
 
@@ -57,6 +60,11 @@ def parser() -> argparse.ArgumentParser:
     phantom.add_argument("--slices", type=int, help="slices of a study (default: about 100)")
     phantom.add_argument("--faults", action="store_true", help="add a study of each bad kind")
     phantom.set_defaults(command=_phantom)
+
+    look = commands.add_parser("inspect", help="say what would happen, and why; writes nothing")
+    look.add_argument("source", metavar="SOURCE", help="folder or URL of DICOM files")
+    look.add_argument("--layout", choices=("study", "scan"), help="default: by the folders' names")
+    look.set_defaults(command=_inspect)
 
     run = commands.add_parser("run", help="decode, order, crop and store every study")
     run.add_argument("source", metavar="SOURCE", help="folder or URL of studies")
@@ -134,6 +142,27 @@ def _phantom(options: argparse.Namespace) -> int:
     rows = [("studies", cohort.studies), ("slices", cohort.slices), ("folder", str(options.out))]
     _tell("phantom", rows, options)
     return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    listings = list_studies(options.source, options.layout or guess_layout(options.source))
+    folder = ObjectFolder(listings[0].root)
+
+    def head(key: str, count: int) -> bytes:
+        try:
+            return folder.get(key, 0, count)
+        except OSError as error:
+            raise RunError("object-unreadable", str(error), key=folder.url_of(key)) from None
+
+    inspection = inspect_studies(
+        [(study.study, [(entry.key, entry.size) for entry in study.objects]) for study in listings],
+        head,
+    )
+    if options.json:
+        print(json.dumps(inspection.to_json()))
+    else:
+        render(inspection)
+    return 0 if inspection.readable == len(listings) else 1
 
 
 def _run(options: argparse.Namespace) -> int:

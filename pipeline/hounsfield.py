@@ -25,7 +25,7 @@ def check_rescale(key: str, slope: float, intercept: float) -> tuple[int, int]:
     SliceError
         ``rescale-invalid`` where either is not whole, or the slope is not positive.
     """
-    if not (slope.is_integer() and intercept.is_integer() and 1 <= slope <= 1 << 15):
+    if slope % 1 or intercept % 1 or not 1 <= slope <= 1 << 15:
         raise SliceError("rescale-invalid", f"slope {slope:g}, intercept {intercept:g}", key=key)
     return int(slope), int(intercept)
 

@@ -15,7 +15,7 @@ from pipeline.headers import read_study_uid
 from storage_schemas.canonical import sha256_json
 from storage_schemas.errors import RunError, UsageError
 from storage_schemas.objects import REQUESTS, ObjectFolder
-from storage_schemas.records import storage_key
+from storage_schemas.records import is_study, stand_in_key
 
 HEAD_BYTES = 1 << 16
 """Enough of a file to hold its StudyInstanceUID, as good as always."""
@@ -63,6 +63,11 @@ class StudyListing:
     mask: ObjectInfo | None = None
 
     @property
+    def key(self) -> str:
+        """The study's key in the store; a stand-in where the folder's name is no UID."""
+        return self.study if is_study(self.study) else stand_in_key(f"{self.root}/{self.study}")
+
+    @property
     def size(self) -> int:
         """Bytes of all objects, the mask's not counted."""
         return sum(entry.size for entry in self.objects)
@@ -101,6 +106,14 @@ def list_studies(source: str, layout: Layout = "study") -> list[StudyListing]:
         StudyListing(study, root, tuple(sorted(members, key=lambda entry: entry.key)))
         for study, members in sorted(groups.items())
     ]
+
+
+def guess_layout(source: str) -> Layout:
+    """``study`` where folders are named as studies are, else ``scan``."""
+    folder = open_source(source)
+    if folder.is_folder(_COMPETITION_FOLDER):
+        return "study"
+    return "study" if any(is_study(name) for name in folder.children()) else "scan"
 
 
 def open_source(source: str) -> ObjectFolder:
@@ -185,7 +198,7 @@ def _by_header(objects: list[ObjectInfo], folder: ObjectFolder) -> dict[str, lis
 
     def study_of(entry: ObjectInfo) -> str:
         head = folder.get(entry.key, 0, min(entry.size, HEAD_BYTES))
-        return read_study_uid(head) or storage_key(entry.key.rpartition("/")[0] or ".")
+        return read_study_uid(head) or stand_in_key(folder.url_of(entry.key.rpartition("/")[0]))
 
     groups: dict[str, list[ObjectInfo]] = {}
     with ThreadPoolExecutor(REQUESTS) as pool:

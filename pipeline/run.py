@@ -14,7 +14,7 @@ from pipeline.config import Layout, StudyConfig
 from pipeline.listing import StudyListing, list_masks, list_studies
 from pipeline.study import StudyRow, quarantine, run_study
 from storage_schemas.errors import CspineError, StoreError, StudyError, UsageError
-from storage_schemas.records import StudyRecord, storage_key
+from storage_schemas.records import StudyRecord
 from storage_schemas.store import StudyStore
 
 Task = Callable[[StudyListing], StudyRow]
@@ -136,7 +136,7 @@ def plan_run(
     known = {record.study: record for record in _readable(store)}
     todo, done = [], []
     for listing in chosen:
-        record = known.get(storage_key(listing.study))
+        record = known.get(listing.key)
         if record and _fits(record, listing, config):
             done.append(_row(record))
         else:

@@ -33,7 +33,6 @@ from storage_schemas.records import (
     StudyVolumeRecord,
     Vertebra,
     check_study,
-    storage_key,
 )
 from storage_schemas.store import OVERVIEW, StudyStore
 
@@ -155,10 +154,9 @@ def quarantine(
     """The record of a study that is refused as a whole, under a key that is safe to store."""
     if inputs is None:
         inputs = _Inputs(listing).rows(error)
-    study = storage_key(listing.study)
     return StudyRecord(
-        study=study,
-        patient=study,
+        study=listing.key,
+        patient=listing.key,
         outcome="quarantined",
         config_sha256=config.sha256,
         input_sha256=listing.sha256,

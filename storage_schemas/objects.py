@@ -149,6 +149,12 @@ class ObjectFolder:
         found = self._ask("list", prefix, lambda path: self.fs.find(path, detail=True))
         return {name.removeprefix(f"{self.root}/"): info for name, info in sorted(found.items())}
 
+    def children(self) -> list[str]:
+        """Names of what lies directly in the folder, sorted."""
+        self.fs.invalidate_cache()
+        found = self._ask("list", "", lambda path: self.fs.ls(path, detail=False))
+        return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in found)
+
     def exists(self, key: str) -> bool:
         """Whether there is an object, or any below it."""
         self.fs.invalidate_cache()

@@ -30,23 +30,25 @@ NOT_LOCALIZED = "not-localized"
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 
 
+def is_study(name: str) -> bool:
+    """Whether a name may be a study's key: a UID of at most 64 characters."""
+    return len(name) <= 64 and bool(_UID.fullmatch(name))
+
+
 def check_study(study: str) -> str:
     """Return the key unchanged, or raise StudyError ``study-key-invalid``."""
-    if len(study) > 64 or not _UID.fullmatch(study):
+    if not is_study(study):
         shown = study if len(study) <= 80 else f"{study[:77]}..."
         raise StudyError("study-key-invalid", f"{shown!r} is no DICOM UID of up to 64 characters")
     return study
 
 
-def storage_key(name: str) -> str:
-    """The study's key; where a name is no UID, one made of its digest.
+def stand_in_key(url: str) -> str:
+    """A key for a folder that names no study: 2.25 and a 128-bit number made of its URL.
 
-    2.25 and a 128-bit number is a valid UID that no scanner's root contains (PS3.5 B.2).
+    That is a valid UID which no scanner's root contains (PS3.5 B.2).
     """
-    try:
-        return check_study(name)
-    except StudyError:
-        return f"2.25.{int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], 'big')}"
+    return f"2.25.{int.from_bytes(hashlib.sha256(url.encode()).digest()[:16], 'big')}"
 
 
 @dataclass(frozen=True)
