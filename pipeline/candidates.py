@@ -20,15 +20,13 @@ class NoVolumeError(StudyError):
 
 
 def read_candidates(
-    objects: Iterable[tuple[str, bytes | SliceError]], limits: Limits
+    objects: Iterable[tuple[str, bytes]], limits: Limits
 ) -> tuple[list[Candidate], list[SliceError]]:
     """Read all headers: the frames that could be slices, and the refusals of the others."""
     candidates: list[Candidate] = []
     refused: list[SliceError] = []
     for key, data in objects:
         try:
-            if isinstance(data, SliceError):
-                raise data
             header = read_header(key, data, limits)
             check_object(header)
             check_pixels(header, limits)

@@ -118,7 +118,7 @@ def decode_frame(
     for name, rung in LADDERS[header.syntax].items():
         try:
             return _as_words(rung(piece, frame, limits, out), frame), name
-        except UnknownFeatureError as error:
+        except (UnknownFeatureError, ImportError) as error:
             reasons.append(f"{name}: {error}")
         except Exception as error:  # noqa: BLE001 - each library raises errors of its own
             reasons.append(f"{name}: {error}")
@@ -251,33 +251,44 @@ def _unknown_or(error: Exception, *marks: str) -> Exception:
     return UnknownFeatureError(str(error)) if known else ValueError(str(error))
 
 
+def _htj2k(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[Any]:
+    return np.asarray(imagecodecs.htj2k_decode(piece))
+
+
+# The packages below may be missing; then the ladder goes on.
+
+
 def _pyjpegls(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[Any]:
-    try:
-        import jpeg_ls
-    except ImportError:
-        raise UnknownFeatureError("not installed") from None
+    import jpeg_ls
+
     return np.asarray(jpeg_ls.decode(np.frombuffer(piece, np.uint8)))
 
 
+def _openjpeg(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[Any]:
+    import openjpeg
+
+    return np.asarray(openjpeg.decode(bytes(piece)))
+
+
 def _pylibjpeg_rle(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[Any]:
-    try:
-        import rle
-    except ImportError:
-        raise UnknownFeatureError("not installed") from None
+    from rle.rle import decode_frame as decode_rle
+
     words = frame.words.newbyteorder("<")
-    data = rle.decode_frame(bytes(piece), frame.rows * frame.columns, frame.bits_allocated, "<")
+    data = decode_rle(bytes(piece), frame.rows * frame.columns, frame.bits_allocated, "<")
     return np.frombuffer(data, words).reshape(frame.rows, frame.columns)
 
 
 _JPEG = {"imagecodecs.jpeg8": _jpeg8, "gdcm": _gdcm}
 _JPEG_LS = {"imagecodecs.jpegls": _jpegls, "pyjpegls": _pyjpegls}
-_JPEG_2000 = {"imagecodecs.jpeg2k": _jpeg2k}
+_JPEG_2000 = {"imagecodecs.jpeg2k": _jpeg2k, "pylibjpeg.openjpeg": _openjpeg}
+# OpenJPEG refuses a frame that lost data; OpenJPH, though twice as fast, makes the pixels up.
+_HTJ2K = {"imagecodecs.jpeg2k": _jpeg2k, "imagecodecs.htj2k": _htj2k}
 
 LADDERS: Mapping[str, Mapping[str, Rung]] = {
     px.RLE: {"imagecodecs.dicomrle": _dicomrle, "pylibjpeg.rle": _pylibjpeg_rle},
     **dict.fromkeys(px.JPEGS, _JPEG),
     **dict.fromkeys(px.JPEG_LSS, _JPEG_LS),
     **dict.fromkeys(px.JPEG_2000S, _JPEG_2000),
-    **dict.fromkeys(px.HTJ2KS, _JPEG_2000),
+    **dict.fromkeys(px.HTJ2KS, _HTJ2K),
 }
 """For each compressed transfer syntax its rungs, in the order in which they are asked."""

@@ -154,8 +154,8 @@ def inspect_studies(
     studies : iterable of (str, sequence of (str, int))
         Each study's name, and the key and size in bytes of each of its objects.
     head : callable
-        ``head(key, n)`` gives the first n bytes of an object, or fewer where it is shorter; raises
-        SliceError where it cannot be read. Called from several threads.
+        ``head(key, n)`` gives the first n bytes of an object, or fewer where it is shorter. Called
+        from several threads.
     limits : Limits
 
     Returns
@@ -165,7 +165,7 @@ def inspect_studies(
     """
     with ThreadPoolExecutor(REQUESTS) as pool:
 
-        def read(entry: tuple[str, int]) -> tuple[str, bytes | SliceError]:
+        def read(entry: tuple[str, int]) -> tuple[str, bytes]:
             return entry[0], _read_head(head, *entry, limits)
 
         return Inspection(
@@ -179,7 +179,7 @@ def inspect_studies(
 def inspect_study(
     study: str,
     objects: Sequence[tuple[str, int]],
-    heads: Iterable[tuple[str, bytes | SliceError]],
+    heads: Iterable[tuple[str, bytes]],
     limits: Limits,
 ) -> StudyView:
     """Look at one study, given the heads of its objects."""
@@ -204,14 +204,11 @@ def inspect_study(
     )
 
 
-def _read_head(head: Head, key: str, size: int, limits: Limits) -> bytes | SliceError:
+def _read_head(head: Head, key: str, size: int, limits: Limits) -> bytes:
     """As much of an object as holds its header."""
     count = HEAD_BYTES
     while True:
-        try:
-            data = head(key, min(count, size))
-        except SliceError as error:
-            return error
+        data = head(key, min(count, size))
         try:
             read_header(key, data, limits)
         except SliceError as error:

@@ -107,7 +107,7 @@ class _Decoded:
 
 
 def read_volume(
-    objects: Iterable[tuple[str, bytes | SliceError]],
+    objects: Iterable[tuple[str, bytes]],
     *,
     limits: Limits = Limits(),  # noqa: B008 - frozen
     threads: int | None = None,
@@ -118,7 +118,7 @@ def read_volume(
     Parameters
     ----------
     objects : iterable of (str, bytes)
-        Key and content of each object, in any order; an error in place of the content is passed on.
+        Key and content of each object, in any order.
     limits : Limits
     threads : int, optional
         That decode; as many as this process may use processors by default.

@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+
+from pipeline.headers import check_object, read_header, read_planes, read_study_uid
+from pipeline.limits import Limits
+from storage_schemas.errors import SliceError
+from tests import made_dicom
+
+WORDS = np.zeros((4, 6), np.uint16)
+
+
+def plane_error(data: bytes) -> SliceError:
+    (plane,) = read_planes(read_header("k", data, Limits()))
+    assert isinstance(plane, SliceError)
+    return plane
+
+
+@pytest.mark.parametrize("syntax", made_dicom.NATIVE)
+def test_every_encoding_of_a_header_says_the_same(syntax: str) -> None:
+    data = made_dicom.make_object(
+        WORDS, syntax, BitsStored=12, PixelPaddingValue=63536, InstanceNumber=-7
+    )
+    header = read_header("k", data, Limits())
+    assert (header.rows, header.columns, header.frames) == (4, 6, 1)
+    assert (header.bits_allocated, header.bits_stored, header.high_bit) == (16, 12, 11)
+    assert (header.study, header.series) == (made_dicom.STUDY, made_dicom.SERIES)
+    assert header.padding == (63536, 63536)
+    assert header.instance_number == -7
+    assert header.scanner == ("maker", "model", "BONE")
+    (plane,) = read_planes(header)
+    assert not isinstance(plane, SliceError)
+    assert (plane.slope, plane.intercept) == (1, -1024)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("ImagePositionPatient", None, "ImagePositionPatient has 0 values, not 3"),
+        ("ImagePositionPatient", [0, 0], "ImagePositionPatient has 2 values, not 3"),
+        ("ImagePositionPatient", [0, 0, 1e9], "beyond 100000"),
+        ("ImageOrientationPatient", None, "ImageOrientationPatient has 0 values, not 6"),
+        ("ImageOrientationPatient", [1, 0, 0, 1, 0, 0], "no pair of unit vectors"),
+        ("ImageOrientationPatient", [2, 0, 0, 0, 2, 0], "no pair of unit vectors"),
+        ("PixelSpacing", [0, 0.5], "not in 0.001 to 100"),
+        ("PixelSpacing", None, "PixelSpacing has 0 values, not 2"),
+        ("RescaleSlope", None, "RescaleSlope has 0 values, not 1"),
+    ],
+)
+def test_a_field_that_places_or_scales_a_slice_must_be_there_and_mean_something(
+    field: str, value: object, words: str
+) -> None:
+    error = plane_error(made_dicom.make_object(WORDS, **{field: value}))
+    assert error.kind == "header-invalid"
+    assert words in error.detail
+
+
+@pytest.mark.parametrize("text", [b"nan", b"inf", b"1_0", b"abc", b"1,5"])
+def test_what_python_takes_for_a_number_is_not_always_a_decimal_string(text: bytes) -> None:
+    data = made_dicom.make_object(WORDS, RescaleIntercept=-98765)
+    error = plane_error(data.replace(b"-98765", text.ljust(6)))
+    assert error.kind == "header-invalid"
+
+
+def test_an_unreadable_instance_number_refuses_nothing() -> None:
+    data = made_dicom.make_object(WORDS, InstanceNumber=98765).replace(b"98765", b"x8765")
+    assert read_header("k", data, Limits()).instance_number is None
+
+
+def test_text_in_a_uid_is_refused_and_not_repeated() -> None:
+    data = made_dicom.make_object(WORDS).replace(b"1.2.3.4\0", b"Meier^A\0")
+    with pytest.raises(SliceError) as caught:
+        read_header("k", data, Limits())
+    assert caught.value.kind == "header-invalid"
+    assert "Meier" not in str(caught.value)
+
+
+def test_a_header_shows_neither_the_patient_nor_the_file() -> None:
+    header = read_header("k", made_dicom.make_object(WORDS), Limits())
+    assert header.patient_id == "secret"
+    assert "secret" not in repr(header)
+
+
+def test_burned_in_text_is_refused() -> None:
+    header = read_header("k", made_dicom.make_object(WORDS, BurnedInAnnotation="YES"), Limits())
+    with pytest.raises(SliceError, match="burned-in-annotation"):
+        check_object(header)
+
+
+def test_the_study_is_read_from_the_first_bytes_or_not_at_all() -> None:
+    data = made_dicom.make_object(np.zeros((400, 400), np.uint16))
+    assert read_study_uid(data[:4096]) == made_dicom.STUDY
+    assert read_study_uid(b"no dicom") is None
+    assert read_study_uid(made_dicom.make_object(WORDS, StudyInstanceUID="")) is None
+
+
+def test_the_sop_class_may_stand_in_the_file_meta_alone() -> None:
+    data = made_dicom.make_dataset(WORDS)
+    data.PixelData, data["PixelData"].VR = WORDS.tobytes(), "OW"
+    written = made_dicom.write(data, made_dicom.EXPLICIT)
+    uid = b"\x08\x00\x16\x00UI\x1a\x00" + b"1.2.840.10008.5.1.4.1.1.2\0"
+    emptied = written.replace(uid, b"\x08\x00\x16\x00UI\x00\x00")
+    assert len(emptied) < len(written)
+    check_object(read_header("k", emptied, Limits()))
+
+
+def test_a_ct_image_of_several_frames_has_no_place_for_them() -> None:
+    data = made_dicom.make_object(np.zeros((2, 4, 6), np.uint16), NumberOfFrames=2)
+    with pytest.raises(SliceError, match="2 frames, but a CT image has one position"):
+        read_planes(read_header("k", data, Limits()))
