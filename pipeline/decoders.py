@@ -233,7 +233,7 @@ def _gdcm(piece: Piece, frame: Frame, limits: Limits, out: Words | None) -> NDAr
     """Ask GDCM in a process that may die."""
     head = json.dumps({**frame.__dict__, "length": len(piece)}).encode() + b"\n"
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline.sacrifice"],
+        [sys.executable, "-P", "-m", "pipeline.sacrifice"],
         input=head + bytes(piece),
         capture_output=True,
         timeout=limits.child_seconds,

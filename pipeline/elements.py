@@ -6,9 +6,12 @@ both give the same bytes. Not here: what the values mean (`pipeline.headers`).
 """
 
 import io
+import logging
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -165,18 +168,32 @@ def read_elements(key: str, data: bytes, limits: Limits) -> Elements:
 
 
 def read_functional_groups(elements: Elements) -> Dataset:
-    """Read the shared and per-frame functional groups of a multi-frame object, with pydicom."""
+    """Read the shared and per-frame functional groups of a multi-frame object, with pydicom.
+
+    To be called, and its values to be converted, within `quiet_pydicom`.
+    """
     end = elements.pixel_start if elements.pixel_start is not None else len(elements.data)
     stream = io.BytesIO(memoryview(elements.data)[elements.dataset_start : end])
+    return read_dataset(
+        stream,
+        is_implicit_VR=elements.implicit,
+        is_little_endian=not elements.big_endian,
+        stop_when=lambda tag, _vr, _length: tag >= PIXEL_DATA,
+        specific_tags=list(_FUNCTIONAL_GROUPS),
+    )
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """Keep pydicom from warning: its warnings and its log repeat what headers say."""
+    logger = logging.getLogger("pydicom")
     with _pydicom_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return read_dataset(
-            stream,
-            is_implicit_VR=elements.implicit,
-            is_little_endian=not elements.big_endian,
-            stop_when=lambda tag, _vr, _length: tag >= PIXEL_DATA,
-            specific_tags=list(_FUNCTIONAL_GROUPS),
-        )
+        before, logger.disabled = logger.disabled, True
+        try:
+            yield
+        finally:
+            logger.disabled = before
 
 
 def _read_meta(key: str, data: bytes) -> tuple[str, bytes, int]:
@@ -319,8 +336,7 @@ def _ask_pydicom(key: str, data: bytes, start: int, *, implicit: bool, big: bool
         return tag >= PIXEL_DATA
 
     try:
-        with _pydicom_lock, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet_pydicom():
             dataset = read_dataset(
                 stream,
                 is_implicit_VR=implicit,

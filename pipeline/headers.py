@@ -8,12 +8,17 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from pipeline.elements import Elements, read_elements, read_functional_groups
+from pipeline.elements import (
+    Elements,
+    quiet_pydicom,
+    read_elements,
+    read_functional_groups,
+)
 from pipeline.limits import Limits
 from storage_schemas.errors import SliceError
 
@@ -25,6 +30,18 @@ CT_CLASSES = {
 """The SOP classes that hold Hounsfield units (PS3.4 B.5)."""
 
 MAX_POSITION_MM = 1e5
+_PHOTOMETRIC = frozenset(
+    [
+        "MONOCHROME1",
+        "MONOCHROME2",
+        "RGB",
+        "YBR_FULL",
+        "YBR_FULL_422",
+        "YBR_PARTIAL_420",
+        "YBR_ICT",
+        "YBR_RCT",
+    ]
+) | {"PALETTE COLOR"}
 _UID = re.compile(r"[0-9.]{0,64}")
 _DIRECTION_TOLERANCE = 1e-3
 
@@ -77,6 +94,7 @@ class Header:
     frames, rows, columns : int
     samples, bits_allocated, bits_stored, high_bit : int
     photometric : str
+        ``other`` for anything that is no term of PS3.3 C.7.6.3.1.2.
     signed : bool
         Of the stored values.
     padding : (int, int) or None
@@ -124,11 +142,12 @@ def read_header(key: str, data: bytes, limits: Limits) -> Header:
     if elements.pixel_start is None:
         _refuse_without_pixels(key, elements, sop_class)
     number = _number_reader(key, elements)
+    photometric = _text(values.get("photometric", b""))
     return Header(
         key=key,
         elements=elements,
         sop_class=sop_class,
-        syntax=elements.syntax,
+        syntax=_check_uid(key, elements.syntax, "transfer syntax"),
         study=_uid(key, values, "study"),
         series=_uid(key, values, "series"),
         patient_id=_text(values.get("patient_id", b"")),
@@ -137,7 +156,7 @@ def read_header(key: str, data: bytes, limits: Limits) -> Header:
         rows=number("rows"),
         columns=number("columns"),
         samples=number("samples"),
-        photometric=_text(values.get("photometric", b"")),
+        photometric=photometric if photometric in _PHOTOMETRIC else "other",
         bits_allocated=number("bits_allocated"),
         bits_stored=number("bits_stored"),
         high_bit=number("high_bit"),
@@ -200,29 +219,30 @@ def _single_plane(header: Header) -> Plane | SliceError:
     values = header.elements.values
     try:
         return _plane(
-            {name: _decimals(values.get(name, b"")) for name in _KEYWORDS},
+            {name: _decimals(name, values.get(name, b"")) for name in _KEYWORDS},
             _text(values.get("image_type", b"")),
         )
     except ValueError as error:
         return SliceError("header-invalid", str(error), key=header.key)
 
 
-_GROUP_FIELDS = (
-    ("position", "PlanePositionSequence", "ImagePositionPatient"),
-    ("orientation", "PlaneOrientationSequence", "ImageOrientationPatient"),
-    ("spacing", "PixelMeasuresSequence", "PixelSpacing"),
-    ("slope", "PixelValueTransformationSequence", "RescaleSlope"),
-    ("intercept", "PixelValueTransformationSequence", "RescaleIntercept"),
-)
+_GROUPS = {
+    "position": "PlanePositionSequence",
+    "orientation": "PlaneOrientationSequence",
+    "spacing": "PixelMeasuresSequence",
+    "slope": "PixelValueTransformationSequence",
+    "intercept": "PixelValueTransformationSequence",
+}
 """Where enhanced CT keeps what a single CT image has at its top (PS3.3 C.7.6.16)."""
 
 
 def _frame_planes(header: Header) -> list[Plane | SliceError]:
     try:
-        groups = read_functional_groups(header.elements)
-        shared = _first(groups, "SharedFunctionalGroupsSequence")
-        frames = list(groups.get("PerFrameFunctionalGroupsSequence") or [])
-        planes = [_frame_plane(header, n, shared, own) for n, own in enumerate(frames)]
+        with quiet_pydicom():
+            groups = read_functional_groups(header.elements)
+            shared = _first(groups, "SharedFunctionalGroupsSequence")
+            frames = list(groups.get("PerFrameFunctionalGroupsSequence") or [])
+            planes = [_frame_plane(header, n, shared, own) for n, own in enumerate(frames)]
     except (Exception, RecursionError) as error:  # noqa: BLE001 - damaged bytes raise anything here
         why = f"functional groups: {type(error).__name__}"
         raise SliceError("header-invalid", why, key=header.key) from None
@@ -235,12 +255,12 @@ def _frame_planes(header: Header) -> list[Plane | SliceError]:
 def _frame_plane(header: Header, frame: int, shared: Dataset, own: Dataset) -> Plane | SliceError:
     values = {}
     try:
-        for name, sequence, keyword in _GROUP_FIELDS:
+        for name, sequence in _GROUPS.items():
             item = _first(own, sequence) if sequence in own else _first(shared, sequence)
-            values[name] = _floats(item.get(keyword))
+            values[name] = _item_decimals(name, item)
         kind = _first(own, "CTImageFrameTypeSequence") or _first(shared, "CTImageFrameTypeSequence")
-        return _plane(values, "\\".join(kind.get("FrameType") or ()))
-    except (TypeError, ValueError) as error:
+        return _plane(values, "\\".join(map(str, kind.get("FrameType") or ())))
+    except ValueError as error:
         return SliceError("header-invalid", f"frame {frame}: {error}", key=header.key)
 
 
@@ -295,21 +315,28 @@ def _exactly(values: Mapping[str, Sequence[float]], name: str, count: int) -> Se
     return found
 
 
-def _decimals(raw: bytes) -> list[float]:
-    """Decimal strings (VR DS); raises ValueError on anything else."""
+def _decimals(name: str, raw: bytes) -> list[float]:
+    """Decimal strings (VR DS); raises ValueError, without the text, on anything else."""
     text = raw.strip(b"\0 ")
     if not text:
         return []
-    if b"_" in text:
-        raise ValueError("a decimal string holds an underscore")
-    return [float(part) for part in text.split(b"\\")]
+    try:
+        if b"_" not in text:
+            return [float(part) for part in text.split(b"\\")]
+    except ValueError:
+        pass
+    raise ValueError(f"{_KEYWORDS[name]} is no decimal string")
 
 
-def _floats(value: Any) -> list[float]:
-    """What pydicom made of a decimal string."""
-    if value is None:
-        return []
-    return [float(v) for v in value] if isinstance(value, Sequence | MultiValue) else [float(value)]
+def _item_decimals(name: str, item: Dataset) -> list[float]:
+    """The same from a functional group, where pydicom converts."""
+    try:
+        value = item.get(_KEYWORDS[name])
+        if value is None:
+            return []
+        return [float(v) for v in (value if isinstance(value, MultiValue) else [value])]
+    except (TypeError, ValueError):
+        raise ValueError(f"{_KEYWORDS[name]} is no decimal string") from None
 
 
 def _optional_integer(raw: bytes) -> int | None:
@@ -352,7 +379,11 @@ def _text(raw: bytes) -> str:
 
 
 def _uid(key: str, values: dict[str, bytes], name: str) -> str:
-    text = _text(values.get(name, b""))
+    return _check_uid(key, _text(values.get(name, b"")), name)
+
+
+def _check_uid(key: str, text: str, name: str) -> str:
+    # Whatever else stands there is never repeated: it may be text about the patient.
     if not _UID.fullmatch(text):
         raise SliceError("header-invalid", f"the {name} UID is no UID", key=key)
     return text

@@ -46,8 +46,7 @@ def check_pixels(header: Header, limits: Limits) -> None:
     """
     key = header.key
     if header.syntax not in SUPPORTED:
-        raise SliceError("syntax-unsupported", f"transfer syntax {header.syntax[:64]!a}", key=key)
-    form = (header.samples, header.photometric, header.bits_allocated, header.bits_stored)
+        raise SliceError("syntax-unsupported", f"transfer syntax {header.syntax}", key=key)
     if (
         header.samples != 1
         or header.photometric not in _GREY
@@ -55,8 +54,9 @@ def check_pixels(header: Header, limits: Limits) -> None:
         or not 8 <= header.bits_stored <= header.bits_allocated
         or header.high_bit != header.bits_stored - 1
     ):
-        why = "{} samples of {!a}, {} bits allocated, {} stored, high bit {}".format(
-            *form, header.high_bit
+        why = (
+            f"{header.samples} samples, {header.photometric}, {header.bits_allocated} bits"
+            f" allocated, {header.bits_stored} stored, high bit {header.high_bit}"
         )
         raise SliceError("pixel-format-unsupported", why, key=key)
     pixels = header.rows * header.columns

@@ -107,3 +107,16 @@ def test_a_ct_image_of_several_frames_has_no_place_for_them() -> None:
     data = made_dicom.make_object(np.zeros((2, 4, 6), np.uint16), NumberOfFrames=2)
     with pytest.raises(SliceError, match="2 frames, but a CT image has one position"):
         read_planes(read_header("k", data, Limits()))
+
+
+def test_pydicom_repeats_no_header_text_in_warnings_or_logs(
+    caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    words = np.zeros((2, 4, 6), np.uint16)
+    data = made_dicom.make_enhanced(words, [[0, 0, 98765.0], [0, 0, 1]])
+    damaged = data.replace(b"98765.0", b"secret!")
+    planes = read_planes(read_header("k", damaged, Limits()))
+    assert [isinstance(plane, SliceError) for plane in planes] == [True, False]
+    assert "secret" not in str(planes[0])
+    assert not caplog.records
+    assert not recwarn.list
