@@ -117,7 +117,7 @@ class ObjectFolder:
         OSError
             FileNotFoundError and PermissionError at once, others when the retries are spent.
         """
-        data: bytes = self._ask("get", key, lambda path: self.fs.cat_file(path, start, end))
+        data: bytes = self._ask("get", key, lambda path: self.fs.cat_file(path, start=start, end=end))
         return data
 
     def get_all(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes | OSError]]:
@@ -234,7 +234,8 @@ def _options(url: str) -> dict[str, Any]:
         "read_timeout": 30,
         "max_pool_connections": 2 * REQUESTS,
     }
-    return {"config_kwargs": ours | given, "use_listings_cache": False}
+    # Concurrent reads of one object would cost a request each, and one more for its size.
+    return {"config_kwargs": ours | given, "use_listings_cache": False, "max_concurrency": 1}
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:
