@@ -201,17 +201,16 @@ def _boxes_by_slice(
     volume: StudyVolumeRecord, boxes: list[FractureBox]
 ) -> dict[int, list[FractureBox]]:
     """Boxes on the canonical volume: by z, and in its pixels."""
-    z_of = {
-        PurePosixPath(origin.key).stem: z
-        for z, origin in enumerate(volume.slices)
-        if origin.frame == 0
-    }
+    # The competition's slice numbers are those of its file names, which are the instance numbers;
+    # where keys are hashed, only the latter are left.
+    by_instance = {origin.instance_number: z for z, origin in enumerate(volume.slices)}
+    by_name = {PurePosixPath(origin.key).stem: z for z, origin in enumerate(volume.slices)}
     orientation = Orientation(volume.transposed, volume.flipped)
     rows, columns = volume.geometry.shape[1:]
     stored_shape = (columns, rows) if volume.transposed else (rows, columns)
     by_slice: dict[int, list[FractureBox]] = {}
     for box in boxes:
-        z = z_of.get(str(box.slice_number))
+        z = by_name.get(str(box.slice_number), by_instance.get(box.slice_number))
         if z is None:
             continue
         x, y, width, height = orientation.map_rectangle(

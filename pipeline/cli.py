@@ -84,6 +84,27 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_annotations(run)
     run.add_argument("--limit", type=_positive, metavar="N", help="only the first N studies")
+    run.add_argument(
+        "--hash-keys",
+        action="store_true",
+        help="store digests of the objects' keys, where these hold names",
+    )
+    run.add_argument("--repair", action="store_true", help="verify first, and redo what is damaged")
+    run.add_argument(
+        "--memory",
+        type=_bytes,
+        default="4GiB",
+        metavar="SIZE",
+        help="of each local worker (default: 4GiB)",
+    )
+    run.add_argument(
+        "--study-seconds",
+        type=float,
+        default=3600.0,
+        metavar="S",
+        help="after which a study's worker is given up (default: 3600)",
+    )
+    run.add_argument("--performance-report", metavar="OUT.html", help="write Dask's own report")
     where = run.add_mutually_exclusive_group()
     where.add_argument("--workers", type=_positive, metavar="N", help="local worker processes")
     where.add_argument("--serial", action="store_true", help="in this process, without Dask")
@@ -96,6 +117,15 @@ def parser() -> argparse.ArgumentParser:
 
     verify = commands.add_parser("verify", help="prove every stored array against its record")
     verify.add_argument("store", metavar="STORE")
+    verify.add_argument("--source", metavar="SOURCE", help="prove the inputs unchanged, too")
+    verify.add_argument("--layout", choices=("study", "scan"), default="study")
+    verify.add_argument(
+        "--cross-check",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="of SOURCE's objects, decode so many with a second decoder, too",
+    )
     verify.set_defaults(command=_verify)
 
     catalog = commands.add_parser("catalog", help="rebuild the tables from the records")
@@ -125,6 +155,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
     return number
+
+
+def _bytes(text: str) -> int:
+    """A number of bytes with a unit, e.g. 1.5GiB."""
+    from dask.utils import parse_bytes
+
+    return int(parse_bytes(text))
 
 
 def _phantom(options: argparse.Namespace) -> int:
@@ -172,9 +209,15 @@ def _run(options: argparse.Namespace) -> int:
         vertebrae=options.vertebrae,
         margin_mm=options.margin,
         strict=options.strict,
+        hash_keys=options.hash_keys,
     )
     annotations = _annotations(options)
     store = StudyStore.create(options.store)
+    if options.repair:
+        for check in verify_store(store):
+            if check.damage:
+                store.discard(check.study)
+                say_event("repair", study=check.study, damage=[str(e) for e in check.damage])
     plan, listed = plan_run(
         options.source, store, config, layout=options.layout, limit=options.limit
     )
@@ -204,26 +247,34 @@ def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor]:
 
     if options.serial:
         return nullcontext(executors.run_serially)
+    limits = executors.TaskLimits(options.study_seconds)
+    report = options.performance_report
     if options.scheduler or options.scheduler_file:
-        return executors.scheduler(
-            options.scheduler, options.scheduler_file, insecure=options.insecure
-        )
-    return executors.local_cluster(options.workers or executors.available_cores())
+        address, file = options.scheduler, options.scheduler_file
+        return executors.scheduler(limits, address, file, insecure=options.insecure, report=report)
+    workers = options.workers or executors.available_cores()
+    return executors.local_cluster(workers, options.memory, limits, report)
 
 
 def _verify(options: argparse.Namespace) -> int:
     store = StudyStore.open(options.store)
-    arrays = damaged = 0
+    source = None
+    if options.source:
+        listings = list_studies(options.source, options.layout)
+        source = {listing.key: listing for listing in listings}
+    elif options.cross_check:
+        raise UsageError("config-invalid", "--cross-check needs --source, to read it again")
+    totals = {"studies": 0, "arrays": 0, "objects": 0, "decoded twice": 0, "damaged studies": 0}
     with StageProgress("verify", len(store.studies()), "studies") as progress:
-        for check in verify_store(store):
-            arrays += check.arrays
-            damaged += bool(check.damage)
+        for check in verify_store(store, source, options.cross_check):
+            found = (1, check.arrays, check.objects, check.decoded_twice, bool(check.damage))
+            for name, count in zip(totals, found, strict=True):
+                totals[name] += count
             progress.advance(study=check.study, damage=[str(error) for error in check.damage])
             for error in check.damage:
                 print(f"damaged: {error}", file=sys.stderr)
-    rows = [("studies", len(store.studies())), ("arrays", arrays), ("damaged studies", damaged)]
-    _tell("verify", rows, options)
-    return 1 if damaged else 0
+    _tell("verify", list(totals.items()), options)
+    return 1 if totals["damaged studies"] else 0
 
 
 def _catalog(options: argparse.Namespace) -> int:

@@ -29,6 +29,9 @@ class StudyConfig:
         Around the mask's extent, on all six sides.
     strict : bool
         Whether to quarantine every study whose geometry is not ``regular``.
+    hash_keys : bool
+        Whether objects stand in records and tables under a digest of their key, for buckets whose
+        file names hold names.
     max_bad_share : float
         A study with a larger share of refused objects goes to quarantine as a whole.
     """
@@ -38,6 +41,7 @@ class StudyConfig:
     vertebrae: tuple[str, ...] = CERVICAL
     margin_mm: float = 8.0
     strict: bool = False
+    hash_keys: bool = False
     max_bad_share: float = 0.05
 
     def __post_init__(self) -> None:
@@ -60,6 +64,7 @@ class StudyConfig:
                 "vertebrae": self.vertebrae,
                 "margin_mm": self.margin_mm,
                 "strict": self.strict,
+                "hash_keys": self.hash_keys,
                 "max_bad_share": self.max_bad_share,
             }
         )

@@ -97,14 +97,7 @@ def decode_frame(
     SliceError
         ``codestream-mismatch``, ``codestream-truncated`` or ``decode-failed``.
     """
-    frame = Frame(
-        header.syntax,
-        header.rows,
-        header.columns,
-        header.bits_allocated,
-        header.bits_stored,
-        header.signed,
-    )
+    frame = _frame_of(header)
     if header.syntax in px.NATIVE:
         words = np.frombuffer(piece, frame.words)
         if header.elements.big_endian != (sys.byteorder == "big"):
@@ -124,6 +117,33 @@ def decode_frame(
             reasons.append(f"{name}: {error}")
             break
     raise SliceError("decode-failed", "; ".join(reasons), key=header.key)
+
+
+def decode_with(name: str, header: Header, piece: memoryview, limits: Limits) -> Words:
+    """Decode one frame that `decode_frame` has read with one named rung, or with GDCM.
+
+    Raises
+    ------
+    SliceError
+        ``decode-failed``.
+    """
+    frame = _frame_of(header)
+    rung = LADDERS[header.syntax].get(name, _gdcm)
+    try:
+        return _as_words(rung(piece, frame, limits, None), frame)
+    except Exception as error:  # noqa: BLE001 - each library raises errors of its own
+        raise SliceError("decode-failed", f"{name}: {error}", key=header.key) from None
+
+
+def _frame_of(header: Header) -> Frame:
+    return Frame(
+        header.syntax,
+        header.rows,
+        header.columns,
+        header.bits_allocated,
+        header.bits_stored,
+        header.signed,
+    )
 
 
 def check_frame(frame: Frame, piece: memoryview) -> None:

@@ -4,14 +4,16 @@ An executor yields ``(study, row or error)`` as studies finish. Schedulers from 
 dask-kubernetes or Coiled hand out an address or a file, and that is all that is needed here.
 """
 
+import faulthandler
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import dask
-from dask.distributed import Client, LocalCluster, as_completed
+from dask.distributed import Client, LocalCluster, as_completed, performance_report
 from distributed.scheduler import KilledWorker
 
 from pipeline.listing import StudyListing
@@ -20,6 +22,33 @@ from pipeline.study import StudyRow
 from storage_schemas.errors import RunError, StudyError, UsageError
 
 CONNECT_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class TaskLimits:
+    """What a study may cost its worker.
+
+    Parameters
+    ----------
+    seconds : float
+        After which the worker ends itself, however deep in a decoder it hangs.
+    """
+
+    seconds: float = 3600.0
+
+
+def limited(task: Task, study: StudyListing, limits: TaskLimits) -> StudyRow:
+    """Run a task in a worker that ends itself when the time is over.
+
+    The watchdog is a thread of its own that needs no interpreter, so a decoder that holds on to it
+    forever cannot stop it. The scheduler then sees a lost worker.
+    """
+    faulthandler.dump_traceback_later(limits.seconds, exit=True)
+    try:
+        return task(study)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
 
 # A study that ends its worker gets one retry elsewhere, then quarantine; and no second study waits
 # on a worker, so that none shares the blame.
@@ -42,36 +71,61 @@ def run_serially(
 
 
 @contextmanager
-def local_cluster(workers: int) -> Iterator[Executor]:
-    """Give an executor on worker processes of this machine; the dashboard is on loopback only."""
+def local_cluster(
+    workers: int, memory_bytes: int, limits: TaskLimits, report: str | None = None
+) -> Iterator[Executor]:
+    """Give an executor on worker processes of this machine; the dashboard is on loopback only.
+
+    Parameters
+    ----------
+    workers : int
+        Processes, each running one study at a time.
+    memory_bytes : int
+        Of each worker; one that grows beyond it is ended and counts as lost.
+    limits : TaskLimits
+        Of each task.
+    report : str, optional
+        Where to write Dask's performance report.
+    """
     with (
         dask.config.set(_SETTINGS),
         LocalCluster(
             n_workers=workers,
             threads_per_worker=1,
             processes=True,
+            memory_limit=memory_bytes,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
         ) as cluster,
         Client(cluster) as client,
+        performance_report(report) if report else nullcontext(),
     ):
-        yield _on(client)
+        yield _on(client, limits)
 
 
 @contextmanager
 def scheduler(
-    address: str | None = None, file: str | None = None, *, insecure: bool = False
+    limits: TaskLimits,
+    address: str | None = None,
+    file: str | None = None,
+    *,
+    insecure: bool = False,
+    report: str | None = None,
 ) -> Iterator[Executor]:
     """Give an executor on a scheduler that somebody else started.
 
     Parameters
     ----------
+    limits : TaskLimits
+        Of each task.
     address : str, optional
         ``tcp://host:port`` or ``tls://host:port``.
     file : str, optional
         A scheduler file, as Dask writes it.
     insecure : bool
         Allow an unencrypted address beyond this machine.
+    report : str, optional
+        Where to write Dask's performance report.
 
     Raises
     ------
@@ -90,19 +144,23 @@ def scheduler(
             f"{address} is neither tls:// nor on this machine; --insecure allows it",
         )
     try:
-        with dask.config.set(_SETTINGS), Client(address, timeout=CONNECT_SECONDS) as client:
-            yield _on(client)
+        with (
+            dask.config.set(_SETTINGS),
+            Client(address, timeout=CONNECT_SECONDS) as client,
+            performance_report(report) if report else nullcontext(),
+        ):
+            yield _on(client, limits)
     except OSError as error:
         raise RunError("scheduler-unreachable", str(error), key=address) from None
 
 
-def _on(client: Client) -> Executor:
+def _on(client: Client, limits: TaskLimits) -> Executor:
     def run(
         task: Task, studies: list[StudyListing]
     ) -> Iterator[tuple[StudyListing, StudyRow | Exception]]:
         futures = {
             client.submit(
-                task, study, key=f"study-{study.study}", priority=-number, pure=False
+                limited, task, study, limits, key=f"study-{study.key}", priority=-number, pure=False
             ): study
             for number, study in enumerate(studies)
         }

@@ -5,6 +5,7 @@ Two layouts: ``study``, where each folder is one study and is named by its Study
 header has none. Not here: what the objects mean (`pipeline.volume`).
 """
 
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -66,6 +67,12 @@ class StudyListing:
     def key(self) -> str:
         """The study's key in the store; a stand-in where the folder's name is no UID."""
         return self.study if is_study(self.study) else stand_in_key(f"{self.root}/{self.study}")
+
+    def shown_key(self, key: str, *, hashed: bool) -> str:
+        """An object's key as it stands in records: as it is, or as a digest of its URL."""
+        if not hashed:
+            return key
+        return hashlib.sha256(f"{self.root}/{key}".encode()).hexdigest()[:32]
 
     @property
     def size(self) -> int:

@@ -127,7 +127,7 @@ def process_study(
     objects : dict of str to bytes
         By key below ``volumes.zarr``; empty for a quarantined study.
     """
-    inputs = _Inputs(listing)
+    inputs = _Inputs(listing, config)
     try:
         study = check_study(listing.study)
         volume = read_volume(inputs.read(), threads=threads)
@@ -153,7 +153,7 @@ def quarantine(
 ) -> StudyRecord:
     """The record of a study that is refused as a whole, under a key that is safe to store."""
     if inputs is None:
-        inputs = _Inputs(listing).rows(error)
+        inputs = _Inputs(listing, config).rows(error)
     return StudyRecord(
         study=listing.key,
         patient=listing.key,
@@ -169,12 +169,18 @@ def quarantine(
 class _Inputs:
     """What is known of each listed object so far; in the end every one has an outcome."""
 
-    def __init__(self, listing: StudyListing) -> None:
+    def __init__(self, listing: StudyListing, config: StudyConfig) -> None:
         self._listing = listing
         self._rows = {
-            entry.key: InputObject(entry.key, entry.size, "", outcome="", reason="")
+            entry.key: InputObject(
+                listing.shown_key(entry.key, hashed=config.hash_keys), entry.size, "", outcome=""
+            )
             for entry in listing.objects
         }
+
+    def shown_key(self, key: str) -> str:
+        """An object's key as the record shows it."""
+        return self._rows[key].key
 
     def read(self) -> Iterator[tuple[str, bytes]]:
         """Fetch the objects and note their digests."""
@@ -279,7 +285,7 @@ def _commit(
         input_sha256=listing.sha256,
         inputs=inputs.rows(),
         localizer=localizer,
-        volume=_volume_record(volume),
+        volume=_volume_record(volume, inputs),
         vertebrae=tuple(vertebrae),
         arrays=tuple(_read_back(objects)),
         metadata=tuple(
@@ -341,7 +347,7 @@ def _read_back(objects: dict[str, bytes]) -> Iterator[StoredArray]:
         yield StoredArray(path, layout.shape, layout.dtype, digest, len(objects[key]))
 
 
-def _volume_record(volume: StudyVolume) -> StudyVolumeRecord:
+def _volume_record(volume: StudyVolume, inputs: _Inputs) -> StudyVolumeRecord:
     return StudyVolumeRecord(
         series=volume.series,
         scanner=volume.scanner,
@@ -349,7 +355,7 @@ def _volume_record(volume: StudyVolume) -> StudyVolumeRecord:
         transposed=volume.orientation.transposed,
         flipped=volume.orientation.flipped,
         slices=tuple(
-            StoredSlice(origin.key, origin.frame, origin.instance_number)
+            StoredSlice(inputs.shown_key(origin.key), origin.frame, origin.instance_number)
             for origin in volume.slices
         ),
         hu_sha256=sha256_voxels(volume.hu),

@@ -99,6 +99,8 @@ class StoreError(CspineError):
         "array-damaged": "a stored object changed after it was written; run the pipeline again",
         "array-mismatch": "the array is not the one that the record describes; run the pipeline",
         "metadata-damaged": "the array's zarr.json was changed; run the pipeline again",
+        "source-changed": "run the pipeline again; it redoes changed studies",
+        "decoders-disagree": "one decoder is wrong: report the object's transfer syntax and origin",
         "table-missing": "build the tables with cspine-pipeline catalog",
         "table-invalid": "rebuild the tables with cspine-pipeline catalog",
     }
