@@ -21,6 +21,7 @@ from pipeline.phantom import FAULTS, make_cohort
 from pipeline.progress import StageProgress, say_event, show_table
 from pipeline.report import GALLERY, render_report
 from pipeline.run import Executor, RunSummary, execute, plan_run
+from pipeline.runlog import RunLog
 from pipeline.study import StudyRow
 from pipeline.verify import verify_store
 from storage_schemas.annotations import check_studies, read_boxes, read_labels
@@ -223,19 +224,28 @@ def _run(options: argparse.Namespace) -> int:
     )
     _check_annotations(annotations, listed, options)
     say_event("plan", todo=len(plan.todo), done=len(plan.done), orphan_masks=plan.orphan_masks)
-    with (
-        _executor(options) as executor,
-        StageProgress("run", len(plan.todo), "studies") as progress,
-    ):
+    log = RunLog()
+    try:
+        with (
+            _executor(options) as executor,
+            StageProgress("run", len(plan.todo), "studies") as progress,
+        ):
 
-        def observe(row: StudyRow, summary: RunSummary) -> None:
-            note = f"{summary.committed} committed, {summary.quarantined} quarantined"
-            progress.advance(
-                note, study=row.study, outcome=row.outcome, kind=row.kind, reason=row.reason
-            )
+            def observe(row: StudyRow, summary: RunSummary) -> None:
+                log.add(row)
+                progress.advance(
+                    f"{summary.committed} committed, {summary.quarantined} quarantined, "
+                    f"{summary.failed} failed, {log.rates(summary)}",
+                    study=row.study,
+                    outcome=row.outcome,
+                    kind=row.kind,
+                    reason=row.reason,
+                )
 
-        threads = None if options.serial else 1
-        summary = execute(plan, executor, config, store, observe, threads)
+            threads = None if options.serial else 1
+            summary = execute(plan, executor, config, store, observe, threads)
+    finally:
+        store.write_log(log.name, log.lines)
     build_tables(store, annotations)
     _tell("run", list(summary.to_json().items()), options)
     return summary.exit_code

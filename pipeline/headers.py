@@ -30,18 +30,10 @@ CT_CLASSES = {
 """The SOP classes that hold Hounsfield units (PS3.4 B.5)."""
 
 MAX_POSITION_MM = 1e5
-_PHOTOMETRIC = frozenset(
-    [
-        "MONOCHROME1",
-        "MONOCHROME2",
-        "RGB",
-        "YBR_FULL",
-        "YBR_FULL_422",
-        "YBR_PARTIAL_420",
-        "YBR_ICT",
-        "YBR_RCT",
-    ]
-) | {"PALETTE COLOR"}
+_PHOTOMETRIC = {
+    "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422",
+    "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT",
+}  # fmt: skip
 _UID = re.compile(r"[0-9.]{0,64}")
 _DIRECTION_TOLERANCE = 1e-3
 

@@ -7,6 +7,7 @@ Credentials come from the environment of the process that asks, and are kept now
 """
 
 import errno
+import glob
 import os
 import random
 import threading
@@ -117,7 +118,9 @@ class ObjectFolder:
         OSError
             FileNotFoundError and PermissionError at once, others when the retries are spent.
         """
-        data: bytes = self._ask("get", key, lambda path: self.fs.cat_file(path, start=start, end=end))
+        data: bytes = self._ask(
+            "get", key, lambda path: self.fs.cat_file(path, start=start, end=end)
+        )
         return data
 
     def get_all(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes | OSError]]:
@@ -220,7 +223,9 @@ def _write_atomically(path: str, data: bytes) -> None:
         partial.write_bytes(data)
         partial.replace(target)
     finally:
-        partial.unlink(missing_ok=True)
+        # Those of writers that were killed as well.
+        for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+            left.unlink(missing_ok=True)
 
 
 def _options(url: str) -> dict[str, Any]:

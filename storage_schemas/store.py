@@ -8,6 +8,7 @@ Nothing else knows a path. The layout is
     volumes.zarr/<study>/<level>            the crop: an OME-Zarr image, with its mask as a label
     records/<study>.json                    written last: a study exists when its record does
     catalog/<table>.parquet                 derived from the records
+    logs/<start>.jsonl                      timings of each run; nothing reads them back
 
 Any fsspec URL will do. Not here: what the objects hold (`crops`, `records`, `catalog`).
 """
@@ -284,6 +285,10 @@ class StudyStore:
         buffer = io.BytesIO()
         pq.write_table(check_table(name, table, name), buffer, compression="zstd")
         self.objects.put(_table_key(name), buffer.getvalue())
+
+    def write_log(self, name: str, lines: list[str]) -> None:
+        """Write the log of a run, one JSON line an event; the only place for times and rates."""
+        self.objects.put(f"logs/{name}.jsonl", "".join(f"{line}\n" for line in lines).encode())
 
     def read_table(self, name: str) -> pa.Table:
         """Read one table.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.cli import main
+from pipeline.decoders import decode_frame
 from storage_schemas.store import StudyStore
 from tests.studies import LEVELS, SLICES, labels, slice_dataset, write_cohort, write_study
 
@@ -17,8 +18,11 @@ BOXES = "StudyInstanceUID,x,y,width,height,slice_number\n"
 
 
 def tree(root: Path) -> dict[str, bytes]:
+    """Everything but the logs, which are about the runs and not about the data."""
     return {
-        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and path.parent.name != "logs"
     }
 
 
@@ -316,3 +320,100 @@ def test_patients_are_grouped_by_a_salted_digest_only(
     assert plain == "1.2.1"
     assert len(salted) == 32
     assert "patient" not in salted
+
+
+def test_repair_redoes_what_verify_finds_damaged_and_nothing_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, masks = write_cohort(tmp_path, studies=3)
+    run(source, tmp_path / "s", "--masks", str(masks), capsys=capsys)
+    before = tree(tmp_path / "s")
+    shard = tmp_path / "s/volumes.zarr/1.2.1/C3/0/c/0/0/0"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    (tmp_path / "s/volumes.zarr/1.2.2/overview/zarr.json").unlink()
+    summary = run(source, tmp_path / "s", "--masks", str(masks), "--repair", capsys=capsys)
+    assert (summary["unchanged"], summary["committed"]) == (1, 3)
+    assert tree(tmp_path / "s") == before
+
+
+def test_verify_proves_the_source_unchanged_and_asks_a_second_decoder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, _ = write_cohort(tmp_path, studies=3)
+    run(source, tmp_path / "s", capsys=capsys)
+    verify = ["verify", str(tmp_path / "s"), "--source", str(source), "--json"]
+    assert main([*verify, "--cross-check", "1"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["objects"], told["decoded twice"]) == (3 * SLICES, 3 * SLICES)
+
+    changed = source / "1.2.1" / "4.dcm"
+    changed.write_bytes(changed.read_bytes()[:-2] + b"\1\1")
+    (source / "1.2.2" / "5.dcm").unlink()
+    (source / "1.2.2" / "99.dcm").write_bytes(b"new")
+    shutil.rmtree(source / "1.2.3")
+    assert main(verify) == 1
+    told_lines = capsys.readouterr().err
+    for what in (
+        "1.2.1/4.dcm: its bytes are others",
+        "1.2.2/5.dcm: is gone from the source",
+        "1.2.2/99.dcm: is new in the source",
+        "1.2.3: the source holds no such study",
+    ):
+        assert what in told_lines
+
+
+def test_a_decoder_that_errs_is_found_by_the_second(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, _ = write_cohort(tmp_path, studies=1)
+    run(source, tmp_path / "s", capsys=capsys)
+
+    def one_pixel_off(*arguments: object) -> tuple[np.ndarray, str]:
+        words, name = decode_frame(*arguments)  # type: ignore[arg-type]  # passed through
+        words = words.copy()
+        words[3, 4] ^= 1
+        return words, name
+
+    monkeypatch.setattr("pipeline.crosscheck.decode_frame", one_pixel_off)
+    arguments = ["verify", str(tmp_path / "s"), "--source", str(source), "--cross-check", "0.5"]
+    assert main(arguments) == 1
+    assert "native and pydicom differ in 1 pixels [decoders-disagree]" in capsys.readouterr().err
+
+
+def test_hashed_keys_name_no_file_and_still_verify(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, masks = write_cohort(tmp_path, studies=1)
+    for path in sorted((source / "1.2.1").iterdir()):
+        path.rename(path.with_name(f"Canary-Doe-{path.name}"))
+    (source / "1.2.1" / "Canary-Doe-3.dcm").write_bytes(b"")
+    boxes, train = tmp_path / "boxes.csv", tmp_path / "train.csv"
+    train.write_text(TRAIN + "1.2.1,1,0,1,0,0,0,0,0\n")
+    boxes.write_text(BOXES + f"1.2.1,20,14,6,5,{SLICES - 23}\n")
+    run(
+        source, tmp_path / "s", "--hash-keys", "--masks", str(masks), "--labels", str(train),
+        "--boxes", str(boxes), capsys=capsys,
+    )  # fmt: skip
+    assert main(["report", str(tmp_path / "s"), str(tmp_path / "s" / "report.html")]) == 0
+    for path in (tmp_path / "s").rglob("*"):
+        assert "Canary" not in path.name
+        assert path.is_dir() or b"Canary" not in path.read_bytes()
+    store = StudyStore.open(str(tmp_path / "s"))
+    for row in store.read_table("quarantine").to_pylist():
+        assert "Canary" not in str(row)
+    seen = [row["z"] for row in store.read_table("slices").to_pylist() if row["fractured"] == 1]
+    assert seen == [23]
+    assert main(["verify", str(tmp_path / "s"), "--source", str(source)]) == 0
+
+
+def test_the_log_holds_the_timings_of_every_study(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, _ = write_cohort(tmp_path, studies=2)
+    run(source, tmp_path / "s", capsys=capsys)
+    (log,) = (tmp_path / "s" / "logs").iterdir()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert sorted(line["study"] for line in lines) == ["1.2.1", "1.2.2"]
+    assert all(line["seconds"] > 0 and line["at_seconds"] > 0 for line in lines)

@@ -1,0 +1,20 @@
+"""Tasks that end or hang their worker on chosen studies, as a decoder may; importable by workers."""
+
+import os
+import signal
+import time
+
+from pipeline.config import StudyConfig
+from pipeline.listing import StudyListing
+from pipeline.study import StudyRow, run_study
+
+KILLER, HANGER = "1.2.1", "1.2.2"
+
+
+def hostile(listing: StudyListing, store_url: str) -> StudyRow:
+    """Process a study, unless it is one of the bad ones."""
+    if listing.study == KILLER:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if listing.study == HANGER:
+        time.sleep(3600)
+    return run_study(listing, StudyConfig(), store_url, 1)
