@@ -65,7 +65,9 @@ def write_hounsfield(
         ``hu-out-of-range`` where a voxel that is no padding leaves -32767 to 32767.
     """
     padded = None if padding is None else find_padding(words, bits_stored, signed, padding)
-    values = to_stored_values(words, bits_stored, signed)
+    # `out` holds the values on the way where it can: a slice of memory more costs as much as all
+    # the arithmetic.
+    values = to_stored_values(words, bits_stored, signed, out.view(np.uint16))
     slope, intercept = rescale
     bounds = stored_range(bits_stored, signed)
     if not _fits(bounds, slope, intercept):
@@ -77,29 +79,42 @@ def write_hounsfield(
     words16 = values.astype(np.uint16) if values.dtype == np.uint8 else values.view(np.uint16)
     target = out.view(np.uint16)
     if slope != 1:
-        words16 = np.multiply(words16, np.uint16(slope))
+        words16 = np.multiply(words16, np.uint16(slope), out=target)
     np.add(words16, np.uint16(intercept & 0xFFFF), out=target)
     if padded is not None:
         np.copyto(out, AIR_HU, where=padded)
 
 
-def to_stored_values(words: Words, bits_stored: int, signed: bool) -> Values:
+def to_stored_values(
+    words: Words, bits_stored: int, signed: bool, out: Words | None = None
+) -> Values:
     """Mask words to `bits_stored` and extend the sign.
+
+    Parameters
+    ----------
+    words : ndarray, uint8 or uint16
+    bits_stored : int
+    signed : bool
+    out : ndarray, uint16, optional
+        Of the same shape, may be used for the result of 16-bit words; may be `words` itself.
 
     Returns
     -------
     ndarray
         uint8, uint16 or int16 of the same shape; the words themselves where nothing is to be done.
     """
+    if out is not None and words.dtype != np.uint16:
+        out = None
     if signed:
         wide = words.astype(np.uint16, copy=False)
         if bits_stored == 16:
             return wide.view(np.int16)
         shift = 16 - bits_stored
-        return np.right_shift(np.left_shift(wide, shift).view(np.int16), shift)
+        high = np.left_shift(wide, shift, out=out).view(np.int16)
+        return np.right_shift(high, shift, out=high)
     if bits_stored == words.dtype.itemsize * 8:
         return words
-    return np.bitwise_and(words, words.dtype.type((1 << bits_stored) - 1))
+    return np.bitwise_and(words, words.dtype.type((1 << bits_stored) - 1), out=out)
 
 
 def stored_range(bits_stored: int, signed: bool) -> tuple[int, int]:
