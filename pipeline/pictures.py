@@ -26,7 +26,9 @@ def draw_overview(store: StudyStore, record: StudyRecord) -> str:
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     middle = np.array(cube.shape) // 2
     if boxes:
-        middle = np.mean([(low + high) / 2 for _, low, high in boxes], axis=0).astype(int)
+        # Through the bodies, which fill the front of the boxes, and the midline.
+        into = np.array([0.5, 0.3, 0.5])
+        middle = np.mean([low + into * (high - low) for _, low, high in boxes], axis=0).astype(int)
     figure = Figure(figsize=(7.2, 4.2), facecolor="black")
     # Sagittal: the face looks to the left; coronal: the patient's right is on the left.
     cuts = (("sagittal", 1, cube[:, :, middle[2]]), ("coronal", 2, cube[:, middle[1], :]))
