@@ -33,7 +33,7 @@ from pipeline.limits import Limits
 from storage_schemas.errors import SliceError
 
 Words = NDArray[np.unsignedinteger[Any]]
-"""Words words, uint8 or uint16, neither masked nor sign-extended."""
+"""Stored words, uint8 or uint16, neither masked nor sign-extended."""
 Piece = Any
 """A memoryview; imagecodecs reads any buffer, but its types name bytes alone."""
 
@@ -89,7 +89,7 @@ def decode_frame(
     Returns
     -------
     (ndarray, str)
-        Words words, shape (rows, columns), uint8 or uint16, neither masked nor sign-extended; and
+        Stored words, shape (rows, columns), uint8 or uint16, neither masked nor sign-extended; and
         the name of the rung.
 
     Raises

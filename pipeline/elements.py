@@ -33,7 +33,6 @@ UNDEFINED = 0xFFFFFFFF
 SPECIFIC = {
     "image_type": 0x00080008,
     "sop_class": 0x00080016,
-    "modality": 0x00080060,
     "manufacturer": 0x00080070,
     "model": 0x00081090,
     "patient_id": 0x00100020,

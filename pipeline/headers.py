@@ -1,7 +1,7 @@
 """What an object says about itself: its identity, the form of its pixels, where its frames lie.
 
 Reading judges nothing: an MR image has a header too. `check_object` then says whether the object
-can be a part of a CT stack at all. Not here: the pixel data (`pipeline.frames`).
+can be a part of a CT stack at all. Not here: the pixel data (`pipeline.pixeldata`).
 """
 
 import math

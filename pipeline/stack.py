@@ -7,7 +7,8 @@ back, x to the left, reached by a transposition and flips of whole axes alone: n
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,16 +144,20 @@ def group_frames(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
 
     Localizers form groups of their own.
     """
-    exact: dict[tuple[object, ...], list[Candidate]] = {}
+    exact: dict[_Form, list[Candidate]] = {}
     for candidate in candidates:
         header, plane = candidate.header, candidate.plane
-        directions = (*plane.row_direction, *plane.column_direction)
-        kind = (header.series, header.rows, header.columns, plane.localizer)
-        exact.setdefault((*kind, plane.spacing, directions), []).append(candidate)
-    groups: list[tuple[tuple[object, ...], list[Candidate]]] = []
-    for form, members in sorted(exact.items(), key=_by_size_then_form):
+        form = _Form(
+            (header.series, header.rows, header.columns, plane.localizer),
+            plane.spacing,
+            (*plane.row_direction, *plane.column_direction),
+        )
+        exact.setdefault(form, []).append(candidate)
+    groups: list[tuple[_Form, list[Candidate]]] = []
+    # The most frequent form comes first and stands for those that differ from it by rounding.
+    for form, members in sorted(exact.items(), key=lambda item: (-len(item[1]), item[0])):
         for other, group in groups:
-            if _is_close(form, other):
+            if form.is_close(other):
                 group.extend(members)
                 break
         else:
@@ -160,22 +165,23 @@ def group_frames(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
     return [group for _, group in groups]
 
 
-def _by_size_then_form(item: tuple[tuple[object, ...], list[Candidate]]) -> tuple[int, str]:
-    return -len(item[1]), repr(item[0])
+class _Form(NamedTuple):
+    """What the frames of a group have in common: exactly, and within a tolerance."""
+
+    kind: tuple[str, int, int, bool]
+    spacing: tuple[float, float]
+    directions: tuple[float, ...]
+
+    def is_close(self, other: "_Form") -> bool:
+        return (
+            self.kind == other.kind
+            and _distance(self.spacing, other.spacing) <= SPACING_TOLERANCE_MM
+            and _distance(self.directions, other.directions) <= DIRECTION_TOLERANCE
+        )
 
 
-def _is_close(form: tuple[object, ...], other: tuple[object, ...]) -> bool:
-    if form[:4] != other[:4]:
-        return False
-    for values, others, tolerance in (
-        (form[4], other[4], SPACING_TOLERANCE_MM),
-        (form[5], other[5], DIRECTION_TOLERANCE),
-    ):
-        assert isinstance(values, tuple)
-        assert isinstance(others, tuple)
-        if max(abs(a - b) for a, b in zip(values, others, strict=True)) > tolerance:
-            return False
-    return True
+def _distance(values: Sequence[float], others: Sequence[float]) -> float:
+    return max(abs(a - b) for a, b in zip(values, others, strict=True))
 
 
 def find_orientation(row: Vector, column: Vector) -> Orientation | None:
@@ -231,8 +237,7 @@ def make_geometry(stack: Stack, kept: Sequence[Candidate], *, duplicates: bool) 
         column_direction=column,
         pixel_spacing=spacing,
     )
-    classes = classify(geometry, duplicates=duplicates)
-    return StackGeometry(geometry.shape, geometry.positions, row, column, spacing, classes=classes)
+    return replace(geometry, classes=classify(geometry, duplicates=duplicates))
 
 
 def _opposite(direction: Vector) -> Vector:

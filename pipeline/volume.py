@@ -134,13 +134,18 @@ def read_volume(
     candidates, refused = read_candidates(objects, limits)
     stack = choose_stack(candidates, refused, limits)
     hu = np.empty(stack.shape, np.int16)
-    settings = _Settings(limits, threads or len(os.sched_getaffinity(0)), mask_padding)
+    settings = _Settings(limits, threads or _usable_cores(), mask_padding)
     kept = _decode_stack(stack, hu, refused, settings)
     if len(kept) < 2:
         refused += [leave_out(d.candidate, "the only slice left") for d in kept.values()]
         why = f"{len(kept)} of {len(stack.places)} slices could be decoded"
         raise no_volume("no-axial-stack", why, refused)
     return _make_volume(stack, kept, _compact(hu, kept), refused)
+
+
+def _usable_cores() -> int:
+    # Not every system tells how many of its cores this process may use.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _decode_stack(
@@ -152,10 +157,22 @@ def _decode_stack(
     """Decode into `hu`; the slices that could be, by z."""
     # Once an object, not once a frame: a multi-frame object may hold thousands.
     pieces = {id(c.header): _cut(c.header) for place in stack.places for c in place}
+    rival_headers = {
+        id(c.header): c.header for place in stack.places if len(place) > 1 for c in place
+    }
+    digests = {
+        number: hashlib.sha256(header.elements.data).digest()
+        for number, header in rival_headers.items()
+    }
+
+    def rank(candidate: Candidate) -> tuple[bytes, int, str]:
+        """An order of the frames that claim one position, by their bytes and not their names."""
+        digest = digests.get(id(candidate.header), b"")
+        return digest, candidate.frame, candidate.header.key
 
     def decode(z: int) -> tuple[_Decoded | None, list[SliceError]]:
         errors = []
-        rivals = iter(_by_digest(stack.places[z]))
+        rivals = iter(sorted(stack.places[z], key=rank))
         for candidate in rivals:
             try:
                 frames = pieces[id(candidate.header)]
@@ -181,18 +198,6 @@ def _cut(header: Header) -> list[memoryview] | SliceError:
         return read_frames(header)
     except SliceError as error:
         return error
-
-
-def _by_digest(place: tuple[Candidate, ...]) -> list[Candidate]:
-    """The frames that claim one position, in an order that depends on their bytes."""
-    if len(place) == 1:
-        return list(place)
-
-    def rank(candidate: Candidate) -> tuple[bytes, int, str]:
-        digest = hashlib.sha256(candidate.header.elements.data).digest()
-        return digest, candidate.frame, candidate.header.key
-
-    return sorted(place, key=rank)
 
 
 def _duplicate(candidate: Candidate) -> SliceError:
