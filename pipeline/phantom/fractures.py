@@ -89,7 +89,7 @@ def draw_fractures(level: str, random: np.random.Generator) -> tuple[Fracture, .
     sites = _sites(level)
     count = 2 if level == "C1" or random.random() < 0.35 else 1
     chosen = random.choice(len(sites), size=count, replace=False)
-    step = float(random.uniform(1.0, 3.0)) if random.random() < 0.4 else 0.0
+    step = float(random.uniform(1.0, 3.0)) if random.random() < 0.5 else 0.0
     return tuple(
         _draw(sites[number], step if not n else 0.0, random) for n, number in enumerate(chosen)
     )
@@ -111,8 +111,8 @@ def _draw(
         centre=(side * u + jitter[0], v + jitter[1], w + jitter[2]),
         normal=(float(normal[0]), float(normal[1]), float(normal[2])),
         half_length=half_length,
-        half_height=float(random.uniform(2.2, 4.2)),
-        width=float(np.clip(random.normal(1.4, 0.35), 0.5, 2.0)),
+        half_height=float(random.uniform(2.8, 4.6)),
+        width=float(np.clip(random.normal(1.6, 0.35), 0.5, 2.0)),
         wave=(
             float(random.uniform(0.2, 0.8)),
             float(random.uniform(0.3, 0.8)),

@@ -17,7 +17,7 @@ CORTICAL_HU = 1180.0
 CANCELLOUS_HU = 320.0
 """Trabecular bone of adult cervical vertebrae, some 200 to 400 HU and falling with age (Schreiber
 et al., J Bone Joint Surg Am 93(11), 2011, and later cervical series)."""
-TRABECULAR_SD_HU = 55.0
+TRABECULAR_SD_HU = 45.0
 SEEN_PIXELS = 5.0
 """A slice shows a fracture where at least so many whole pixels of bone are gone."""
 

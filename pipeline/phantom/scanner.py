@@ -64,13 +64,13 @@ class Site:
 
 SITES = (
     Site("north", "Phantom Medical", "Helix 64", "BONEPLUS", ImplicitVRLittleEndian, True,
-         (150, 175), (14, 26), -0.6, -2000, (500,)),
+         (145, 165), (8, 18), -0.5, -2000, (500,)),
     Site("south", "Phantom Medical", "Helix 128", "B70f", ExplicitVRLittleEndian, False,
-         (140, 160), (10, 20), 0.45, None, (450, 40)),
+         (140, 155), (8, 16), 0.45, None, (450, 40)),
     Site("east", "Synthetic Imaging", "Aurora", "YC", JPEGLosslessSV1, False,
-         (150, 180), (16, 30), 0.55, None, (500, 50)),
+         (145, 165), (10, 22), 0.55, None, (500, 50)),
     Site("west", "Synthetic Imaging", "Aurora S", "FC30", JPEGLosslessSV1, False,
-         (160, 185), (20, 34), -0.4, None, (700,)),
+         (150, 170), (12, 24), -0.3, None, (700,)),
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Tasks that end or hang their worker on chosen studies, as a decoder may; importable by workers."""
+"""Tasks that end or hang their worker on chosen studies; importable by workers."""
 
 import os
 import signal
