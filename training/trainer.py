@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -30,6 +29,7 @@ from training.inputs import (
     normalise,
     vary_intensity,
 )
+from training.patches import PatchReader, box_loss
 from training.shards import RoundShards
 
 Log = Callable[[Mapping[str, Any]], None]
@@ -104,9 +104,8 @@ def _endless(
 class SliceTrainer(Trainer):
     """`Trainer` that makes its pixels on the model's device, from native slices.
 
-    A thin fracture fills few patches, and a small ViT from random weights hardly finds it by one
-    bit a slice. Where boxes are drawn, its own classifier is therefore asked about every patch too:
-    no weight is added, and the saved model is the plain one.
+    Where boxes are drawn and the model has patches, it is asked about them too; see
+    `training.patches`.
     """
 
     def __init__(
@@ -116,28 +115,21 @@ class SliceTrainer(Trainer):
         inputs: InputConfig,
         augment: AugmentConfig,
         box_weight: float,
+        patches: PatchReader | None,
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self._sampler = sampler
         self._inputs = inputs
         self._augment = augment
-        self._tokens: Tensor | None = None
-        model = self.model
-        self._patches = 0
-        if box_weight and model.config.model_type == "vit":
-            self._patches = inputs.size // model.config.patch_size
-            self._box_weight = box_weight
-            model.base_model.register_forward_hook(self._keep_tokens)
-
-    def _keep_tokens(self, module: Any, arguments: Any, output: Any) -> None:
-        self._tokens = output[0][:, 1:]
+        self._box_weight = box_weight
+        self._patches = patches
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._sampler
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """The model's own loss, of pixels made here."""
+        """The model's own loss of pixels made here, and that of the boxes."""
         labels = inputs.pop("labels")
         # Drawn anew from the step, so that a resumed run draws what an uninterrupted one would.
         generator = torch.Generator().manual_seed(
@@ -147,28 +139,11 @@ class SliceTrainer(Trainer):
         pixels = vary_intensity(make_pixels(inputs, self._inputs, pose), self._augment, generator)
         ready = {"pixel_values": normalise(pixels, self._inputs), "labels": labels}
         loss = super().compute_loss(model, ready, *args, **kwargs)
-        if not self._patches:
+        if self._patches is None:
             return loss
-        covered = cover_patches(inputs, self._inputs, pose, self._patches)
-        known = (labels == 0) | ~inputs["box"].isnan().any(dim=1, keepdim=True)
-        asked = model.classifier(self._tokens)[..., 0]
-        return loss + self._box_weight * patch_loss(asked, covered, known.expand_as(covered))
-
-
-def patch_loss(logits: Tensor, covered: Tensor, known: Tensor) -> Tensor:
-    """Cross-entropy of patches against how much of each a box covers, as much for either kind.
-
-    Parameters
-    ----------
-    logits, covered : Tensor, shape (batch, patches), float32
-    known : Tensor, shape (batch, patches), bool
-        False for slices that show a fracture which nobody drew.
-    """
-    losses = functional.binary_cross_entropy_with_logits(logits, covered, reduction="none")
-    broken, whole = known * covered, known * (1 - covered)
-    # Almost all patches are whole: unbalanced, the loss would be small without finding anything.
-    share = (losses * broken).sum() / broken.sum().clamp(min=1)
-    return (share + (losses * whole).sum() / whole.sum().clamp(min=1)) / 2
+        logits = self._patches.logits().float()
+        covered = cover_patches(inputs, self._inputs, pose, math.isqrt(logits.shape[1]))
+        return loss + self._box_weight * box_loss(logits, covered, labels[:, 0] == 0)
 
 
 class _RoundLog(TrainerCallback):
@@ -236,6 +211,7 @@ def train_slices(
     index = SliceIndex(index.crop[known], index.z[known], index.target[known])
     batch = config.batch_size * config.accumulation
     steps = max(1, round(len(index) * config.epochs / batch))
+    patches = PatchReader(model) if config.box_weight and PatchReader.reads(model) else None
     with TemporaryDirectory(prefix="cspine-trainer-") as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -272,10 +248,13 @@ def train_slices(
             inputs=inputs,
             augment=augment,
             box_weight=config.box_weight,
+            patches=patches,
         )
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         result = trainer.train()
+    if patches is not None:
+        patches.close()
     if not math.isfinite(result.training_loss):
         raise RunError("training-diverged", f"the mean loss is {result.training_loss}")
     return float(result.training_loss)
