@@ -4,12 +4,14 @@
 Names and dates of patients are never part of it.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from pydicom.uid import UID
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -34,6 +36,8 @@ HEAD_BYTES = 1 << 16
 """What is read of an object at first; a longer header costs a second look."""
 REQUESTS = 16
 """Heads in flight."""
+_UNBOUNDED = 1_000
+"""Columns of output that is no terminal."""
 
 Head = Callable[[str, int], bytes]
 
@@ -273,7 +277,9 @@ def _gather(refused: Iterable[SliceError]) -> tuple[Problem, ...]:
 
 def render(inspection: Inspection, console: Console | None = None) -> None:
     """Print an inspection for people."""
-    console = console or Console()
+    if console is None:
+        # A file or a pipe has no width to keep within.
+        console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED)
     for study in inspection.studies:
         _render_study(study, console)
     console.print(
@@ -301,7 +307,7 @@ def _render_study(study: StudyView, console: Console) -> None:
             " ".join(f"{mm:.3g}" for mm in view.gaps) if view.geometry else "",
             f"{view.tilt_degrees:.1f}" if view.geometry else "",
             _name_geometry(view),
-            " ".join(view.syntaxes),
+            " ".join(UID(syntax).keyword or escape(syntax) for syntax in view.syntaxes),
         )
     if study.series:
         console.print(series)

@@ -180,6 +180,7 @@ def show(evaluation: Evaluation) -> Table:
         f" {evaluation.studies} studies broken",
         title_justify="left",
         box=None,
+        padding=(0, 0, 0, 1),
     )
     table.add_column("", no_wrap=True)
     for column in ("all", *LABEL_COLUMNS):
