@@ -11,6 +11,7 @@ MASKS ?= $(SOURCE)/segmentations
 LABELS ?= $(SOURCE)/train.csv
 BOXES ?= $(SOURCE)/train_bounding_boxes.csv
 OUT ?= $(DEMO)/predictions.csv
+PRESET ?= default
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint type bench preprocess verify train evaluate predict report ci clean
@@ -27,8 +28,10 @@ setup: .venv/installed ## make .venv with everything, pinned
 
 demo: setup ## make a cohort, preprocess, train, score, report: all under DEMO
 	rm -rf $(DEMO)
-	$(BIN)/cspine-pipeline phantom $(DEMO)/cohort --studies 120
-	$(MAKE) --no-print-directory preprocess verify train evaluate report
+	$(BIN)/cspine-pipeline phantom $(DEMO)/cohort --studies 200 --size 192 --slices 80
+	$(MAKE) --no-print-directory preprocess verify
+	$(MAKE) --no-print-directory train PRESET=demo
+	$(MAKE) --no-print-directory evaluate report
 
 test: setup ## run the tests
 	$(BIN)/pytest
@@ -41,6 +44,7 @@ type: setup ## check types
 	$(BIN)/mypy
 
 bench: setup ## run every benchmark, the quick way
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
 
 preprocess: setup ## SOURCE of DICOM studies to STORE, on a local cluster
@@ -50,7 +54,7 @@ verify: setup ## prove STORE against its records
 	$(BIN)/cspine-pipeline verify $(STORE)
 
 train: setup ## train rounds on STORE into RUN
-	$(BIN)/cspine-training boost $(STORE) $(RUN)
+	$(BIN)/cspine-training boost $(STORE) $(RUN) --preset $(PRESET)
 
 evaluate: setup ## score RUN on the locked test patients of STORE
 	$(BIN)/cspine-training evaluate $(RUN) $(STORE)
