@@ -85,14 +85,14 @@ def locate_by_mask(
         ``mask-outside-volume`` or ``mask-off-bone``, with the measured figures.
     """
     values = {level: value for value, level in MASK_LABELS[convention].items()}
-    extents = ndimage.find_objects(mask.labels)
+    extents = _extents(mask.labels, [values[level] for level in levels if level in values])
     located = []
     volume_mm3 = seen_mm3 = 0.0
     for level in levels:
         value = values.get(level, 0)
-        if not 0 < value <= len(extents) or extents[value - 1] is None:
+        if value not in extents:
             continue
-        extent = extents[value - 1]
+        extent = extents[value]
         part = _without_strays(mask.labels[extent] == value, mask.voxel_mm)
         corner = (extent[0].start, extent[1].start, extent[2].start)
         volume_mm3 += int(part.sum()) * mask.voxel_mm3
@@ -100,12 +100,12 @@ def locate_by_mask(
         if box is None:
             continue
         inside = sample_mask(mask, part, corner, geometry, box)
-        tight = ndimage.find_objects(inside.astype(np.uint8))
-        if not tight:
+        tight = _bounds(inside)
+        if tight is None:
             continue
-        inside = inside[tight[0]]
+        inside = inside[tight]
         seen_mm3 += int(inside.sum()) * float(np.prod(geometry.spacing))
-        extent = _shift(tight[0], box)
+        extent = _shift(tight, box)
         located.append(LocatedVertebra(level, extent, inside, float(hu[extent][inside].mean())))
     if volume_mm3 and seen_mm3 < MIN_SHARE_INSIDE * volume_mm3:
         raise StudyError(
@@ -115,6 +115,26 @@ def locate_by_mask(
         )
     _check_bone(located)
     return located
+
+
+def _extents(labels: NDArray[np.uint8], values: Iterable[int]) -> dict[int, Box]:
+    """The box of each label that occurs; most of a mask is background, and is passed over."""
+    around = _bounds(labels)
+    if around is None:
+        return {}
+    near = np.asfortranarray(labels[around])
+    boxes = {value: _bounds(near == value) for value in values}
+    return {value: _shift(box, around) for value, box in boxes.items() if box}
+
+
+def _bounds(inside: NDArray[np.uint8] | NDArray[np.bool_]) -> Box | None:
+    """The smallest box that holds all that is not 0; None where nothing is."""
+    flat = inside.view(np.uint8)
+    x, y, z = (np.flatnonzero(flat.max(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
+    if not x.size:
+        return None
+    first, second, third = (slice(int(at[0]), int(at[-1]) + 1) for at in (x, y, z))
+    return first, second, third
 
 
 def _check_bone(located: list[LocatedVertebra]) -> None:

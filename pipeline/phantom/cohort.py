@@ -226,7 +226,7 @@ def _write_study(plan: StudyPlan, out: Path) -> list[tuple[str, int, int, int, i
         dataset = make_slice(stored[z], z, grid, plan.site, series)
         save_slice(dataset, folder / f"{dataset.InstanceNumber}.dcm")
     if plan.masked:
-        _write_mask(scan, grid, out / "segmentations" / f"{plan.study}.nii")
+        write_mask(scan, grid, out / "segmentations" / f"{plan.study}.nii")
     if plan.fault:
         plan.fault.damage(folder)
     return [
@@ -247,7 +247,7 @@ def _grid(plan: StudyPlan, scale: float, random: np.random.Generator) -> Grid:
     return Grid(x.astype(np.float64), y.astype(np.float64), z, float(shear))
 
 
-def _write_mask(scan: Scan, grid: Grid, path: Path) -> None:
+def write_mask(scan: Scan, grid: Grid, path: Path) -> None:
     """Save as the competition's masks are: RAS, z ascending, y flipped against the image rows."""
     step = float(grid.z[1] - grid.z[0])
     pixel = grid.pixel_mm

@@ -1,0 +1,294 @@
+"""The whole job at its real size on one machine: 2,019 studies, 711,601 slices, through Dask.
+
+A few phantom studies in JPEG Lossless at 512 x 512, with masks, are presented as 2,019 (see
+`big_bucket`), and the real command preprocesses all of them. Beside it, in the same run and with as
+many processes, a bare loop over the same bytes only fetches, decodes and compresses.
+
+    python benchmarks/full_scale.py --fraction 0.02
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import big_bucket
+import imagecodecs
+import numpy as np
+from claims import Claim, describe_machine, report
+from numcodecs import Blosc
+
+from pipeline.phantom.cohort import write_mask
+from pipeline.phantom.patient import draw_patient
+from pipeline.phantom.render import Grid, render_patient
+from pipeline.phantom.scanner import SITES, Series, acquire, make_slice, save_slice
+from storage_schemas.store import StudyStore
+from storage_schemas.vertebrae import CERVICAL
+
+STUDIES, SLICES = 2_019, 711_601
+"""Of the competition's training set."""
+SITE = replace(SITES[2], fov_mm=(150, 150))
+PACKAGES = ("dask", "distributed", "zarr", "numcodecs", "imagecodecs", "pydicom", "numpy")
+BARE_STUDIES = 12
+GIB = 1 << 30
+
+
+# ---- the bucket ----------------------------------------------------------------------------------
+
+
+def make_bucket(folder: Path, templates: int, fraction: float, size: int) -> int:
+    """Write the real studies and say how many are presented; returns the number of slices."""
+    studies = max(templates, round(STUDIES * fraction))
+    total = round(studies * SLICES / STUDIES)
+    counts = [total // studies + (number < total % studies) for number in range(studies)]
+    write = partial(_write_template, folder=folder, slices=max(counts), size=size)
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        made = list(pool.map(write, range(templates)))
+    bucket = {"slices": counts, "sizes": made}
+    bucket["masks"] = [
+        (folder / f"{big_bucket.template_uid(n)}.nii.gz").stat().st_size for n in range(templates)
+    ]
+    (folder / "bucket.json").write_text(json.dumps(bucket))
+    return total
+
+
+def _write_template(number: int, folder: Path, slices: int, size: int) -> list[int]:
+    random = np.random.default_rng(number)
+    patient = draw_patient(random)
+    pixel = 150 / size
+    x = (np.arange(size) - (size - 1) / 2) * pixel
+    grid = Grid(x, x + 10, np.linspace(-106, 82, slices) * patient.size, 0.0)
+    scan = render_patient(patient, {}, grid, random)
+    stored = acquire(scan.hu, grid, SITE, random)
+    study = big_bucket.template_uid(number)
+    series = Series(study, f"{study}.1", f"PHANTOM-{number:05d}", reversed_numbers=True)
+    (folder / study).mkdir()
+    sizes = []
+    for z in range(slices):
+        path = folder / study / f"{z}.dcm"
+        save_slice(make_slice(stored[z], z, grid, SITE, series), path)
+        sizes.append(path.stat().st_size)
+    write_mask(scan, grid, folder / f"{study}.nii.gz")
+    return sizes
+
+
+# ---- the bare loop -------------------------------------------------------------------------------
+
+
+def bare_study(number: int, source: str, slices: int, boxes: list[list[slice]]) -> int:
+    """Fetch, decode and compress one study; returns the bytes that it would store."""
+    from storage_schemas.objects import ObjectFolder
+
+    folder = ObjectFolder(source)
+    study = big_bucket.presented_uid(number)
+    volume = None
+    for z, (_, data) in enumerate(folder.get_all(f"{study}/{z}.dcm" for z in range(slices))):
+        start = data.index(b"\xff\xd8\xff")  # type: ignore[union-attr]
+        image = imagecodecs.jpeg_decode(data[start:])  # type: ignore[index]
+        if volume is None:
+            volume = np.empty((slices, *image.shape), np.int16)
+        np.subtract(image.view(np.int16), 1024, out=volume[z])
+    codec = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE)
+    assert volume is not None
+    return sum(len(codec.encode(np.ascontiguousarray(volume[tuple(box)]))) for box in boxes)
+
+
+def race_bare(
+    source: str, counts: list[int], boxes: list[list[list[slice]]], workers: int
+) -> float:
+    """Wall seconds of the bare loop for each study, over `BARE_STUDIES` of them."""
+    chosen = [n % len(counts) for n in range(BARE_STUDIES)]
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        jobs = [(n, source, counts[n], boxes[n % len(boxes)]) for n in chosen]
+        list(pool.map(bare_study, *zip(*jobs[:workers], strict=True)))  # imports and caches
+        start = time.perf_counter()
+        list(pool.map(bare_study, *zip(*jobs, strict=True)))
+        return (time.perf_counter() - start) / len(jobs)
+
+
+# ---- the run -------------------------------------------------------------------------------------
+
+
+class PeakMemory:
+    """The most memory that the processes of a command held, the first one apart from its workers.
+
+    Parameters
+    ----------
+    pid : int
+        Of the command.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._peaks: dict[int, int] = {}
+
+    def look(self) -> None:
+        """Note the peaks so far, as the kernel keeps them."""
+        for pid in _family(self._pid):
+            try:
+                status = Path(f"/proc/{pid}/status").read_text()
+            except OSError:
+                continue
+            for line in status.splitlines():
+                if line.startswith("VmHWM:"):
+                    self._peaks[pid] = max(self._peaks.get(pid, 0), int(line.split()[1]) << 10)
+
+    @property
+    def first(self) -> float:
+        """GiB of the command itself: client and scheduler."""
+        return self._peaks.get(self._pid, 0) / GIB
+
+    @property
+    def others(self) -> float:
+        """GiB of its largest child."""
+        return max((peak for pid, peak in self._peaks.items() if pid != self._pid), default=0) / GIB
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    for threads in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = threads.read_text().split()
+        except OSError:
+            continue
+        for child in children:
+            yield from _family(int(child))
+
+
+@contextmanager
+def watched(process: subprocess.Popen[str]) -> Iterator[PeakMemory]:
+    """Look at a process' memory twice a second while it runs."""
+    peak, over = PeakMemory(process.pid), threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.5):
+            peak.look()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        thread.join()
+
+
+def preprocess(bucket: str, store: str, workers: int) -> tuple[dict[str, Any], float, PeakMemory]:
+    """Run the real command; returns its summary, its wall seconds and its memory."""
+    command = [
+        *(sys.executable, "-c"),
+        "import sys, big_bucket; from pipeline.cli import main; sys.exit(main(sys.argv[1:]))",
+        *("run", f"{bucket}/{big_bucket.SOURCE}", store, "--masks", f"{bucket}/{big_bucket.MASKS}"),
+        *("--workers", str(workers), "--json"),
+    ]
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    with watched(process) as peak:
+        out, _ = process.communicate()
+    seconds = time.perf_counter() - start
+    if process.returncode:
+        raise SystemExit(f"the run ended with {process.returncode}: {out[-500:]}")
+    return json.loads(out.splitlines()[-1]), seconds, peak
+
+
+def boxes_of(store: StudyStore, templates: int) -> list[list[list[slice]]]:
+    """What was cut from each real study."""
+    found = []
+    for number in range(templates):
+        record = store.record(big_bucket.presented_uid(number))
+        boxes = [
+            [slice(*axis) for axis in np.reshape(entry.box, (3, 2))]
+            for entry in record.vertebrae
+            if entry.level in CERVICAL and entry.box
+        ]
+        found.append(boxes)
+    return found
+
+
+def main() -> None:
+    """Run and report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--fraction", type=float, default=1.0, help="of the 2,019 studies")
+    parser.add_argument("--quick", action="store_true", help="a few small studies, in a minute")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--store", help="keep all that is written, in this folder")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    here = str(Path(__file__).parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])
+    os.environ["DASK_DISTRIBUTED__WORKER__PRELOAD"] = "big_bucket"
+    templates, size = (2, 256) if options.quick else (4, 512)
+    fraction = 4 / STUDIES if options.quick else options.fraction
+    with tempfile.TemporaryDirectory() as root:
+        folder, counts = Path(root) / "bucket", Path(root) / "counts"
+        folder.mkdir()
+        counts.mkdir()
+        os.environ[big_bucket.COUNTS] = str(counts)
+        slices = make_bucket(folder, templates, fraction, size)
+        bucket = f"bigbucket://{folder}"
+        store = options.store or f"lightstore://{root}/store"
+        summary, seconds, peak = preprocess(bucket, store, options.workers)
+        requests = big_bucket.counted()
+        listed = json.loads((folder / "bucket.json").read_text())["slices"]
+        boxes = boxes_of(StudyStore.open(store), templates)
+        bare = race_bare(f"{bucket}/{big_bucket.SOURCE}", listed, boxes, options.workers)
+    rows, claims = _tell(summary, seconds, peak, requests, bare, slices)
+    report(describe_machine(PACKAGES), rows, claims, options.json)
+
+
+def _tell(
+    summary: dict[str, Any],
+    seconds: float,
+    peak: PeakMemory,
+    requests: dict[str, int],
+    bare: float,
+    slices: int,
+) -> tuple[list[dict[str, Any]], list[Claim]]:
+    studies = summary["committed"]
+    bare_seconds = bare * studies
+    rows = [
+        {"what": name, "value": value}
+        for name, value in {
+            "studies": studies,
+            "slices": summary["slices"],
+            "vertebrae": summary["crops"],
+            "wall time, s": seconds,
+            "bare loop over the same bytes, s": bare_seconds,
+            "slices per second": summary["slices"] / seconds,
+            "GB in": summary["bytes_in"] / 1e9,
+            "GB out": summary["bytes_out"] / 1e9,
+            "GET of slices": requests["get"],
+            "GET of masks": requests["mask"],
+            "LIST": requests["list"],
+            "PUT": requests["put"],
+            "peak of client and scheduler, GiB": peak.first,
+            "peak of a worker, GiB": peak.others,
+        }.items()
+    ]
+    claims = [
+        Claim("GET per slice", requests["get"] / slices, 1.0, "lower"),
+        Claim("above bare loop", seconds / bare_seconds, 1.3, "lower"),
+        Claim("worker peak GiB", peak.others, 1.5, "lower"),
+        Claim("scheduler peak GiB", peak.first, 2.0, "lower"),
+        Claim("slices per second", summary["slices"] / seconds, 250.0),
+        Claim("PUT per vertebra", requests["put"] / summary["crops"], 8.0, "lower"),
+    ]
+    return rows, claims
+
+
+if __name__ == "__main__":
+    main()
