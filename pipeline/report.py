@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+from pydicom.uid import UID
 
 from pipeline.pictures import draw_crops, draw_overview
 from storage_schemas.records import STORED, StudyRecord
@@ -58,7 +59,7 @@ def render_report(store: StudyStore, *, gallery: int = GALLERY) -> str:
         tables={
             "Geometry": Counter("+".join(_volume(r).geometry.classes) for r in committed),
             "Transfer syntax, objects": Counter(
-                entry.transfer_syntax
+                UID(entry.transfer_syntax).keyword or entry.transfer_syntax
                 for r in committed
                 for entry in r.inputs
                 if entry.outcome == STORED
