@@ -67,9 +67,10 @@ class Calibration:
         return np.column_stack([patient, levels])
 
     def _levels(self, scores: Floats) -> Floats:
-        x = (scores - self.centre) / self.scale
+        missing = np.isnan(scores)
+        x = (np.where(missing, self.centre, scores) - self.centre) / self.scale
         found = _sigmoid(np.asarray(self.slopes) * x + np.asarray(self.offsets))
-        return np.where(np.isnan(scores), np.asarray(self.priors[1:]), found)
+        return np.where(missing, np.asarray(self.priors[1:]), found)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""

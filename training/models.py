@@ -16,6 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
@@ -34,6 +35,9 @@ LABEL = "fractured"
 PRIOR = 0.05
 """How probable a new model holds a fracture in any slice."""
 _INPUTS_KEY = "cspine_inputs"
+_UNREADABLE = (
+    OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError, UsageError,
+)  # fmt: skip
 _ONE_LOGIT: Mapping[str, Any] = {
     "num_labels": 1,
     "id2label": {0: LABEL},
@@ -125,7 +129,7 @@ def start_model(
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, **_ONE_LOGIT)
         model, missing = _from_pretrained(folder, config=config, ignore_mismatched_sizes=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise _invalid(folder, str(error)) from None
     if missing := [name for name in missing if not name.startswith("classifier.")]:
         raise _invalid(folder, f"{len(missing)} weights of the encoder are not there: {missing[0]}")
@@ -148,7 +152,7 @@ def load_model(folder: Path) -> tuple[PreTrainedModel, InputConfig]:
         document = json.loads((folder / "preprocessor_config.json").read_text())
         inputs = inputs_from_json(document[_INPUTS_KEY])
         model, wrong = _from_pretrained(folder)
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+    except _UNREADABLE as error:
         raise _invalid(folder, str(error)) from None
     if wrong:
         raise _invalid(folder, f"{len(wrong)} weights do not fit, first {wrong[0]}")
@@ -205,6 +209,9 @@ def _from_pretrained(folder: Path, **options: Any) -> tuple[PreTrainedModel, lis
     wrong = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
     if not options:
         wrong |= set(info["unexpected_keys"])
+    for tensor in (*model.parameters(), *model.buffers()):
+        # Views of the file need not be aligned, and sums then come in another order.
+        tensor.data = tensor.data.clone()
     return model, sorted(wrong)
 
 

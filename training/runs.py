@@ -69,7 +69,7 @@ class RunFolder:
         """Read a document; raises UsageError ``config-invalid`` where it is missing or damaged."""
         try:
             return json.loads((self.path / name).read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UsageError("config-invalid", f"no {name} in RUN", key=str(self.path)) from None
         except ValueError as error:
             raise UsageError("config-invalid", f"{name}: {error}", key=str(self.path)) from None
@@ -83,8 +83,10 @@ class RunFolder:
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Add a line to a journal, and see it on the disk."""
-        with (self.path / name).open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        with (self.path / name).open("ab") as stream:
+            whole = (self.path / name).read_bytes().rfind(b"\n") + 1
+            stream.truncate(whole)  # a line that a kill cut short would spoil this one
+            stream.write(json.dumps(line).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
 

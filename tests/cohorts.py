@@ -1,0 +1,73 @@
+"""Patients, crops and rounds held in memory, for tests of what training makes of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_schemas.vertebrae import CERVICAL
+from training.cohort import Rectangle, Study, Vertebra
+from training.shards import RoundShards
+
+
+def make_vertebra(
+    shape: tuple[int, int, int] = (5, 32, 32),
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    *,
+    study: str = "1.2.1",
+    level: str = "C1",
+    fractured: int | None = 0,
+    seen: Sequence[int | None] | None = None,
+    boxes: Mapping[int, Rectangle] | None = None,
+) -> Vertebra:
+    return Vertebra(
+        study=study,
+        level=level,
+        shape=shape,
+        spacing_mm=spacing_mm,
+        fractured=fractured,
+        seen=tuple(seen) if seen else (None,) * shape[0],
+        boxes=boxes or {},
+    )
+
+
+def make_study(
+    study: str, broken: Sequence[str] = (), *, patient: str = "", scanner: str = "", slices: int = 5
+) -> Study:
+    """A study with all seven crops, of so many slices each."""
+    labels = tuple(int(level in broken) for level in CERVICAL)
+    vertebrae = tuple(
+        make_vertebra((slices, 8, 8), study=study, level=level, fractured=label)
+        for level, label in zip(CERVICAL, labels, strict=True)
+    )
+    return Study(study, patient or study, scanner, (int(bool(broken)), *labels), vertebrae)
+
+
+def make_patients(count: int, seed: int = 0) -> tuple[Study, ...]:
+    """Half of them broken at one level or two, from two scanners; every fifth has two studies."""
+    random = np.random.default_rng(seed)
+    studies = []
+    for number in range(count):
+        broken = random.choice(CERVICAL, int(random.integers(1, 3)), replace=False).tolist()
+        studies += [
+            make_study(
+                f"1.{number}.{part}",
+                broken if number % 2 else (),
+                patient=f"patient {number}",
+                scanner=f"scanner {number % 3 % 2}",
+                slices=int(random.integers(4, 9)),
+            )
+            for part in range(2 if number % 5 == 0 else 1)
+        ]
+    return tuple(studies)
+
+
+def make_shards(*crops: tuple[Vertebra, NDArray[Any]]) -> RoundShards:
+    voxels = np.concatenate([hu.astype(np.int16).ravel() for _, hu in crops])
+    sizes = [hu.size for _, hu in crops]
+    return RoundShards(
+        tuple(vertebra for vertebra, _ in crops),
+        voxels,
+        np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+    )
