@@ -69,6 +69,8 @@ class InputConfig:
     def __post_init__(self) -> None:
         if self.size < 8 or not 8 <= self.crop_mm <= 500:
             raise _invalid(f"an input of {self.size} px for {self.crop_mm} mm")
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise _invalid("mean and std are of three channels")
         if self.low_hu >= self.high_hu or min(self.std) <= 0 or self.trim_mm < 0:
             raise _invalid(
                 f"window {self.low_hu} to {self.high_hu} HU, std {self.std}, trim {self.trim_mm} mm"

@@ -127,10 +127,12 @@ def start_model(
     _check_folder(folder)
     torch.manual_seed(seed)
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, **_ONE_LOGIT)
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **_ONE_LOGIT
+        )
         model, missing = _from_pretrained(folder, config=config, ignore_mismatched_sizes=True)
     except _UNREADABLE as error:
-        raise _invalid(folder, str(error)) from None
+        raise _invalid(folder, _said(error)) from None
     if missing := [name for name in missing if not name.startswith("classifier.")]:
         raise _invalid(folder, f"{len(missing)} weights of the encoder are not there: {missing[0]}")
     size = getattr(config, "image_size", inputs.size)
@@ -153,9 +155,11 @@ def load_model(folder: Path) -> tuple[PreTrainedModel, InputConfig]:
         inputs = inputs_from_json(document[_INPUTS_KEY])
         model, wrong = _from_pretrained(folder)
     except _UNREADABLE as error:
-        raise _invalid(folder, str(error)) from None
+        raise _invalid(folder, _said(error)) from None
     if wrong:
         raise _invalid(folder, f"{len(wrong)} weights do not fit, first {wrong[0]}")
+    if (size := getattr(model.config, "image_size", inputs.size)) != inputs.size:
+        raise _invalid(folder, f"it sees {size} px, its inputs have {inputs.size}")
     return _mend(model), inputs
 
 
@@ -204,7 +208,12 @@ def _preprocessor(inputs: InputConfig) -> dict[str, Any]:
 def _from_pretrained(folder: Path, **options: Any) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of all weights that did not come from the folder as they stand."""
     model, info = AutoModelForImageClassification.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, output_loading_info=True, **options
+        folder,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+        **options,
     )
     wrong = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
     if not options:
@@ -250,6 +259,10 @@ def _normalisation(folder: Path) -> dict[str, Any]:
     if any(len(values) != 3 for values in found.values()):
         raise _invalid(folder, "its normalisation is not of three channels")
     return found
+
+
+def _said(error: Exception) -> str:
+    return error.detail if isinstance(error, UsageError) else str(error)
 
 
 def _invalid(folder: Path, detail: str) -> UsageError:

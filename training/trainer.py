@@ -124,6 +124,7 @@ class SliceTrainer(Trainer):
         self._augment = augment
         self._box_weight = box_weight
         self._patches = patches
+        self._batches = 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         return self._sampler
@@ -131,10 +132,9 @@ class SliceTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """The model's own loss of pixels made here, and that of the boxes."""
         labels = inputs.pop("labels")
-        # Drawn anew from the step, so that a resumed run draws what an uninterrupted one would.
-        generator = torch.Generator().manual_seed(
-            self.args.seed * 1_000_003 + self.state.global_step
-        )
+        # By the number of the batch, so that equal seeds draw alike whatever ran before.
+        generator = torch.Generator().manual_seed(self.args.seed * 1_000_003 + self._batches)
+        self._batches += 1
         pose = draw_pose(len(labels), self._augment, generator)
         pixels = vary_intensity(make_pixels(inputs, self._inputs, pose), self._augment, generator)
         ready = {"pixel_values": normalise(pixels, self._inputs), "labels": labels}
@@ -252,9 +252,11 @@ def train_slices(
         )
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
-        result = trainer.train()
-    if patches is not None:
-        patches.close()
+        try:
+            result = trainer.train()
+        finally:
+            if patches is not None:
+                patches.close()
     if not math.isfinite(result.training_loss):
         raise RunError("training-diverged", f"the mean loss is {result.training_loss}")
     return float(result.training_loss)

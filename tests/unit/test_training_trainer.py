@@ -55,11 +55,9 @@ def mirrored_crops(slices: int = 4) -> RoundShards:
 def train(model: PreTrainedModel, config: TrainConfig, **more: Any) -> tuple[float, Lines]:
     shards = mirrored_crops()
     lines: Lines = []
-    options: dict[str, Any] = {"augment": STILL, "seed": 3, **more}
+    options: dict[str, Any] = {"augment": STILL, "seed": 3, "log": lines.append, **more}
     index = options.pop("index", index_slices(shards, range(2), 0))
-    loss = train_slices(
-        model, shards, index, inputs=INPUTS, config=config, log=lines.append, **options
-    )
+    loss = train_slices(model, shards, index, inputs=INPUTS, config=config, **options)
     return loss, lines
 
 
@@ -185,12 +183,14 @@ def test_drawn_boxes_change_what_is_learned(family: Family) -> None:
 
 
 @pytest.mark.parametrize("box_weight", [0.0, 1.0])
-def test_a_loss_that_is_no_number_stops_the_round(box_weight: float) -> None:
+def test_a_loss_that_is_no_number_stops_the_round_at_once(box_weight: float) -> None:
     model = build()
     torch.nn.init.constant_(model.classifier.weight, math.nan)
-    with pytest.raises(RunError) as caught:
-        train(model, replace(LEARN, box_weight=box_weight))
+    lines: Lines = []
+    with pytest.raises(RunError, match="at 1 ") as caught:
+        train(model, replace(LEARN, box_weight=box_weight), log=lines.append)
     assert caught.value.kind == "training-diverged"
+    assert lines == []
 
 
 def test_slices_of_unknown_target_are_left_out() -> None:
