@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -29,11 +30,13 @@ import imagecodecs
 import numpy as np
 from claims import Claim, describe_machine, report
 from numcodecs import Blosc
+from numpy.typing import NDArray
 
 from pipeline.phantom.cohort import write_mask
 from pipeline.phantom.patient import draw_patient
 from pipeline.phantom.render import Grid, render_patient
 from pipeline.phantom.scanner import SITES, Series, acquire, make_slice, save_slice
+from storage_schemas.objects import ObjectFolder
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import CERVICAL
 
@@ -87,31 +90,32 @@ def _write_template(number: int, folder: Path, slices: int, size: int) -> list[i
 # ---- the bare loop -------------------------------------------------------------------------------
 
 
-def bare_study(number: int, source: str, slices: int, boxes: list[list[slice]]) -> int:
-    """Fetch, decode and compress one study; returns the bytes that it would store."""
-    from storage_schemas.objects import ObjectFolder
-
-    folder = ObjectFolder(source)
+def bare_study(number: int, bucket: str, slices: int, boxes: list[list[slice]]) -> int:
+    """Fetch, decode and compress one study and its mask; returns the bytes to be stored."""
+    folder = ObjectFolder(bucket)
     study = big_bucket.presented_uid(number)
-    volume = None
-    for z, (_, data) in enumerate(folder.get_all(f"{study}/{z}.dcm" for z in range(slices))):
-        start = data.index(b"\xff\xd8\xff")  # type: ignore[union-attr]
-        image = imagecodecs.jpeg_decode(data[start:])  # type: ignore[index]
-        if volume is None:
-            volume = np.empty((slices, *image.shape), np.int16)
-        np.subtract(image.view(np.int16), 1024, out=volume[z])
+    keys = [f"{big_bucket.SOURCE}/{study}/{z}.dcm" for z in range(slices)]
+    zlib.decompress(folder.get(f"{big_bucket.MASKS}/{study}.nii.gz"), wbits=31)
+    images = [_decode(data) for _, data in folder.get_all(keys)]
     codec = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE)
-    assert volume is not None
+    volume = np.stack(images)
     return sum(len(codec.encode(np.ascontiguousarray(volume[tuple(box)]))) for box in boxes)
 
 
+def _decode(data: bytes | OSError) -> NDArray[np.int16]:
+    if isinstance(data, OSError):
+        raise data
+    image: NDArray[np.int16] = imagecodecs.jpeg_decode(data[data.index(b"\xff\xd8\xff") :])
+    return image
+
+
 def race_bare(
-    source: str, counts: list[int], boxes: list[list[list[slice]]], workers: int
+    bucket: str, counts: list[int], boxes: list[list[list[slice]]], workers: int
 ) -> float:
     """Wall seconds of the bare loop for each study, over `BARE_STUDIES` of them."""
     chosen = [n % len(counts) for n in range(BARE_STUDIES)]
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        jobs = [(n, source, counts[n], boxes[n % len(boxes)]) for n in chosen]
+        jobs = [(n, bucket, counts[n], boxes[n % len(boxes)]) for n in chosen]
         list(pool.map(bare_study, *zip(*jobs[:workers], strict=True)))  # imports and caches
         start = time.perf_counter()
         list(pool.map(bare_study, *zip(*jobs, strict=True)))
@@ -245,7 +249,7 @@ def main() -> None:
         requests = big_bucket.counted()
         listed = json.loads((folder / "bucket.json").read_text())["slices"]
         boxes = boxes_of(StudyStore.open(store), templates)
-        bare = race_bare(f"{bucket}/{big_bucket.SOURCE}", listed, boxes, options.workers)
+        bare = race_bare(bucket, listed, boxes, options.workers)
     rows, claims = _tell(summary, seconds, peak, requests, bare, slices)
     report(describe_machine(PACKAGES), rows, claims, options.json)
 
