@@ -1,4 +1,4 @@
-"""Three neighbouring native slices in, one square input out, batched, on the model's device.
+"""Native slices in, one square input of three channels out, batched, on the model's device.
 
 Window, crop, resize and augmentation are one pass: every output pixel looks up its place in the
 native slice, in mm from the crop's centre, so nothing is resampled twice and the spacing of the
@@ -20,7 +20,8 @@ from training.config import AugmentConfig, InputConfig
 from training.shards import RoundShards
 
 CHANNELS = (-1, 0, 1)
-"""The neighbours of a slice that are its channels; beyond the crop, its last slice again."""
+"""The neighbours of a slice that are its channels; beyond the crop, its last slice again. Under
+several windows only the slice itself is looked at."""
 
 _OVERSAMPLE = 2
 """Looks an output pixel takes along each axis, so that thin lines do not fall between two."""
@@ -142,8 +143,11 @@ def make_pixels(batch: Batch, inputs: InputConfig, pose: Pose) -> Tensor:
     Tensor, shape (batch, 3, size, size), float32
         Windowed to 0..1; a model wants them through `normalise`.
     """
-    width = inputs.high_hu - inputs.low_hu
-    windowed = batch["hu"].float().sub(inputs.low_hu).div(width).clamp(0, 1)
+    hu = batch["hu"].float()
+    if len(inputs.windows) > 1:
+        hu = hu[:, len(CHANNELS) // 2, None]
+    low, high = torch.tensor(inputs.windows, device=hu.device).view(-1, 2, 1, 1).unbind(1)
+    windowed = hu.sub(low).div(high - low).clamp(0, 1)
     grid = _look_up(batch, inputs, pose, inputs.size * _OVERSAMPLE)
     pixels = functional.grid_sample(windowed, grid, align_corners=False)
     return functional.avg_pool2d(pixels, _OVERSAMPLE)

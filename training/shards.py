@@ -4,9 +4,10 @@ A round fits on the disk, not always in memory: the operating system keeps what 
 is one request, and many are in flight; what is damaged stops the round and says its name.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from storage_schemas.objects import REQUESTS
 from storage_schemas.store import StudyStore
 from training.cohort import Study, Vertebra
+from training.ranks import agree, is_first, wait
+from training.runs import VOXELS, unwritable
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ def open_shards(
 ) -> Iterator[RoundShards]:
     """Read the crops of some studies; the file under `folder` is gone when the block ends.
 
+    Of several ranks the first one reads, and all map the same file.
+
     Parameters
     ----------
     store : StudyStore
@@ -65,18 +70,45 @@ def open_shards(
     ------
     StoreError
         ``array-missing`` or ``array-damaged``, naming the array.
+    RunError
+        ``run-unwritable`` where the disk has no room for them.
     """
     vertebrae = tuple(vertebra for study in studies for vertebra in study.vertebrae)
-    with TemporaryDirectory(prefix="voxels-", dir=folder) as place:
-        yield _read_shards(store, vertebrae, Path(place) / "voxels", advance)
+    sizes = [int(np.prod(vertebra.shape)) for vertebra in vertebrae]
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    with ExitStack() as stack:
+        path = Path()
+        if is_first():
+            with unwritable(folder):
+                place = stack.enter_context(
+                    TemporaryDirectory(prefix=VOXELS, dir=folder, ignore_cleanup_errors=True)
+                )
+                path = Path(place) / "voxels"
+                _reserve(path, 2 * int(offsets[-1]))
+            _read_shards(store, vertebrae, path, offsets, advance)
+        path = Path(agree(str(path)))
+        voxels = cast(NDArray[np.int16], np.memmap(path, np.int16, "r", shape=(int(offsets[-1]),)))
+        yield RoundShards(vertebrae, voxels, offsets)
+        wait()  # the first one removes the file
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of so many bytes that the disk surely has: a hole in it would kill the process
+    that writes there."""
+    with path.open("wb") as stream:
+        if hasattr(os, "posix_fallocate") and size:
+            os.posix_fallocate(stream.fileno(), 0, size)
+        stream.truncate(size)
 
 
 def _read_shards(
-    store: StudyStore, vertebrae: Sequence[Vertebra], path: Path, advance: Callable[[], None]
-) -> RoundShards:
-    sizes = [int(np.prod(vertebra.shape)) for vertebra in vertebrae]
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-    voxels = np.memmap(path, np.int16, "w+", shape=(int(offsets[-1]),))
+    store: StudyStore,
+    vertebrae: Sequence[Vertebra],
+    path: Path,
+    offsets: NDArray[np.int64],
+    advance: Callable[[], None],
+) -> None:
+    voxels = np.memmap(path, np.int16, "r+", shape=(int(offsets[-1]),))
 
     def read(index: int) -> None:
         vertebra = vertebrae[index]
@@ -92,5 +124,3 @@ def _read_shards(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     voxels.flush()
-    frozen = cast(NDArray[np.int16], np.memmap(path, np.int16, "r", shape=voxels.shape))
-    return RoundShards(tuple(vertebrae), frozen, offsets)
