@@ -290,6 +290,7 @@ def test_the_mixture_is_evaluated_beside_the_model_and_predicts(
     assert train(store, run, "--recipe", "seed", "--rounds", "2", "--learning-rate", "3e-3") == 0
     stack = json.loads((run / "stack.json").read_text())
     (run / "stack.json").write_text(json.dumps({**stack, "rounds": [1, 2], "weights": [0.4, 0.6]}))
+    capsys.readouterr()
     assert main(["evaluate", str(run), str(store), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["losses"]) > {"model", "mixture of rounds", "best constant"}
