@@ -156,6 +156,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 def _boost(options: argparse.Namespace) -> int:
     from training.boosting import boost
+    from training.ranks import is_first, joined_ranks
 
     given: dict[str, dict[str, Any]] = {
         part: {name: value for name in names if (value := getattr(options, name)) is not None}
@@ -166,8 +167,10 @@ def _boost(options: argparse.Namespace) -> int:
         config = replace(config, recipe=options.recipe)
     if options.seed is not None:
         config = replace(config, seed=options.seed)
-    boost(StudyStore.open(options.store), RunFolder(options.run), config, options.model)
-    print(f"model: {RunFolder(options.run).model}")
+    with joined_ranks():
+        boost(StudyStore.open(options.store), RunFolder(options.run), config, options.model)
+        if is_first():
+            print(f"model: {RunFolder(options.run).model}")
     return 0
 
 
