@@ -93,22 +93,28 @@ def gather_slices(shards: RoundShards, crop: NDArray[np.int64], z: NDArray[np.in
         and columns that are real; ``spacing_mm`` (batch, 2), of rows and columns; ``box``
         (batch, 4), x, y, width and height of the fracture in pixels, NaN where none was drawn.
     """
-    crops = [shards.crop(index) for index in crop]
-    chosen = [shards.vertebrae[index] for index in crop]
-    shape = np.array([voxels.shape[1:] for voxels in crops])
-    spacing = np.array([vertebra.spacing_mm[1:] for vertebra in chosen], np.float32)
-    nowhere = (math.nan,) * 4
-    boxes = [vertebra.boxes.get(int(i), nowhere) for vertebra, i in zip(chosen, z, strict=True)]
-    hu = np.full((len(crops), len(CHANNELS), *shape.max(axis=0)), AIR_HU, np.int16)
-    for row, (voxels, middle) in enumerate(zip(crops, z, strict=True)):
-        near = np.clip(middle + np.array(CHANNELS), 0, len(voxels) - 1)
-        hu[row, :, : voxels.shape[1], : voxels.shape[2]] = voxels[near]
+    shape = shards.shapes[crop, 1:]
+    hu = np.full((len(crop), len(CHANNELS), *shape.max(axis=0)), AIR_HU, np.int16)
+    boxes = np.full((len(crop), 4), np.nan, np.float32)
+    for row, (index, middle) in enumerate(zip(crop.tolist(), z.tolist(), strict=True)):
+        voxels = shards.crop(index)
+        _, height, width = voxels.shape
+        hu[row, :, :height, :width] = _neighbours(voxels, middle)
+        if box := shards.vertebrae[index].boxes.get(middle):
+            boxes[row] = box
     return {
         "hu": torch.from_numpy(hu),
         "shape": torch.from_numpy(shape),
-        "spacing_mm": torch.from_numpy(spacing),
-        "box": torch.tensor(boxes, dtype=torch.float32),
+        "spacing_mm": torch.from_numpy(shards.spacings_mm[crop, 1:]),
+        "box": torch.from_numpy(boxes),
     }
+
+
+def _neighbours(voxels: NDArray[np.int16], middle: int) -> NDArray[np.int16]:
+    """The slices of `CHANNELS`, shape (3, y, x): a view, where none lies beyond the crop."""
+    if 0 < middle < len(voxels) - 1:
+        return voxels[middle - 1 : middle + 2]
+    return voxels[np.clip(middle + np.array(CHANNELS), 0, len(voxels) - 1)]
 
 
 def plain_pose(count: int) -> Pose:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import cast
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from storage_schemas.objects import REQUESTS
 from storage_schemas.store import StudyStore
 from training.cohort import Study, Vertebra
-from training.ranks import agree, is_first, wait
+from training.ranks import agree, is_first, ranks, wait
 from training.runs import VOXELS, unwritable
 
 
@@ -42,8 +43,28 @@ class RoundShards:
 
     def crop(self, index: int) -> NDArray[np.int16]:
         """One crop, shape (z, y, x), int16, HU: a view, nothing is copied."""
-        start, stop = self.offsets[index : index + 2]
-        return self.voxels[start:stop].reshape(self.vertebrae[index].shape)
+        start, stop = self._ends[index], self._ends[index + 1]
+        return self._plain[start:stop].reshape(self.vertebrae[index].shape)
+
+    @cached_property
+    def shapes(self) -> NDArray[np.int64]:
+        """The shape of each crop, (vertebrae, 3), z, y, x."""
+        return np.array([vertebra.shape for vertebra in self.vertebrae], np.int64).reshape(-1, 3)
+
+    @cached_property
+    def spacings_mm(self) -> NDArray[np.float32]:
+        """The spacing of each crop, (vertebrae, 3), z, y, x."""
+        spacings = [vertebra.spacing_mm for vertebra in self.vertebrae]
+        return np.array(spacings, np.float32).reshape(-1, 3)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return cast(list[int], self.offsets.tolist())
+
+    @cached_property
+    def _plain(self) -> NDArray[np.int16]:
+        # Views of a memmap cost several times those of an array, and there is one for each crop.
+        return self.voxels.view(np.ndarray)
 
 
 @contextmanager
@@ -108,12 +129,13 @@ def _read_shards(
     offsets: NDArray[np.int64],
     advance: Callable[[], None],
 ) -> None:
-    voxels = np.memmap(path, np.int16, "r+", shape=(int(offsets[-1]),))
+    file = np.memmap(path, np.int16, "r+", shape=(int(offsets[-1]),))
+    voxels = file.view(np.ndarray)
 
     def read(index: int) -> None:
         vertebra = vertebrae[index]
-        crop = store.read_shard(vertebra.path, vertebra.layout)
-        voxels[offsets[index] : offsets[index + 1]] = crop.reshape(-1)
+        place = voxels[offsets[index] : offsets[index + 1]].reshape(vertebra.shape)
+        store.read_shard(vertebra.path, vertebra.layout, place)
 
     with ThreadPoolExecutor(REQUESTS) as pool:
         try:
@@ -123,4 +145,5 @@ def _read_shards(
             # Without this, the pool would first read all the other shards.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    voxels.flush()
+    if ranks() > 1:
+        file.flush()  # another machine may map it
