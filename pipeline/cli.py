@@ -16,10 +16,9 @@ from pathlib import Path
 from pipeline.catalog import Annotations, build_tables
 from pipeline.config import StudyConfig
 from pipeline.inspect import inspect_studies, render
-from pipeline.listing import guess_layout, list_studies
+from pipeline.listing import guess_layout, list_studies, open_source
 from pipeline.phantom import FAULTS, make_cohort
 from pipeline.progress import StageProgress, say_event, show_table
-from pipeline.report import GALLERY, render_report
 from pipeline.run import Executor, RunSummary, execute, plan_run
 from pipeline.runlog import RunLog
 from pipeline.study import StudyRow
@@ -137,7 +136,17 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write a page of counts and pictures")
     report.add_argument("store", metavar="STORE")
     report.add_argument("out", metavar="OUT.html", type=Path)
-    report.add_argument("--gallery", type=int, default=GALLERY, help="studies with pictures")
+    report.add_argument(
+        "--gallery",
+        type=_count,
+        default=10,
+        metavar="N",
+        help="studies whose slices can be scrolled (default: 10)",
+    )
+    report.add_argument(
+        "--pages", action="store_true", help="write pages of every study's pictures beside OUT.html"
+    )
+    report.add_argument("--source", metavar="SOURCE", help="link refused objects to it")
     report.set_defaults(command=_report)
 
     for command in commands.choices.values():
@@ -155,6 +164,13 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
     return number
 
 
@@ -296,14 +312,36 @@ def _catalog(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    page = render_report(StudyStore.open(options.store), gallery=options.gallery)
+    # Plots cost half a second to import, which the other commands need not pay.
+    from pipeline.report import render_report
+
+    out: Path = options.out
+    store = StudyStore.open(options.store)
+    source = open_source(options.source).url_of("") if options.source else None
+    pages = f"{out.stem}-studies" if options.pages else None
+    written = size = damaged = 0
+    for page in render_report(
+        store, gallery=options.gallery, name=out.name, pages=pages, source=source
+    ):
+        size += _write(out.parent / page.name, page.html)
+        written += 1
+        for error in page.damaged:
+            damaged += 1
+            print(f"damaged: {error}", file=sys.stderr)
+    rows = [("pages", written), ("bytes", size), ("damaged", damaged), ("report", str(out))]
+    _tell("report", rows, options)
+    return 1 if damaged else 0
+
+
+def _write(path: Path, text: str) -> int:
+    """Write a page, and return its bytes."""
+    data = text.encode()
     try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(page)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.write_bytes(data)
     except OSError as error:
-        raise UsageError("config-invalid", f"{error.strerror}", key=str(options.out)) from None
-    print(f"report: {options.out}")
-    return 0
+        reason = f"cannot be written: {error.strerror}"
+        raise UsageError("config-invalid", reason, key=str(path)) from None
 
 
 def _annotations(options: argparse.Namespace) -> Annotations:

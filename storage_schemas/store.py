@@ -8,7 +8,7 @@ Nothing else knows a path. The layout is
     volumes.zarr/<study>/<level>            the crop: an OME-Zarr image, with its mask as a label
     records/<study>.json                    written last: a study exists when its record does
     catalog/<table>.parquet                 derived from the records
-    logs/<start>.jsonl                      timings of each run; nothing reads them back
+    logs/<start>.jsonl                      timings of each run; only reports read them
 
 Any fsspec URL will do. Not here: what the objects hold (`crops`, `records`, `catalog`).
 """
@@ -289,6 +289,13 @@ class StudyStore:
     def write_log(self, name: str, lines: list[str]) -> None:
         """Write the log of a run, one JSON line an event; the only place for times and rates."""
         self.objects.put(f"logs/{name}.jsonl", "".join(f"{line}\n" for line in lines).encode())
+
+    def logs(self) -> Iterator[tuple[str, list[str]]]:
+        """The logs of all runs, oldest first: each one's name and lines."""
+        for key in self.objects.find("logs"):
+            if key.endswith(".jsonl"):
+                lines = self.objects.get(key).decode(errors="replace").splitlines()
+                yield key.removeprefix("logs/").removesuffix(".jsonl"), lines
 
     def read_table(self, name: str) -> pa.Table:
         """Read one table.
