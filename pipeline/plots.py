@@ -3,6 +3,7 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,7 +19,7 @@ BINS = 60
 _BLUE, _ORANGE = "#3d8fd1", "#e08a00"
 # A colour that nobody would choose, exchanged for the page's own.
 _INK = "#010203"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "cspine",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -43,9 +44,10 @@ def plot_hu(counts: Mapping[str, NDArray[np.int64]]) -> str:
             axes.stairs(share, HU_EDGES, color=colour, label=name, fill=True, alpha=0.25)
             axes.stairs(share, HU_EDGES, color=colour, linewidth=1.2)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_xlabel("HU, in bins of 20")
         axes.set_ylabel("% of voxels")
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="upper right")
         return _svg(figure, "hu")
 
 

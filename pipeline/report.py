@@ -7,6 +7,7 @@ neighbours. Not here: counting (`pipeline.tally`), choosing and drawing (`pipeli
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median_low
 from typing import Any
 
 import jinja2
@@ -20,8 +21,11 @@ from pipeline.runlog import LoggedRun, read_runs
 from pipeline.tally import LISTED, StoreTally, StudyFacts, tally_store
 from storage_schemas.store import StudyStore
 
+STRIP_BYTES = 10_000_000
+"""Of slices to scroll in a report; studies beyond are shown without."""
 PAGE = 50
 """Studies on each further page; each adds 50 kB."""
+_UNITS = ("B", "kB", "MB", "GB", "TB")
 _RUNS = 20
 """Of the latest runs, so many are listed."""
 
@@ -59,7 +63,7 @@ def render_report(
     store : StudyStore
         Read only.
     gallery : int
-        Studies in the report itself, half a megabyte each: one of each kind that occurs, then the first ones by key.
+        Studies in the report itself: one of each kind that occurs, then the first ones by key.
     name : str
         The report's file name, to which the further pages refer.
     pages : str, optional
@@ -90,7 +94,7 @@ def render_report(
         runs=_runs(store, counts),
         plots=_plots(store, counts),
         cards=cards,
-        viewer=[_viewer(card) for card in cards],
+        viewers=_viewers(cards),
         windows=WINDOWS,
         greys=GREYS,
         shown=shown,
@@ -121,13 +125,10 @@ def _environment() -> jinja2.Environment:
 
 def _bytes(size: float) -> str:
     """A number of bytes for people, in decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            break
-        size /= 1000
-    else:
-        unit = "TB"
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.3g} {unit}"
+    unit = 0
+    while size >= 1000 and unit < len(_UNITS) - 1:
+        size, unit = size / 1000, unit + 1
+    return f"{size:.3g} {_UNITS[unit]}"
 
 
 def _time(seconds: float) -> str:
@@ -147,23 +148,20 @@ def _readers(counts: StoreTally) -> list[tuple[str, str, int]]:
     ]
 
 
-def _extents(committed: Sequence[StudyFacts]) -> list[tuple[str, str, str, str]]:
+def _extents(committed: Sequence[StudyFacts]) -> list[tuple[str, list[str]]]:
     """Least, median and greatest size of the volumes and their voxels."""
-    if not committed:
-        return []
-    columns = {
-        "slices": ([facts.shape[0] for facts in committed], "{:,}"),
-        "rows": ([facts.shape[1] for facts in committed], "{:,}"),
-        "columns": ([facts.shape[2] for facts in committed], "{:,}"),
-        "slice distance, mm": ([facts.spacing[0] for facts in committed], "{:.2f}"),
-        "pixel size, mm": ([facts.spacing[1] for facts in committed], "{:.3f}"),
+    columns: dict[str, tuple[str, list[float]]] = {
+        "slices": ("{:,.0f}", [facts.shape[0] for facts in committed]),
+        "rows": ("{:,.0f}", [facts.shape[1] for facts in committed]),
+        "columns": ("{:,.0f}", [facts.shape[2] for facts in committed]),
+        "slice distance, mm": ("{:.2f}", [facts.spacing[0] for facts in committed]),
+        "pixel size, mm": ("{:.3f}", [facts.spacing[1] for facts in committed]),
     }
-    rows = []
-    for name, (values, form) in columns.items():
-        values = sorted(values)
-        marks = (values[0], values[len(values) // 2], values[-1])
-        rows.append((name, *(form.format(mark) for mark in marks)))
-    return rows
+    return [
+        (name, [form.format(mark) for mark in (min(values), median_low(values), max(values))])
+        for name, (form, values) in columns.items()
+        if values
+    ]
 
 
 def _runs(store: StudyStore, counts: StoreTally) -> dict[str, Any]:
@@ -216,13 +214,21 @@ def _plots(store: StudyStore, counts: StoreTally) -> dict[str, Any]:
     }
 
 
-def _viewer(card: Card) -> list[dict[str, Any]]:
-    """What the page's script needs of a card: the strips, and nothing that is drawn already."""
-    return [
-        {"level": crop.level, "slices": crop.slices, "middle": crop.middle} | asdict(crop.strip)
-        for crop in card.crops
-        if crop.strip
-    ]
+def _viewers(cards: Sequence[Card]) -> list[list[dict[str, Any]]]:
+    """What the page's script needs of each card, until `STRIP_BYTES` are spent; then nothing."""
+    viewers, spent = [], 0
+    for card in cards:
+        strips = [(crop, crop.strip) for crop in card.crops if crop.strip]
+        spent += sum(len(strip.image) + len(strip.outline or "") for _, strip in strips)
+        viewers.append(
+            [
+                {"level": crop.level, "slices": crop.slices, "middle": crop.middle} | asdict(strip)
+                for crop, strip in strips
+            ]
+            if spent <= STRIP_BYTES
+            else []
+        )
+    return viewers
 
 
 def _damaged(cards: Sequence[Card], more: Sequence[str] = ()) -> tuple[str, ...]:
