@@ -104,6 +104,8 @@ def _svg(figure: Figure, name: str) -> str:
     text = stream.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    # Inside HTML, SVG needs no names of its own.
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     # The page sets the size and the typeface.
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)

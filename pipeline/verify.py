@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.crosscheck import cross_check
 from pipeline.listing import StudyListing
-from storage_schemas.errors import CspineError, StoreError
+from storage_schemas.errors import CspineError, RunError, StoreError
 from storage_schemas.objects import ObjectFolder
 from storage_schemas.records import STORED, StudyRecord
 from storage_schemas.store import StudyStore
@@ -101,14 +101,18 @@ def _check_source(
         yield StudyCheck(record.study, damage=(StoreError("source-changed", what, key=key),))
     folder = ObjectFolder(listing.root)
     for name, key in sorted(shown.items()):
-        data = folder.get(key)
+        try:
+            data = folder.get(key)
+        except OSError as error:
+            reason = f"{type(error).__name__}: {error.strerror or error}"
+            raise RunError("object-unreadable", reason, key=folder.url_of(key)) from None
         entry = known[name]
         if hashlib.sha256(data).hexdigest() != entry.sha256 and entry.sha256:
             changed = StoreError("source-changed", "its bytes are others", key=key)
             yield StudyCheck(record.study, damage=(changed,))
         elif entry.outcome == STORED and _is_chosen(entry.sha256, share):
-            error = cross_check(key, data)
-            yield StudyCheck(record.study, decoded_twice=1, damage=(error,) if error else ())
+            other = cross_check(key, data)
+            yield StudyCheck(record.study, decoded_twice=1, damage=(other,) if other else ())
         else:
             yield StudyCheck(record.study)
 

@@ -187,9 +187,11 @@ class ObjectFolder:
                 return request(self._path(key))
             except Exception as error:
                 if not _may_pass(error):
-                    raise
+                    if isinstance(error, OSError) or not _of_network(error):
+                        raise
+                    raise _as_os_error(error, key) from error
                 if attempt + 1 == self.policy.attempts:
-                    raise _exhausted(error, key, attempt + 1) from error
+                    raise _as_os_error(error, key, f"{attempt + 1} attempts: ") from error
                 self._count("retries")
                 time.sleep(self.policy.wait(attempt))
         raise AssertionError("a policy has at least one attempt")
@@ -203,16 +205,19 @@ def _may_pass(error: Exception) -> bool:
     """Whether a fault may be gone on the next try: throttling, a server's error, a lost link."""
     if isinstance(error, OSError):
         return not isinstance(error, _LASTING) and error.errno not in _LASTING_ERRNOS
-    library = type(error).__module__.partition(".")[0]
     name = type(error).__name__
-    return library in _NETWORK_LIBRARIES and not any(w in name for w in _CONFIGURATION_ERRORS)
+    return _of_network(error) and not any(word in name for word in _CONFIGURATION_ERRORS)
 
 
-def _exhausted(error: Exception, key: str, attempts: int) -> OSError:
+def _of_network(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in _NETWORK_LIBRARIES
+
+
+def _as_os_error(error: Exception, key: str, prefix: str = "") -> OSError:
     """An OSError also where a network library raised something else."""
     text = " ".join(str(error).split())
     code = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
-    return OSError(code, f"{attempts} attempts: {type(error).__name__}: {text}", key)
+    return OSError(code, f"{prefix}{type(error).__name__}: {text}", key)
 
 
 def _write_atomically(path: str, data: bytes) -> None:

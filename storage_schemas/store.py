@@ -86,7 +86,7 @@ class StudyStore:
         UsageError
             ``store-unwritable`` where nothing can be written there.
         """
-        store = cls(url)
+        store = cls._at(url, "store-unwritable")
         try:
             if not store.objects.exists(f"{VOLUMES}/zarr.json"):
                 marker = {"cspine": {"schema": STORE_SCHEMA}}
@@ -108,14 +108,24 @@ class StudyStore:
         StoreError
             ``schema-unsupported`` where another version wrote it.
         """
-        store = cls(url)
+        store = cls._at(url, "store-not-found")
         try:
             store._check_schema()
         except StoreError as error:
             if error.kind != "array-missing":
                 raise
             raise UsageError("store-not-found", "there is no store", key=url) from None
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or error}"
+            raise UsageError("store-not-found", reason, key=url) from None
         return store
+
+    @classmethod
+    def _at(cls, url: str, kind: str) -> "StudyStore":
+        try:
+            return cls(url)
+        except (ValueError, ImportError, OSError) as error:
+            raise UsageError(kind, f"no such kind of URL: {error}", key=url) from None
 
     def _check_schema(self) -> None:
         path = f"{VOLUMES}/zarr.json"

@@ -14,7 +14,7 @@ PIPELINE = {
     "--workers --serial --scheduler --scheduler-file --insecure",
     "verify": "STORE --source --layout --cross-check",
     "catalog": "STORE --labels --boxes",
-    "report": "STORE OUT.html --gallery",
+    "report": "STORE OUT.html --gallery --pages --source",
 }
 
 
