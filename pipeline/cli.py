@@ -13,8 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import NoReturn, TypeVar
 
+from pipeline.arguments import OneLineParser, levels, number, positive_number, seconds, share, size
 from pipeline.catalog import Annotations, build_tables
 from pipeline.config import StudyConfig
 from pipeline.inspect import READABLE, inspect_studies, render
@@ -29,7 +29,7 @@ from storage_schemas.annotations import check_studies, read_boxes, read_labels
 from storage_schemas.errors import CspineError, RunError, UsageError
 from storage_schemas.objects import ObjectFolder
 from storage_schemas.store import StudyStore
-from storage_schemas.vertebrae import CERVICAL, MASK_LABELS, parse_levels
+from storage_schemas.vertebrae import CERVICAL, MASK_LABELS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,16 +57,9 @@ def _complain(line: str, code: int) -> int:
     return code
 
 
-class _Parser(argparse.ArgumentParser):
-    """Wrong usage is one line as well."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"cspine-pipeline: {message}; see {self.prog} --help\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = _Parser("cspine-pipeline", description="DICOM studies to vertebra crops")
+    top = OneLineParser("cspine-pipeline", description="DICOM studies to vertebra crops")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     phantom = commands.add_parser("phantom", help="make a synthetic cohort as real DICOM files")
@@ -177,56 +170,6 @@ def parser() -> argparse.ArgumentParser:
 def _add_annotations(command: argparse.ArgumentParser) -> None:
     command.add_argument("--labels", metavar="train.csv")
     command.add_argument("--boxes", metavar="train_bounding_boxes.csv")
-
-
-# What argparse calls a value that is no such thing is the function's name.
-
-
-def number(text: str) -> int:
-    """A whole number of 0 or more."""
-    return _at_least(int(text), 0)
-
-
-def positive_number(text: str) -> int:
-    """A whole number of 1 or more."""
-    return _at_least(int(text), 1)
-
-
-def seconds(text: str) -> float:
-    """A time of more than a millisecond."""
-    return _at_least(float(text), 0.001)
-
-
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    value = _at_least(float(text), 0.0)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text} is more than 1")
-    return value
-
-
-Number = TypeVar("Number", int, float)
-
-
-def _at_least(value: Number, least: Number) -> Number:
-    if not value >= least:
-        raise argparse.ArgumentTypeError(f"{value} is less than {least}")
-    return value
-
-
-def size(text: str) -> int:
-    """A number of bytes with a unit, e.g. 1.5GiB."""
-    from dask.utils import parse_bytes
-
-    return positive_number(str(parse_bytes(text)))
-
-
-def levels(text: str) -> tuple[str, ...]:
-    """Names of vertebrae."""
-    try:
-        return parse_levels(text)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(error.detail) from None
 
 
 def _phantom(options: argparse.Namespace) -> int:

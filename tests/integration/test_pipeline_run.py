@@ -302,8 +302,8 @@ def test_bad_use_is_one_clear_line_and_code_2(
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["run", "a", "b", "--workers", "x"], "--workers: invalid positive_number value: 'x'"),
-        (["run", "a", "b", "--memory", "much"], "--memory: invalid size value: 'much'"),
+        (["run", "a", "b", "--workers", "x"], "--workers: 'x' is no whole number"),
+        (["run", "a", "b", "--memory", "much"], "--memory: 'much' is no size such as 4GiB"),
         (["run", "a", "b", "--vertebrae", "C9"], "--vertebrae"),
         (["run", "a", "b", "--study-seconds", "-1"], "--study-seconds: -1.0 is less than"),
         (["verify", "a", "--cross-check", "2"], "--cross-check: 2 is more than 1"),

@@ -168,6 +168,7 @@ def test_the_outline_is_drawn_around_the_mask_alone(page: Page, written: Written
                 assert abs(found[axis][0] * scale - wanted[axis][0]) <= 1.5
                 assert abs((found[axis][-1] + 1) * scale - wanted[axis][-1] - 1) <= 1.5
         box.uncheck()
+        assert not (picture(page) == (255, 160, 20)).all(axis=2).any()
 
 
 def test_the_tables_hold_the_records_numbers(page: Page, written: Written) -> None:
