@@ -81,7 +81,7 @@ def test_what_failed_and_has_no_record_is_counted_from_the_logs(store: StudyStor
     assert "<strong>3</strong>" in page
     assert "</span>1 failed</li>" in page
     assert "1.2.9" in page
-    assert "(1 lines unreadable)" in page
+    assert "(1 line unreadable)" in page
     store.objects.remove("logs/20990101T000000.000000Z.jsonl")
 
 
