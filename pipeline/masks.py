@@ -5,13 +5,11 @@ are never flipped by hand: two affines say where a voxel lies, and a mask that t
 bone is refused by `pipeline.localizers`.
 """
 
-import io
 import zlib
 from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
@@ -22,6 +20,10 @@ from storage_schemas.geometry import Box, StackGeometry
 MAX_BYTES = 4 << 30
 """The largest mask: 1024 slices of 1024 x 1024 voxels in 32 bits."""
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_PIECE = 1 << 12
+"""Bytes of a gzip stream that are inflated at a time."""
+_MAX_RATIO = 1032
+"""Deflate makes no byte into more."""
 _NEGLIGIBLE = 1e-3
 """Voxels; an axis that contributes less to an index than this is left out of it."""
 
@@ -32,7 +34,6 @@ _UNREADABLE = (
     zlib.error,
     np.linalg.LinAlgError,
     HeaderDataError,
-    ImageFileError,
     WrapStructError,
 )
 
@@ -81,16 +82,17 @@ def read_mask(data: bytes, key: str) -> LabelMask:
         affine, or is larger than `MAX_BYTES`.
     """
     try:
-        image = nib.Nifti1Image.from_stream(io.BytesIO(_inflate(data)))
-        shape = tuple(int(n) for n in image.shape)
+        stored = _inflate(data)
+        header = nib.Nifti1Header(bytes(stored[: nib.Nifti1Header.sizeof_hdr]))
+        shape = tuple(int(n) for n in header.get_data_shape())
         if len(shape) != 3 or np.prod(shape, dtype=object) * 8 > 2 * MAX_BYTES:
             raise ValueError(f"shape {shape}")
-        if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
+        if header["sform_code"] == 0 and header["qform_code"] == 0:
             raise ValueError("no affine (sform and qform codes are 0)")
-        inverse = np.linalg.inv(np.asarray(image.affine, np.float64))
+        inverse = np.linalg.inv(np.asarray(header.get_best_affine(), np.float64))
         if not np.isfinite(inverse).all():
             raise ValueError("the affine has no inverse")
-        labels = _labels(image.dataobj, shape)
+        labels = _labels(stored, header)
     except _UNREADABLE as error:
         raise StudyError("mask-unreadable", str(error), key=key) from None
     return LabelMask(labels, inverse @ _RAS_FROM_LPS)
@@ -165,22 +167,39 @@ def box_around(mask: LabelMask, extent: Box, geometry: StackGeometry) -> Box | N
     return sides[0], sides[1], sides[2]
 
 
-def _inflate(data: bytes) -> bytes:
+def _inflate(data: bytes) -> bytes | memoryview:
     """Gunzip within bounds; plain data pass through."""
     if data[:2] != b"\x1f\x8b":
         return data
-    stream = zlib.decompressobj(wbits=31)
-    inflated = stream.decompress(data, MAX_BYTES)
-    if not stream.eof:
-        raise ValueError(f"the gzip stream is cut, or holds more than {MAX_BYTES} bytes")
-    return inflated
+    # What the stream's end says of its size, as far as deflate can reach (RFC 1952, 2.3.1).
+    size = min(int.from_bytes(data[-4:], "little"), MAX_BYTES, _MAX_RATIO * len(data))
+    inflated = np.empty(size, np.uint8)
+    stream, view, done = zlib.decompressobj(wbits=31), memoryview(data), 0
+    # Piece by piece, so that each is copied while it is still in the processor's cache.
+    for start in range(0, len(data), _PIECE):
+        piece = np.frombuffer(stream.decompress(view[start : start + _PIECE]), np.uint8)
+        if done + piece.size > size:
+            break
+        inflated[done : done + piece.size] = piece
+        done += piece.size
+    if not stream.eof or done != size:
+        raise ValueError(f"the gzip stream is cut, or does not hold the {size} bytes that it says")
+    return inflated.data
 
 
-def _labels(values: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Whole labels 0 to 255 as uint8, converted slab by slab: float64 masks are common."""
+def _labels(stored: bytes | memoryview, header: nib.Nifti1Header) -> NDArray[np.uint8]:
+    """Whole labels 0 to 255 as uint8; the stored bytes themselves where these are."""
+    shape, (slope, inter) = header.get_data_shape(), header.get_slope_inter()
+    values = np.frombuffer(
+        stored, header.get_data_dtype(), int(np.prod(shape)), header.get_data_offset()
+    ).reshape(shape, order="F")
+    plain = slope in (None, 1) and inter in (None, 0)
+    if plain and values.dtype == np.uint8:
+        return values
     labels = np.empty(shape, np.uint8, order="F")
+    # Slab by slab: float64 masks are common.
     for k in range(shape[2]):
-        slab = np.asarray(values[..., k])
+        slab = values[..., k] if plain else values[..., k] * slope + inter
         np.copyto(labels[..., k], slab, casting="unsafe")
         if not np.array_equal(labels[..., k], slab):
             raise ValueError("the values are not whole labels from 0 to 255")
