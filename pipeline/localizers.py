@@ -1,10 +1,10 @@
-"""Where the vertebrae lie in a volume: from a given label mask.
+"""Where the vertebrae lie in a volume: from a label mask, whoever drew it.
 
-A localizer takes the volume and returns, for each level, the voxels that are that vertebra. Not
-here: how much around them is kept (`pipeline.cropping`).
+A mask is split into its levels, and these are carried onto a grid by position: the volume's, or the
+overview's. Not here: how much around them is kept (`pipeline.cropping`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from scipy import ndimage
 from pipeline.masks import LabelMask, box_around, sample_mask
 from storage_schemas.errors import StudyError
 from storage_schemas.geometry import Box, StackGeometry
-from storage_schemas.vertebrae import MASK_LABELS
+from storage_schemas.vertebrae import LEVEL_NUMBERS, MASK_LABELS
 
 BONE_HU = 100.0
 """Mean HU below which a mask does not lie on vertebrae: trabecular bone of the aged is about 100,
@@ -52,14 +52,78 @@ class LocatedVertebra:
     score: float | None = None
 
 
+@dataclass(frozen=True)
+class Localization:
+    """What a localizer made of a study.
+
+    Parameters
+    ----------
+    localizer : str
+        Which one, with its convention or version; empty where none could look.
+    vertebrae : tuple of LocatedVertebra
+        Those found, of the levels asked for.
+    missing : mapping of str to (str, str)
+        For each other level that was asked for its outcome, and why.
+    overview_levels : ndarray, shape of the overview, uint8, or None
+        A given mask on the overview's grid, as `draw_levels` makes it.
+    """
+
+    localizer: str
+    vertebrae: tuple[LocatedVertebra, ...]
+    missing: Mapping[str, tuple[str, str]]
+    overview_levels: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class MaskPart:
+    """One vertebra in a mask.
+
+    Parameters
+    ----------
+    level : str
+        From `storage_schemas.vertebrae.LEVELS`.
+    extent : Box
+        A box of the mask that holds it, (i, j, k).
+    inside : ndarray, shape of the extent, bool
+        Its voxels.
+    """
+
+    level: str
+    extent: Box
+    inside: NDArray[np.bool_]
+
+
+def split_mask(mask: LabelMask, convention: str) -> list[MaskPart]:
+    """Split a mask into its vertebrae, strays far from them left out.
+
+    Parameters
+    ----------
+    mask : LabelMask
+        From `pipeline.masks.read_mask`.
+    convention : str
+        From `storage_schemas.vertebrae.MASK_LABELS`; values that it gives no level count as
+        background.
+
+    Returns
+    -------
+    list of MaskPart
+        In the order of the convention.
+    """
+    extents = _extents(mask.labels)
+    return [
+        MaskPart(level, extent, _without_strays(mask.labels[extent] == value, mask.voxel_mm))
+        for value, level in MASK_LABELS[convention].items()
+        if (extent := extents.get(value))
+    ]
+
+
 def locate_by_mask(
     hu: NDArray[np.int16],
     geometry: StackGeometry,
     mask: LabelMask,
-    levels: Iterable[str],
-    convention: str,
+    parts: Iterable[MaskPart],
 ) -> list[LocatedVertebra]:
-    """Find vertebrae by a label mask, aligned by its affine.
+    """Find the vertebrae of a mask in a volume, aligned by the mask's affine.
 
     Parameters
     ----------
@@ -68,45 +132,31 @@ def locate_by_mask(
     geometry : StackGeometry
         Its geometry.
     mask : LabelMask
-        From `pipeline.masks.read_mask`.
-    levels : iterable of str
-        The levels wanted.
-    convention : str
-        From `storage_schemas.vertebrae.MASK_LABELS`.
+        Gives the affine.
+    parts : iterable of MaskPart
+        From `split_mask`: those wanted.
 
     Returns
     -------
     list of LocatedVertebra
-        Levels that the mask lacks are left out; so are strays, far from their vertebra.
+        Those of which anything lies in the volume.
 
     Raises
     ------
     StudyError
         ``mask-outside-volume`` or ``mask-off-bone``, with the measured figures.
     """
-    values = {level: value for value, level in MASK_LABELS[convention].items()}
-    extents = _extents(mask.labels, [values[level] for level in levels if level in values])
     located = []
     volume_mm3 = seen_mm3 = 0.0
-    for level in levels:
-        value = values.get(level, 0)
-        if value not in extents:
+    for part in parts:
+        volume_mm3 += int(part.inside.sum()) * mask.voxel_mm3
+        carried = _carry(mask, part, geometry)
+        if carried is None:
             continue
-        extent = extents[value]
-        part = _without_strays(mask.labels[extent] == value, mask.voxel_mm)
-        corner = (extent[0].start, extent[1].start, extent[2].start)
-        volume_mm3 += int(part.sum()) * mask.voxel_mm3
-        box = box_around(mask, extent, geometry)
-        if box is None:
-            continue
-        inside = sample_mask(mask, part, corner, geometry, box)
-        tight = _bounds(inside)
-        if tight is None:
-            continue
-        inside = inside[tight]
+        extent, inside = carried
         seen_mm3 += int(inside.sum()) * float(np.prod(geometry.spacing))
-        extent = _shift(tight, box)
-        located.append(LocatedVertebra(level, extent, inside, float(hu[extent][inside].mean())))
+        mean_hu = float(hu[extent][inside].mean())
+        located.append(LocatedVertebra(part.level, extent, inside, mean_hu))
     if volume_mm3 and seen_mm3 < MIN_SHARE_INSIDE * volume_mm3:
         raise StudyError(
             "mask-outside-volume",
@@ -117,14 +167,58 @@ def locate_by_mask(
     return located
 
 
-def _extents(labels: NDArray[np.uint8], values: Iterable[int]) -> dict[int, Box]:
+def draw_levels(
+    mask: LabelMask, parts: Iterable[MaskPart], geometry: StackGeometry
+) -> NDArray[np.uint8]:
+    """Draw the vertebrae of a mask on another grid, by nearest neighbour.
+
+    Parameters
+    ----------
+    mask : LabelMask
+        Gives the affine.
+    parts : iterable of MaskPart
+        From `split_mask`.
+    geometry : StackGeometry
+        Of the grid.
+
+    Returns
+    -------
+    ndarray, shape (z, y, x), uint8
+        `storage_schemas.vertebrae.LEVEL_NUMBERS`, 0 elsewhere.
+    """
+    levels = np.zeros(geometry.shape, np.uint8)
+    for part in parts:
+        if carried := _carry(mask, part, geometry):
+            extent, inside = carried
+            levels[extent][inside] = LEVEL_NUMBERS[part.level]
+    return levels
+
+
+def _carry(
+    mask: LabelMask, part: MaskPart, geometry: StackGeometry
+) -> tuple[Box, NDArray[np.bool_]] | None:
+    """A part of a mask on another grid: its least box there, and its voxels; None beyond it."""
+    box = box_around(mask, part.extent, geometry)
+    if box is None:
+        return None
+    i, j, k = part.extent
+    inside = sample_mask(mask, part.inside, (i.start, j.start, k.start), geometry, box)
+    tight = _bounds(inside)
+    return (_shift(tight, box), inside[tight]) if tight else None
+
+
+def _extents(labels: NDArray[np.uint8]) -> dict[int, Box]:
     """The box of each label that occurs; most of a mask is background, and is passed over."""
     around = _bounds(labels)
     if around is None:
         return {}
-    near = np.asfortranarray(labels[around])
-    boxes = {value: _bounds(near == value) for value in values}
-    return {value: _shift(box, around) for value, box in boxes.items() if box}
+    # Masks run along i in memory, and a search along k would jump at every voxel.
+    found = ndimage.find_objects(np.asfortranarray(labels[around]).T)
+    return {
+        value: _shift((box[2], box[1], box[0]), around)
+        for value, box in enumerate(found, start=1)
+        if box
+    }
 
 
 def _bounds(inside: NDArray[np.uint8] | NDArray[np.bool_]) -> Box | None:

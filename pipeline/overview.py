@@ -42,6 +42,24 @@ def make_overview(
     return cube, _affine(geometry, size)
 
 
+def overview_geometry(affine: NDArray[np.float64], size: int = SIZE) -> StackGeometry:
+    """The cube's grid as a stack, from its matrix."""
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    origins = affine[:3, 3] + np.arange(size)[:, None] * affine[:3, 0]
+    return StackGeometry(
+        (size, size, size),
+        tuple((float(x), float(y), float(z)) for x, y, z in origins),
+        _unit(affine[:3, 2]),
+        _unit(affine[:3, 1]),
+        (float(steps[1]), float(steps[2])),
+    )
+
+
+def _unit(vector: NDArray[np.float64]) -> tuple[float, float, float]:
+    x, y, z = (vector / np.linalg.norm(vector)).tolist()
+    return x, y, z
+
+
 def _shrink(image: NDArray[np.float32], size: int, axis: int) -> NDArray[np.float32]:
     """Average an axis over `size` nearly equal runs of pixels, or repeat where there are fewer."""
     length = image.shape[axis]

@@ -12,12 +12,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.config import StudyConfig
 from pipeline.cropping import box_bounds, crop_box, crop_mask
 from pipeline.listing import StudyListing, fetch
-from pipeline.localizers import LocatedVertebra, locate_by_mask
+from pipeline.localizers import (
+    Localization,
+    LocatedVertebra,
+    draw_levels,
+    locate_by_mask,
+    split_mask,
+)
 from pipeline.masks import read_mask
-from pipeline.overview import make_overview
+from pipeline.overview import make_overview, overview_geometry
 from pipeline.volume import StudyVolume, read_volume
 from storage_schemas import crops
 from storage_schemas.canonical import sha256_voxels
@@ -34,7 +43,7 @@ from storage_schemas.records import (
     Vertebra,
     check_study,
 )
-from storage_schemas.store import OVERVIEW, StudyStore
+from storage_schemas.store import OVERVIEW, OVERVIEW_LEVELS, StudyStore
 
 SALT_VARIABLE = "CSPINE_PATIENT_SALT"
 
@@ -137,8 +146,9 @@ def process_study(
         _check_share(inputs, config)
         if config.strict and volume.geometry.classes != ("regular",):
             raise StudyError("geometry-irregular", "+".join(volume.geometry.classes), key=study)
-        located = _locate(listing, config, volume)
-        return _commit(listing, config, volume, located, inputs)
+        overview = make_overview(volume.hu, volume.geometry)
+        found = _locate(listing, config, volume, overview[1])
+        return _commit(listing, config, volume, overview, found, inputs)
     except StudyError as error:
         for refusal in getattr(error, "refused", ()):
             inputs.note_refusal(refusal)
@@ -235,46 +245,57 @@ def _check_share(inputs: _Inputs, config: StudyConfig) -> None:
 
 
 def _locate(
-    listing: StudyListing, config: StudyConfig, volume: StudyVolume
-) -> list[LocatedVertebra] | None:
-    """The vertebrae that are in sight; None where nothing can look for them."""
+    listing: StudyListing, config: StudyConfig, volume: StudyVolume, affine: NDArray[np.float64]
+) -> Localization:
+    """Find the vertebrae that were asked for; `affine` is the overview's."""
     if listing.mask is None:
-        return None
+        reason = "the study has no mask and the run no localizer"
+        return Localization("", (), dict.fromkeys(config.vertebrae, (NOT_LOCALIZED, reason)))
     try:
         data = ObjectFolder(listing.mask.key).get("")
     except OSError as error:
         reason = f"{type(error).__name__}: {error.strerror or error}"
         raise RunError("object-unreadable", reason, key=listing.mask.key) from None
     mask = read_mask(data, listing.study)
-    located = locate_by_mask(volume.hu, volume.geometry, mask, config.vertebrae, config.mask_labels)
+    parts = split_mask(mask, config.mask_labels)
+    wanted = [part for part in parts if part.level in config.vertebrae]
+    located = locate_by_mask(volume.hu, volume.geometry, mask, wanted)
     if not located:
-        wanted = f"{config.vertebrae[0]} to {config.vertebrae[-1]}"
-        raise StudyError("vertebra-not-found", f"the mask holds none of {wanted}")
-    return located
+        names = f"{config.vertebrae[0]} to {config.vertebrae[-1]}"
+        raise StudyError("vertebra-not-found", f"the mask holds none of {names}")
+    absent = ("vertebra-not-found", "the mask does not hold it")
+    return Localization(
+        f"mask:{config.mask_labels}",
+        tuple(located),
+        dict.fromkeys(set(config.vertebrae) - {found.level for found in located}, absent),
+        draw_levels(mask, parts, overview_geometry(affine)),
+    )
 
 
 def _commit(
     listing: StudyListing,
     config: StudyConfig,
     volume: StudyVolume,
-    located: list[LocatedVertebra] | None,
+    overview: tuple[NDArray[np.int16], NDArray[np.float64]],
+    localization: Localization,
     inputs: _Inputs,
 ) -> tuple[StudyRecord, dict[str, bytes]]:
     """Crop, encode and describe."""
     study = listing.study
-    localizer = "" if located is None else f"mask:{config.mask_labels}"
-    cube, affine = make_overview(volume.hu, volume.geometry)
+    cube, affine = overview
     objects = crops.create_group(study, {"cspine": {"schema": crops.SCHEMA, "study": study}})
-    objects |= crops.create_array(
-        f"{study}/{OVERVIEW}", cube, {"cspine": {"study": study, "affine": affine.tolist()}}
-    )
-    found = {entry.level: entry for entry in located or ()}
+    block = {"cspine": {"study": study, "affine": affine.tolist()}}
+    objects |= crops.create_array(f"{study}/{OVERVIEW}", cube, block)
+    if localization.overview_levels is not None:
+        levels = localization.overview_levels
+        objects |= crops.create_array(f"{study}/{OVERVIEW_LEVELS}", levels, block)
+    found = {entry.level: entry for entry in localization.vertebrae}
     vertebrae = []
     for level in config.vertebrae:
         if level not in found:
-            vertebrae.append(_absent(level, looked=located is not None))
+            vertebrae.append(Vertebra(level, *localization.missing[level]))
             continue
-        vertebra, written = _crop(found[level], volume, config, study, localizer)
+        vertebra, written = _crop(found[level], volume, config, study, localization.localizer)
         vertebrae.append(vertebra)
         objects |= written
     record = StudyRecord(
@@ -284,7 +305,7 @@ def _commit(
         config_sha256=config.sha256,
         input_sha256=listing.sha256,
         inputs=inputs.rows(),
-        localizer=localizer,
+        localizer=localization.localizer,
         volume=_volume_record(volume, inputs),
         vertebrae=tuple(vertebrae),
         arrays=tuple(_read_back(objects)),
@@ -295,12 +316,6 @@ def _commit(
         ),
     )
     return record, objects
-
-
-def _absent(level: str, *, looked: bool) -> Vertebra:
-    if looked:
-        return Vertebra(level, "vertebra-not-found", "the mask does not hold it")
-    return Vertebra(level, NOT_LOCALIZED, "the study has no mask and the run no localizer")
 
 
 def _crop(

@@ -7,10 +7,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from pipeline.cropping import box_bounds, crop_box, crop_mask
-from pipeline.localizers import LocatedVertebra, locate_by_mask
+from pipeline.localizers import LocatedVertebra, draw_levels, locate_by_mask, split_mask
 from pipeline.masks import read_mask
+from pipeline.overview import make_overview, overview_geometry
 from storage_schemas.errors import StudyError
 from storage_schemas.geometry import StackGeometry
 
@@ -60,8 +62,15 @@ def without_affine_rows(data: bytes) -> bytes:
 
 
 def located(geometry: StackGeometry, data: bytes, hu: NDArray[np.int16]) -> LocatedVertebra:
-    (found,) = locate_by_mask(hu, geometry, read_mask(data, "m.nii"), ("C3",), "rsna")
+    (found,) = locate(geometry, data, hu)
     return found
+
+
+def locate(
+    geometry: StackGeometry, data: bytes, hu: NDArray[np.int16], convention: str = "rsna"
+) -> list[LocatedVertebra]:
+    mask = read_mask(data, "m.nii")
+    return locate_by_mask(hu, geometry, mask, split_mask(mask, convention))
 
 
 @pytest.mark.parametrize("flip", ["", "x", "y", "z", "xy", "yz", "xyz"])
@@ -122,11 +131,13 @@ def test_a_vertebra_in_several_pieces_stays_whole() -> None:
     assert int(found.inside.sum()) == int((mask == 3).sum())
 
 
-def test_levels_that_the_mask_lacks_are_left_out() -> None:
+def test_levels_that_the_mask_lacks_and_values_without_a_level_are_left_out() -> None:
     geometry = stack()
-    mask = read_mask(nifti(geometry, labels()), "m.nii")
-    found = locate_by_mask(scan(), geometry, mask, ("C1", "C3", "T12"), "rsna")
+    mask = labels()
+    mask[3:7, 10:12, 20:40] = 200
+    found = locate(geometry, nifti(geometry, mask), scan())
     assert [vertebra.level for vertebra in found] == ["C3"]
+    assert box_bounds(found[0].extent) == (3, 7, 12, 22, 20, 40)
 
 
 @pytest.mark.parametrize(
@@ -141,9 +152,28 @@ def test_levels_that_the_mask_lacks_are_left_out() -> None:
 )
 def test_each_convention_names_its_labels(convention: str, value: int, level: str) -> None:
     geometry = stack()
-    mask = read_mask(nifti(geometry, labels(value)), "m.nii")
-    (found,) = locate_by_mask(scan(), geometry, mask, (level,), convention)
+    (found,) = locate(geometry, nifti(geometry, labels(value)), scan(), convention)
     assert found.level == level
+
+
+@pytest.mark.parametrize("flip", ["", "xyz"])
+@pytest.mark.parametrize("tilt", [0.0, 0.3])
+def test_every_level_of_a_mask_is_drawn_on_the_overview_where_it_lies(
+    flip: str, tilt: float
+) -> None:
+    geometry = stack(tilt=tilt)
+    mask = labels()
+    mask[8:11, 10:22, 20:40] = 19
+    hu = scan()
+    hu[mask > 0] = 500
+    mask[0, 0, 0] = 19  # a stray
+    cube, affine = make_overview(hu, geometry)
+    read = read_mask(nifti(geometry, mask, flip=flip), "m.nii")
+    drawn = draw_levels(read, split_mask(read, "rsna"), overview_geometry(affine))
+    assert set(np.unique(drawn)) == {0, 3, 19}
+    # The overview repeats this small stack's voxels, by whole ones; that shifts edges by a half.
+    assert (cube[ndimage.binary_erosion(drawn > 0, iterations=3)] == 500).all()
+    assert (cube[~ndimage.binary_dilation(drawn > 0, iterations=3)] < 500).all()
 
 
 def test_a_mask_off_the_bone_is_refused() -> None:
