@@ -69,6 +69,7 @@ class UsageError(CspineError):
         "csv-unknown-study": "remove the row, or add the study to SOURCE",
         "mask-unreadable": "give a folder of <study>.nii or <study>.nii.gz label masks",
         "model-invalid": "give a local folder written by save_pretrained",
+        "localizer-invalid": "give an ONNX file that cspine-training localizer wrote",
         "labels-missing": "build the tables with --labels train.csv first",
         "cohort-too-small": "add studies, or lower the share of the held-out splits",
         "dependency-missing": "install the extra that is named above",
