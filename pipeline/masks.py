@@ -97,7 +97,7 @@ def read_mask(data: bytes, key: str) -> LabelMask:
 
 
 def sample_mask(
-    mask: LabelMask,
+    index_from_lps: NDArray[np.float64],
     value: NDArray[np.bool_],
     corner: tuple[int, int, int],
     geometry: StackGeometry,
@@ -107,8 +107,8 @@ def sample_mask(
 
     Parameters
     ----------
-    mask : LabelMask
-        Gives the affine.
+    index_from_lps : ndarray, shape (4, 4)
+        The mask's, as in `LabelMask`.
     value : ndarray, bool, shape (i, j, k)
         The part of the mask, True where it counts; False all around it.
     corner : tuple of int
@@ -124,7 +124,7 @@ def sample_mask(
     """
     z, y, x = (np.arange(side.start, side.stop) for side in box)
     origins = geometry.to_lps(np.stack([z, 0 * z, 0 * z], axis=-1))
-    matrix = mask.index_from_lps
+    matrix = index_from_lps
     slices = origins @ matrix[:3, :3].T + matrix[:3, 3] - corner
     rows = matrix[:3, :3] @ np.multiply(geometry.column_direction, geometry.pixel_spacing[0])
     columns = matrix[:3, :3] @ np.multiply(geometry.row_direction, geometry.pixel_spacing[1])
@@ -146,13 +146,15 @@ def sample_mask(
     return np.broadcast_to(found, (len(z), len(y), len(x)))
 
 
-def box_around(mask: LabelMask, extent: Box, geometry: StackGeometry) -> Box | None:
+def box_around(
+    index_from_lps: NDArray[np.float64], extent: Box, geometry: StackGeometry
+) -> Box | None:
     """The box of the volume that surely holds a box of the mask; None where they do not meet."""
     corners = np.stack(
         np.meshgrid(*[(side.start - 0.5, side.stop - 0.5) for side in extent], indexing="ij"),
         axis=-1,
     ).reshape(-1, 3)
-    lps = np.linalg.inv(mask.index_from_lps)
+    lps = np.linalg.inv(index_from_lps)
     indices = geometry.to_index(corners @ lps[:3, :3].T + lps[:3, 3])
     low = np.floor(indices.min(0)).astype(int)
     high = np.ceil(indices.max(0)).astype(int) + 1

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipeline.cropping import box_bounds, crop_box, crop_mask
-from pipeline.localizers import LocatedVertebra, draw_levels, locate_by_mask, split_mask
+from pipeline.localizers import LocatedVertebra, locate_by_mask
+from pipeline.maskparts import draw_levels, split_mask
 from pipeline.masks import read_mask
 from pipeline.overview import make_overview, overview_geometry
 from storage_schemas.errors import StudyError
 from storage_schemas.geometry import StackGeometry
+from storage_schemas.vertebrae import LEVELS
 
 SHAPE = (12, 40, 48)
 BLOCK = np.s_[3:7, 10:22, 20:40]
@@ -70,7 +72,8 @@ def locate(
     geometry: StackGeometry, data: bytes, hu: NDArray[np.int16], convention: str = "rsna"
 ) -> list[LocatedVertebra]:
     mask = read_mask(data, "m.nii")
-    return locate_by_mask(hu, geometry, mask, split_mask(mask, convention))
+    overview = make_overview(hu, geometry)
+    return list(locate_by_mask(hu, geometry, overview, mask, convention, LEVELS).vertebrae)
 
 
 @pytest.mark.parametrize("flip", ["", "x", "y", "z", "xy", "yz", "xyz"])
