@@ -27,8 +27,8 @@ BRIDGE_MM = 6.0
 (Xu et al., Clinical Orthopaedics 363, 1999)."""
 SPECK_SHARE = 0.02
 """Of a level's largest piece; smaller ones are no part of a vertebra."""
-SIZE_MM3 = (2_000.0, 60_000.0)
-"""A whole vertebra's volume, children and a network's doubts at its rim included."""
+SIZE_MM3 = (1_000.0, 60_000.0)
+"""A whole vertebra's volume; on a coarse grid the thin ring of C1 keeps half of its own."""
 CUT_MM3 = 200.0
 """The least volume where the scan ends in the vertebra; less is a speck."""
 EXTENT_MM = (75.0, 120.0, 120.0)
@@ -187,7 +187,7 @@ def _refusal(vertebra: NamedVertebra, affine: NDArray[np.float64]) -> str:
 
 def _conflicts(vertebrae: list[NamedVertebra]) -> dict[str, dict[str, str]]:
     """For each level the others that it cannot stand beside, nearest names first, and why."""
-    heights = _along_spine(np.array([vertebra.middle for vertebra in vertebrae]))
+    heights = _along_spine(np.reshape([vertebra.middle for vertebra in vertebrae], (-1, 3)))
     conflicts: dict[str, dict[str, str]] = {}
     pairs = [(i, j) for j in range(len(vertebrae)) for i in range(j)]
     for i, j in sorted(pairs, key=lambda pair: pair[1] - pair[0]):
