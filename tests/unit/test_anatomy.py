@@ -172,6 +172,14 @@ def test_of_two_halves_in_one_place_the_one_that_fits_its_neighbours_is_believed
     assert missing == {"C5": OUT}
 
 
+def test_of_two_unequal_parts_in_one_place_the_greater_is_believed() -> None:
+    z, y, x = place("C4")
+    parts = [("C5", (z, y, x + 10.0), (7.0, 9.0, 6.0), 0.9), ("C4", (z, y, x), RADII, 0.9)]
+    found, missing = judge(parts)
+    assert found == ["C4"]
+    assert missing["C5"] == OUT
+
+
 def test_of_two_halves_in_one_place_that_nothing_tells_apart_neither_is_believed() -> None:
     found, missing = judge(halves_of_a_vertebra())
     assert found == []
@@ -206,6 +214,13 @@ def test_a_speck_is_no_vertebra() -> None:
 def test_what_is_larger_than_any_vertebra_is_none() -> None:
     z, y, x = place("C7")
     blobs = [*list(neck().values())[:6], ("C7", (z - 5, y, x), (14.0, 40.0, 55.0), 0.9)]
+    assert judge(blobs) == (without("C7"), {"C7": LOST})
+
+
+def test_what_is_longer_than_any_vertebra_is_none() -> None:
+    """A collar bone has the volume of a vertebra, and not its length."""
+    blobs = neck()
+    blobs["C7"] = ("C7", place("C7"), (4.0, 5.0, 70.0), 0.9)
     assert judge(blobs) == (without("C7"), {"C7": LOST})
 
 
