@@ -7,6 +7,7 @@ bone is refused by `pipeline.localizers`.
 
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -24,6 +25,10 @@ _PIECE = 1 << 12
 """Bytes of a gzip stream that are inflated at a time."""
 _MAX_RATIO = 1032
 """Deflate makes no byte into more."""
+_VOXEL_MM = (0.01, 100.0)
+_FARTHEST_MM = 1e5
+_FLAT = 1e-3
+"""Of the volume that three unit axes span; what is oblique spans 1, and what is sheared most."""
 _NEGLIGIBLE = 1e-3
 """Voxels; an axis that contributes less to an index than this is left out of it."""
 
@@ -83,23 +88,30 @@ def read_mask(data: bytes, key: str) -> LabelMask:
     """
     try:
         stored = _inflate(data)
-        header = nib.Nifti1Header(bytes(stored[: nib.Nifti1Header.sizeof_hdr]))
+        header = _header(stored)
         shape = tuple(int(n) for n in header.get_data_shape())
-        if len(shape) != 3 or np.prod(shape, dtype=object) * 8 > 2 * MAX_BYTES:
+        if len(shape) < 3 or set(shape[3:]) - {1} or np.prod(shape, dtype=object) > MAX_BYTES // 4:
             raise ValueError(f"shape {shape}")
         if header["sform_code"] == 0 and header["qform_code"] == 0:
             raise ValueError("no affine (sform and qform codes are 0)")
-        inverse = np.linalg.inv(np.asarray(header.get_best_affine(), np.float64))
-        if not np.isfinite(inverse).all():
-            raise ValueError("the affine has no inverse")
-        labels = _labels(stored, header)
+        affine = np.asarray(header.get_best_affine(), np.float64)
+        # Written so that what is not a number fails too.
+        if not (abs(affine[:3, 3]) < _FARTHEST_MM).all():
+            raise ValueError(f"the affine puts it at {affine[:3, 3]} mm")
+        sides = np.linalg.norm(affine[:3, :3], axis=0)
+        if not ((sides > _VOXEL_MM[0]) & (sides < _VOXEL_MM[1])).all():
+            raise ValueError(f"the affine has voxels of {sides} mm")
+        if abs(np.linalg.det(affine[:3, :3] / sides)) < _FLAT:
+            raise ValueError("the affine has no inverse: its axes lie in one plane")
+        index_from_lps = np.asarray(np.linalg.inv(affine) @ _RAS_FROM_LPS, np.float64)
+        labels = _labels(stored, header, shape[:3])
     except _UNREADABLE as error:
         raise StudyError("mask-unreadable", str(error), key=key) from None
-    return LabelMask(labels, inverse @ _RAS_FROM_LPS)
+    return LabelMask(labels, index_from_lps)
 
 
 def sample_mask(
-    mask: LabelMask,
+    index_from_lps: NDArray[np.float64],
     value: NDArray[np.bool_],
     corner: tuple[int, int, int],
     geometry: StackGeometry,
@@ -109,8 +121,8 @@ def sample_mask(
 
     Parameters
     ----------
-    mask : LabelMask
-        Gives the affine.
+    index_from_lps : ndarray, shape (4, 4)
+        The mask's, as in `LabelMask`.
     value : ndarray, bool, shape (i, j, k)
         The part of the mask, True where it counts; False all around it.
     corner : tuple of int
@@ -126,7 +138,7 @@ def sample_mask(
     """
     z, y, x = (np.arange(side.start, side.stop) for side in box)
     origins = geometry.to_lps(np.stack([z, 0 * z, 0 * z], axis=-1))
-    matrix = mask.index_from_lps
+    matrix = index_from_lps
     slices = origins @ matrix[:3, :3].T + matrix[:3, 3] - corner
     rows = matrix[:3, :3] @ np.multiply(geometry.column_direction, geometry.pixel_spacing[0])
     columns = matrix[:3, :3] @ np.multiply(geometry.row_direction, geometry.pixel_spacing[1])
@@ -148,13 +160,15 @@ def sample_mask(
     return np.broadcast_to(found, (len(z), len(y), len(x)))
 
 
-def box_around(mask: LabelMask, extent: Box, geometry: StackGeometry) -> Box | None:
+def box_around(
+    index_from_lps: NDArray[np.float64], extent: Box, geometry: StackGeometry
+) -> Box | None:
     """The box of the volume that surely holds a box of the mask; None where they do not meet."""
     corners = np.stack(
         np.meshgrid(*[(side.start - 0.5, side.stop - 0.5) for side in extent], indexing="ij"),
         axis=-1,
     ).reshape(-1, 3)
-    lps = np.linalg.inv(mask.index_from_lps)
+    lps = np.linalg.inv(index_from_lps)
     indices = geometry.to_index(corners @ lps[:3, :3].T + lps[:3, 3])
     low = np.floor(indices.min(0)).astype(int)
     high = np.ceil(indices.max(0)).astype(int) + 1
@@ -187,20 +201,29 @@ def _inflate(data: bytes) -> bytes | memoryview:
     return inflated.data
 
 
-def _labels(stored: bytes | memoryview, header: nib.Nifti1Header) -> NDArray[np.uint8]:
+def _header(stored: bytes | memoryview) -> Any:
+    """Read a header of NIfTI-1 or NIfTI-2, told apart by its size, in either byte order."""
+    newer = bytes(stored[:4]) in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
+    form = nib.Nifti2Header if newer else nib.Nifti1Header
+    return form(bytes(stored[: form.sizeof_hdr]))
+
+
+def _labels(stored: bytes | memoryview, header: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Whole labels 0 to 255 as uint8; the stored bytes themselves where these are."""
-    shape, (slope, inter) = header.get_data_shape(), header.get_slope_inter()
-    values = np.frombuffer(
-        stored, header.get_data_dtype(), int(np.prod(shape)), header.get_data_offset()
-    ).reshape(shape, order="F")
+    kind, start = header.get_data_dtype(), header.get_data_offset()
+    if kind.kind not in "iuf":
+        raise ValueError(f"the values are {kind}, not numbers")
+    values = np.frombuffer(stored, kind, int(np.prod(shape)), start).reshape(shape, order="F")
+    slope, inter = header.get_slope_inter()
     plain = slope in (None, 1) and inter in (None, 0)
-    if plain and values.dtype == np.uint8:
-        return values
+    if plain and kind == np.uint8:
+        return np.asarray(values, np.uint8)
     labels = np.empty(shape, np.uint8, order="F")
     # Slab by slab: float64 masks are common.
     for k in range(shape[2]):
         slab = values[..., k] if plain else values[..., k] * slope + inter
-        np.copyto(labels[..., k], slab, casting="unsafe")
+        with np.errstate(invalid="ignore"):
+            np.copyto(labels[..., k], slab, casting="unsafe")
         if not np.array_equal(labels[..., k], slab):
             raise ValueError("the values are not whole labels from 0 to 255")
     return labels

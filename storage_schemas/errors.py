@@ -69,6 +69,7 @@ class UsageError(CspineError):
         "csv-unknown-study": "remove the row, or add the study to SOURCE",
         "mask-unreadable": "give a folder of <study>.nii or <study>.nii.gz label masks",
         "model-invalid": "give a local folder written by save_pretrained",
+        "localizer-invalid": "give an ONNX file that cspine-training localizer wrote",
         "labels-missing": "build the tables with --labels train.csv first",
         "cohort-too-small": "add studies, or lower the share of the held-out splits",
         "dependency-missing": "install the extra that is named above",
@@ -121,6 +122,7 @@ class StudyError(CspineError):
         "mask-outside-volume": "the mask belongs to another study, or its affine is wrong",
         "mask-off-bone": "the mask's affine does not fit the CT",
         "vertebra-not-found": "the scan holds none of the vertebrae asked for",
+        "vertebra-out-of-order": "a localizer named it where it cannot be; give the study a mask",
         "worker-lost": "a decoder ended or outlived its process; see the study's slices",
         "study-failed": "an unexpected error; run the study with --serial --verbose",
     }

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.decoders import decode_frame
+from storage_schemas.errors import StoreError
 from storage_schemas.store import StudyStore
 from tests.studies import LEVELS, SLICES, labels, slice_dataset, write_cohort, write_study
 
@@ -176,6 +177,11 @@ def test_a_study_without_mask_is_committed_with_its_overview(
     store = StudyStore.open(str(tmp_path / "s"))
     assert store.read_overview("1.2.2")[0].shape == (128, 128, 128)
     assert {v.outcome for v in store.record("1.2.2").vertebrae} == {"not-localized"}
+    assert np.unique(store.read_overview_levels("1.2.1")).tolist() == list(range(LEVELS + 1))
+    with pytest.raises(StoreError, match="array-missing"):
+        store.read_overview_levels("1.2.2")
+    rows = store.read_table("studies").to_pylist()
+    assert [row["overview_levels"] for row in rows] == [True, False]
 
 
 def test_labels_and_boxes_stand_in_the_tables(
