@@ -110,7 +110,7 @@ class StudyError(CspineError):
     """A whole study is refused; it goes to the quarantine table under this kind."""
 
     kinds: ClassVar[Mapping[str, str]] = {
-        "study-key-invalid": "a study's folder must be named by its StudyInstanceUID",
+        "study-key-invalid": "name the folder by its StudyInstanceUID, or use --layout scan",
         "study-mixed": "the folder holds several studies; use --layout scan",
         "study-empty": "the folder holds no object",
         "no-axial-stack": "none of the series is an axial CT stack of two slices or more",

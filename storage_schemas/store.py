@@ -115,6 +115,8 @@ class StudyStore:
             if error.kind != "array-missing":
                 raise
             raise UsageError("store-not-found", "there is no store", key=url) from None
+        except OSError as error:
+            raise UsageError("store-not-found", error.strerror or str(error), key=url) from None
         return store
 
     def _check_schema(self) -> None:
