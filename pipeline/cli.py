@@ -7,6 +7,7 @@ configuration; 3 the run could not finish.
 import argparse
 import json
 import logging
+import math
 import sys
 import traceback
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     phantom = commands.add_parser("phantom", help="make a synthetic cohort as real DICOM files")
     phantom.add_argument("out", metavar="OUT", type=Path)
     phantom.add_argument("--studies", type=int, default=30)
-    phantom.add_argument("--seed", type=int, default=0)
+    phantom.add_argument("--seed", type=_natural, default=0)
     phantom.add_argument("--size", type=int, default=256, help="rows and columns of a slice")
     phantom.add_argument("--slices", type=int, help="slices of a study (default: about 100)")
     phantom.add_argument("--faults", action="store_true", help="add a study of each bad kind")
@@ -78,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--masks", metavar="URL", help="folder of <study>.nii[.gz] label masks")
     run.add_argument("--mask-labels", choices=sorted(MASK_LABELS), default="rsna")
-    run.add_argument("--vertebrae", type=parse_levels, default=CERVICAL, metavar="C1,...")
+    run.add_argument("--vertebrae", type=_levels, default=CERVICAL, metavar="C1,...")
     run.add_argument("--margin", type=float, default=8.0, metavar="MM")
     run.add_argument(
         "--strict", action="store_true", help="quarantine studies whose geometry is not regular"
@@ -100,7 +101,7 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--study-seconds",
-        type=float,
+        type=_seconds,
         default=3600.0,
         metavar="S",
         help="after which a study's worker is given up (default: 3600)",
@@ -122,7 +123,7 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--layout", choices=("study", "scan"), default="study")
     verify.add_argument(
         "--cross-check",
-        type=float,
+        type=_share,
         default=0.0,
         metavar="FRACTION",
         help="of SOURCE's objects, decode so many with a second decoder, too",
@@ -137,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write a page of counts and pictures")
     report.add_argument("store", metavar="STORE")
     report.add_argument("out", metavar="OUT.html", type=Path)
-    report.add_argument("--gallery", type=int, default=GALLERY, help="studies with pictures")
+    report.add_argument("--gallery", type=_natural, default=GALLERY, help="studies with pictures")
     report.set_defaults(command=_report)
 
     for command in commands.choices.values():
@@ -152,9 +153,29 @@ def _add_annotations(command: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
+    return int(_within(text, 1, math.inf, whole=True))
+
+
+def _natural(text: str) -> int:
+    return int(_within(text, 0, math.inf, whole=True))
+
+
+def _share(text: str) -> float:
+    return _within(text, 0, 1)
+
+
+def _seconds(text: str) -> float:
+    return _within(text, 0.1, 1e7)
+
+
+def _within(text: str, low: float, high: float, *, whole: bool = False) -> float:
+    try:
+        number = int(text) if whole else float(text)
+    except ValueError:
+        number = math.nan
+    if not low <= number <= high:
+        what = "whole number" if whole else "number"
+        raise argparse.ArgumentTypeError(f"{text!r} is no {what} from {low:g} to {high:g}")
     return number
 
 
@@ -162,7 +183,21 @@ def _bytes(text: str) -> int:
     """A number of bytes with a unit, e.g. 1.5GiB."""
     from dask.utils import parse_bytes
 
-    return int(parse_bytes(text))
+    try:
+        size = int(parse_bytes(text))
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 1.5GiB")
+    return size
+
+
+def _levels(text: str) -> tuple[str, ...]:
+    try:
+        return parse_levels(text)
+    except UsageError as error:
+        # Of what a converter raises, argparse shows this kind alone.
+        raise argparse.ArgumentTypeError(error.detail) from None
 
 
 def _phantom(options: argparse.Namespace) -> int:
@@ -183,18 +218,21 @@ def _phantom(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    listings = list_studies(options.source, options.layout or guess_layout(options.source))
+    layout = options.layout or guess_layout(options.source)
+    listings = list_studies(options.source, layout)
     folder = ObjectFolder(listings[0].root)
 
     def head(key: str, count: int) -> bytes:
         try:
             return folder.get(key, 0, count)
         except OSError as error:
-            raise RunError("object-unreadable", str(error), key=folder.url_of(key)) from None
+            reason = error.strerror or str(error)
+            raise RunError("object-unreadable", reason, key=key) from None
 
     inspection = inspect_studies(
         [(study.study, [(entry.key, entry.size) for entry in study.objects]) for study in listings],
         head,
+        layout=layout,
     )
     if options.json:
         print(json.dumps(inspection.to_json()))

@@ -123,8 +123,12 @@ def make_cohort(
     UsageError
         ``config-invalid`` where the folder holds something, or a number makes no sense.
     """
-    if studies < 1 or not 32 <= size <= 1024 or not 0 <= masked <= 1:
-        raise UsageError("config-invalid", f"{studies} studies of {size} px, {masked:.0%} masked")
+    if studies < 1:
+        raise UsageError("config-invalid", f"{studies} studies: not 1 or more")
+    if not 32 <= size <= 1024:
+        raise UsageError("config-invalid", f"{size} px: not in 32 to 1024")
+    if not 0 <= masked <= 1:
+        raise UsageError("config-invalid", f"{masked:.0%} masked: not in 0% to 100%")
     if slices is not None and not 12 <= slices <= 1000:
         raise UsageError("config-invalid", f"{slices} slices: not in 12 to 1000")
     plans = _plan(studies, seed, size, slices or SLICES, masked, faults)
