@@ -118,12 +118,6 @@ def leave_out(candidate: Candidate, why: str) -> SliceError:
     return SliceError("not-in-stack", where(candidate) + why, key=candidate.header.key)
 
 
-def duplicate(candidate: Candidate) -> SliceError:
-    """Make the refusal of a frame whose place another one holds."""
-    why = f"{where(candidate)}a second slice at {candidate.plane.position} mm"
-    return SliceError("duplicate-slice", why, key=candidate.header.key)
-
-
 def where(candidate: Candidate) -> str:
     """The frame of a candidate, for errors; nothing where its object holds one frame."""
     return f"frame {candidate.frame}: " if candidate.header.frames > 1 else ""

@@ -20,8 +20,8 @@ from pipeline.candidates import (
     check_identity,
     check_share,
     choose_stack,
-    duplicate,
     read_candidates,
+    where,
 )
 from pipeline.config import Layout, StudyConfig
 from pipeline.elements import DEFLATED
@@ -244,7 +244,10 @@ def _foresee_all(stack: Stack, sizes: Mapping[str, int]) -> list[SliceError]:
         errors = [_foresee(candidate, sizes.get(candidate.header.key, 0)) for candidate in place]
         refused += [error for error in errors if error]
         whole = [c for c, error in zip(place, errors, strict=True) if not error]
-        refused += [duplicate(candidate) for candidate in whole[1:]]
+        why = f"one of {len(whole)} slices at {place[0].plane.position} mm"
+        refused += [
+            SliceError("duplicate-slice", where(c) + why, key=c.header.key) for c in whole[1:]
+        ]
     return refused
 
 

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from pipeline.candidates import (
     choose_stack,
-    duplicate,
     leave_out,
     no_volume,
     read_candidates,
@@ -181,7 +180,7 @@ def _decode_stack(
             except SliceError as error:
                 errors.append(_of_frame(candidate, error))
                 continue
-            errors += [duplicate(other) for other in rivals]
+            errors += [_duplicate(other) for other in rivals]
             return _Decoded(candidate, decoder), errors
         return None, errors
 
@@ -199,6 +198,11 @@ def _cut(header: Header) -> list[memoryview] | SliceError:
         return read_frames(header)
     except SliceError as error:
         return error
+
+
+def _duplicate(candidate: Candidate) -> SliceError:
+    why = f"{where(candidate)}a second slice at {candidate.plane.position} mm"
+    return SliceError("duplicate-slice", why, key=candidate.header.key)
 
 
 def _of_frame(candidate: Candidate, error: SliceError) -> SliceError:
