@@ -7,7 +7,7 @@ from storage_schemas.canonical import sha256_json
 from storage_schemas.errors import UsageError
 from storage_schemas.vertebrae import CERVICAL, LEVELS, MASK_LABELS
 
-RESULT_VERSION = "1"
+RESULT_VERSION = "2"
 """Raised whenever the same input and settings would give another result."""
 
 Layout = Literal["study", "scan"]

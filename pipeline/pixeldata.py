@@ -147,7 +147,8 @@ def _group(
         if 0 in begin and begin <= {at for at, _ in fragments}:
             frames: list[list[memoryview]] = []
             for at, piece in fragments:
-                if at in begin:
+                # A second image in one frame would be lost, whatever the table says.
+                if at in begin or (starts(piece) and ends(frames[-1][-1])):
                     frames.append([])
                 frames[-1].append(piece)
             return frames

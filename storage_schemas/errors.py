@@ -131,7 +131,7 @@ class SliceError(CspineError):
 
     kinds: ClassVar[Mapping[str, str]] = {
         "not-dicom": "the object is no DICOM file (part 10), or its first bytes are lost",
-        "header-invalid": "a field that places or scales the slice is missing or unreadable",
+        "header-invalid": "a field that places or scales the slice is missing, unreadable or wrong",
         "truncated": "the object ends early; fetch it again from its origin",
         "syntax-unsupported": "convert the object to one of the supported transfer syntaxes",
         "sop-class-unsupported": "only CT image objects hold Hounsfield units",
