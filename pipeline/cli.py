@@ -340,7 +340,10 @@ def _report(options: argparse.Namespace) -> int:
         options.out.write_text(page)
     except OSError as error:
         raise UsageError("config-invalid", f"{error.strerror}", key=str(options.out)) from None
-    print(f"report: {options.out}")
+    if options.json:
+        print(json.dumps({"stage": "report", "report": str(options.out)}))
+    else:
+        print(f"report: {options.out}")
     return 0
 
 

@@ -28,7 +28,7 @@ from pipeline.elements import DEFLATED
 from pipeline.headers import CT_CLASSES, read_header
 from pipeline.hounsfield import check_rescale
 from pipeline.limits import Limits
-from pipeline.pixeldata import NATIVE
+from pipeline.pixeldata import NATIVE, check_length
 from pipeline.stack import (
     Candidate,
     Stack,
@@ -280,6 +280,7 @@ def _foresee(candidate: Candidate, size: int) -> SliceError | None:
     header, plane = candidate.header, candidate.plane
     try:
         check_rescale(header.key, plane.slope, plane.intercept)
+        check_length(header)
     except SliceError as error:
         return error
     start, length = header.elements.pixel_start, header.elements.pixel_length

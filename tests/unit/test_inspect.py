@@ -59,9 +59,13 @@ def test_problems_are_gathered_by_kind_with_the_first_of_each() -> None:
     objects["half"] = made_dicom.make_object(
         WORDS[0], ImagePositionPatient=[0, 0, 9], RescaleSlope=0.5
     )
+    whole = made_dicom.make_object(WORDS[0], ImagePositionPatient=[0, 0, 8])
+    length = WORDS[0].nbytes.to_bytes(4, "little")
+    objects["short"] = whole.replace(b"OW\0\0" + length, b"OW\0\0" + bytes(4))
     (study,) = look(objects)[0].studies
     found = {p.kind: (p.count, p.key) for p in study.problems}
     assert found == {
+        "length-mismatch": (1, "short"),
         "not-dicom": (2, "text"),
         "rescale-invalid": (1, "half"),
         "truncated": (1, "001.dcm"),
