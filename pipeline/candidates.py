@@ -69,7 +69,11 @@ def choose_stack(candidates: list[Candidate], refused: list[SliceError], limits:
 
 def _outside(candidates: list[Candidate], stack: Stack | None) -> list[SliceError]:
     inside = {id(c) for place in stack.places for c in place} if stack else set()
-    other = "of another stack than the one that is read" if stack else "of no stack of two slices or more"
+    other = (
+        "of another stack than the one that is read"
+        if stack
+        else "of no stack of two slices or more"
+    )
     return [
         leave_out(c, "a localizer" if c.plane.localizer else other)
         for c in candidates

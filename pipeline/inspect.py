@@ -4,7 +4,6 @@
 Names and dates of patients are never part of it.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -29,6 +28,7 @@ from pipeline.headers import CT_CLASSES, read_header
 from pipeline.hounsfield import check_rescale
 from pipeline.limits import Limits
 from pipeline.pixeldata import NATIVE, check_length
+from pipeline.progress import result_console
 from pipeline.stack import (
     Candidate,
     Stack,
@@ -45,9 +45,8 @@ HEAD_BYTES = 1 << 16
 """What is read of an object at first; a longer header costs a second look."""
 REQUESTS = 16
 """Heads in flight."""
-_UNBOUNDED = 1_000
-"""Columns of output that is no terminal."""
-
+READABLE = "readable"
+"""The outcome of a study that gives a volume; any other is the kind that refuses it."""
 Head = Callable[[str, int], bytes]
 
 
@@ -152,7 +151,7 @@ class Inspection:
     @property
     def readable(self) -> int:
         """Number of studies that give a volume."""
-        return sum(study.outcome == "readable" for study in self.studies)
+        return sum(study.outcome == READABLE for study in self.studies)
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
@@ -211,7 +210,7 @@ def inspect_study(
     """Look at one study, given the heads of its objects."""
     sizes = dict(objects)
     found, refused = read_candidates(heads, limits)
-    stack, outcome, reason = None, "readable", ""
+    stack, outcome, reason = None, READABLE, ""
     try:
         stack = choose_stack(found, refused, limits)
         refused += _foresee_all(stack, sizes)
@@ -331,19 +330,13 @@ def _gather(refused: Iterable[SliceError]) -> tuple[Problem, ...]:
 
 def render(inspection: Inspection, console: Console | None = None) -> None:
     """Print an inspection for people."""
-    if console is None:
-        # A file or a pipe has no width to keep within.
-        console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED)
+    console = console or result_console()
     for study in inspection.studies:
         _render_study(study, console)
-    console.print(
-        f"{inspection.readable} of {len(inspection.studies)} studies can be read as a volume"
-        f" with --layout {inspection.layout}"
-    )
 
 
 def _render_study(study: StudyView, console: Console) -> None:
-    verdict = "[green]readable[/]" if study.outcome == "readable" else f"[red]{study.outcome}[/]"
+    verdict = "[green]readable[/]" if study.outcome == READABLE else f"[red]{study.outcome}[/]"
     console.print(
         f"[bold]{escape(study.study)}[/]  {verdict} {escape(study.reason)}"
         f"  {study.objects} objects, {study.size / 1e6:.1f} MB"

@@ -112,8 +112,8 @@ def _check_source(
             changed = StoreError("source-changed", "its bytes are others", key=key)
             yield StudyCheck(record.study, damage=(changed,))
         elif entry.outcome == STORED and _is_chosen(entry.sha256, share):
-            error = cross_check(key, data)
-            yield StudyCheck(record.study, decoded_twice=1, damage=(error,) if error else ())
+            other = cross_check(key, data)
+            yield StudyCheck(record.study, decoded_twice=1, damage=(other,) if other else ())
         else:
             yield StudyCheck(record.study)
 

@@ -61,9 +61,9 @@ class UsageError(CspineError):
     exit_code: ClassVar[int] = 2
     kinds: ClassVar[Mapping[str, str]] = {
         "config-invalid": "correct the option and run again",
-        "source-not-found": "check the URL, its credentials and that the folder holds studies",
+        "source-not-found": "check the URL and its credentials",
         "source-empty": "give the folder that holds one folder a study, or use --layout scan",
-        "store-not-found": "run cspine-pipeline run first, or check the URL",
+        "store-not-found": "check the URL and its credentials, or run cspine-pipeline run first",
         "store-unwritable": "choose a STORE that this user may write to",
         "csv-invalid": "give the competition's csv with the columns named above",
         "csv-unknown-study": "remove the row, or add the study to SOURCE",

@@ -197,11 +197,11 @@ class ObjectFolder:
                 return request(self._path(key))
             except Exception as error:
                 if not _may_pass(error):
-                    if _library(error) not in _NETWORK_LIBRARIES:
+                    if isinstance(error, OSError) or not _of_network(error):
                         raise
-                    raise _as_os_error(error, key, attempt + 1) from error
+                    raise _as_os_error(error, key) from error
                 if attempt + 1 == self.policy.attempts:
-                    raise _as_os_error(error, key, attempt + 1) from error
+                    raise _as_os_error(error, key, f"{attempt + 1} attempts: ") from error
                 self._count("retries")
                 time.sleep(self.policy.wait(attempt))
         raise AssertionError("a policy has at least one attempt")
@@ -216,20 +216,18 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, OSError):
         return not isinstance(error, _LASTING) and error.errno not in _LASTING_ERRNOS
     name = type(error).__name__
-    is_network = _library(error) in _NETWORK_LIBRARIES
-    return is_network and not any(word in name for word in _CONFIGURATION_ERRORS)
+    return _of_network(error) and not any(word in name for word in _CONFIGURATION_ERRORS)
 
 
-def _library(error: Exception) -> str:
-    return type(error).__module__.partition(".")[0]
+def _of_network(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in _NETWORK_LIBRARIES
 
 
-def _as_os_error(error: Exception, key: str, attempts: int) -> OSError:
+def _as_os_error(error: Exception, key: str, prefix: str = "") -> OSError:
     """An OSError also where a network library raised something else."""
     text = " ".join(str(error).split())
     code = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
-    times = f"{attempts} attempts: " if attempts > 1 else ""
-    return OSError(code, f"{times}{type(error).__name__}: {text}", key)
+    return OSError(code, f"{prefix}{type(error).__name__}: {text}", key)
 
 
 def _check_regular(path: str) -> None:

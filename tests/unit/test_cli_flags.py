@@ -14,7 +14,7 @@ PIPELINE = {
     "--workers --serial --scheduler --scheduler-file --insecure",
     "verify": "STORE --source --layout --cross-check",
     "catalog": "STORE --labels --boxes",
-    "report": "STORE OUT.html --gallery",
+    "report": "STORE OUT.html --gallery --pages --source",
 }
 
 
@@ -68,6 +68,6 @@ def test_wrong_usage_is_code_2_and_says_why(line: str, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as ended:
         pipeline_cli.main(line.split())
     assert ended.value.code == 2
-    why = capsys.readouterr().err.splitlines()[-1]
-    assert "error: " in why
-    assert "invalid _" not in why, "the name of a function tells a user nothing"
+    (why,) = capsys.readouterr().err.splitlines()
+    assert why.startswith("cspine-pipeline: ")
+    assert "invalid _" not in why, "the name of a private function tells a user nothing"

@@ -106,8 +106,6 @@ def test_an_inspection_is_printed_for_people() -> None:
     text = printed(look(objects)[0])
     assert "regular" in text
     assert "not-dicom x 1, first [red]text" in text
-    assert "0 of 1 studies can be read" in text
-    assert "1 of 1 studies can be read as a volume with --layout study" in printed(look(stack())[0])
     assert "secret" not in text
 
 
