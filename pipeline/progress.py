@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +21,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+
+_UNBOUNDED = 1_000
+"""Columns of output that is no terminal."""
 
 
 class StageProgress:
@@ -67,10 +71,22 @@ class StageProgress:
         if self._live:
             self._live.stop()
 
-    def advance(self, note: str = "", **event: Any) -> None:
-        """Count one item; `note` is for the terminal, `event` for the JSON line."""
+    def advance(self, note: str = "", lines: Sequence[str] = (), **event: Any) -> None:
+        """Count one item.
+
+        Parameters
+        ----------
+        note : str
+            For the terminal's live line.
+        lines : sequence of str
+            What deserves lines of its own on a terminal.
+        **event
+            For the JSON line, which says all of that.
+        """
         self._done += 1
         if self._live:
+            for line in lines:
+                self._live.console.print(line, markup=False, highlight=False, soft_wrap=True)
             self._live.update(self._task, advance=1, note=note)
             return
         seconds = round(time.monotonic() - self._started, 3)
@@ -81,7 +97,9 @@ class StageProgress:
 def say_event(stage: str, **event: Any) -> None:
     """Print an event to standard error: words on a terminal, else one JSON line."""
     if sys.stderr.isatty():
-        Console(stderr=True).print(stage, ", ".join(f"{k} {v}" for k, v in event.items()))
+        words = (f"{name.replace('_', ' ')} {_in_words(value)}" for name, value in event.items())
+        line = f"{stage}: {', '.join(words)}"
+        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
     else:
         print(json.dumps({"stage": stage, **event}), file=sys.stderr, flush=True)
 
@@ -90,5 +108,19 @@ def show_table(title: str, rows: Sequence[tuple[str, object]]) -> None:
     """Print a table of two columns to standard output."""
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in rows:
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
-    Console().print(table)
+        table.add_row(name.replace("_", " "), escape(_in_words(value)))
+    result_console().print(table)
+
+
+def result_console() -> Console:
+    """Standard output; a file or a pipe has no width to keep within."""
+    return Console(width=None if sys.stdout.isatty() else _UNBOUNDED)
+
+
+def _in_words(value: object) -> str:
+    """A value for people: numbers with commas, lists by items."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return "; ".join(map(str, value)) or "none"
+    return str(value)

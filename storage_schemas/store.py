@@ -9,7 +9,7 @@ Nothing else knows a path. The layout is
     volumes.zarr/<study>/<level>            the crop: an OME-Zarr image, with its mask as a label
     records/<study>.json                    written last: a study exists when its record does
     catalog/<table>.parquet                 derived from the records
-    logs/<start>.jsonl                      timings of each run; nothing reads them back
+    logs/<start>.jsonl                      timings of each run; only reports read them
 
 Any fsspec URL will do. Not here: what the objects hold (`crops`, `records`, `catalog`).
 """
@@ -88,7 +88,7 @@ class StudyStore:
         UsageError
             ``store-unwritable`` where nothing can be written there.
         """
-        store = cls(url)
+        store = cls._at(url, "store-unwritable")
         try:
             if not store.objects.exists(f"{VOLUMES}/zarr.json"):
                 marker = {"cspine": {"schema": STORE_SCHEMA}}
@@ -110,14 +110,24 @@ class StudyStore:
         StoreError
             ``schema-unsupported`` where another version wrote it.
         """
-        store = cls(url)
+        store = cls._at(url, "store-not-found")
         try:
             store._check_schema()
         except StoreError as error:
             if error.kind != "array-missing":
                 raise
             raise UsageError("store-not-found", "there is no store", key=url) from None
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or error}"
+            raise UsageError("store-not-found", reason, key=url) from None
         return store
+
+    @classmethod
+    def _at(cls, url: str, kind: str) -> "StudyStore":
+        try:
+            return cls(url)
+        except (ValueError, ImportError, OSError) as error:
+            raise UsageError(kind, f"no such kind of URL: {error}", key=url) from None
 
     def _check_schema(self) -> None:
         path = f"{VOLUMES}/zarr.json"
@@ -307,6 +317,13 @@ class StudyStore:
     def write_log(self, name: str, lines: list[str]) -> None:
         """Write the log of a run, one JSON line an event; the only place for times and rates."""
         self.objects.put(f"logs/{name}.jsonl", "".join(f"{line}\n" for line in lines).encode())
+
+    def logs(self) -> Iterator[tuple[str, list[str]]]:
+        """The logs of all runs, oldest first: each one's name and lines."""
+        for key in self.objects.find("logs"):
+            if key.endswith(".jsonl"):
+                lines = self.objects.get(key).decode(errors="replace").splitlines()
+                yield key.removeprefix("logs/").removesuffix(".jsonl"), lines
 
     def read_table(self, name: str) -> pa.Table:
         """Read one table.
