@@ -107,6 +107,8 @@ def say_event(stage: str, **event: Any) -> None:
 def show_table(title: str, rows: Sequence[tuple[str, object]]) -> None:
     """Print a table of two columns to standard output."""
     table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
     for name, value in rows:
         table.add_row(name.replace("_", " "), escape(_in_words(value)))
     result_console().print(table)
