@@ -15,7 +15,7 @@ from storage_schemas.records import (
     StudyVolumeRecord,
     Vertebra,
 )
-from storage_schemas.store import StudyStore
+from storage_schemas.store import OVERVIEW_LEVELS, StudyStore
 from storage_schemas.vertebrae import LABEL_COLUMNS
 
 Row = dict[str, Any]
@@ -93,6 +93,9 @@ def _study_row(record: StudyRecord, labels: Mapping[str, int]) -> Row:
             "transfer_syntax": "+".join(sorted({entry.transfer_syntax for entry in stored})),
             "decoder": "+".join(sorted({entry.decoder for entry in stored})),
             "localizer": record.localizer,
+            "overview_levels": any(
+                array.path == f"{record.study}/{OVERVIEW_LEVELS}" for array in record.arrays
+            ),
             "hu_sha256": volume.hu_sha256,
         }
     )

@@ -19,6 +19,7 @@ from pipeline.catalog import Annotations, build_tables
 from pipeline.config import StudyConfig
 from pipeline.inspect import READABLE, inspect_studies, render
 from pipeline.listing import guess_layout, list_studies, open_source
+from pipeline.network import choose_network
 from pipeline.phantom import FAULTS, make_cohort
 from pipeline.progress import StageProgress, say_event, show_table
 from pipeline.run import Executor, RunSummary, execute, plan_run
@@ -65,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
     phantom = commands.add_parser("phantom", help="make a synthetic cohort as real DICOM files")
     phantom.add_argument("out", metavar="OUT", type=Path)
     phantom.add_argument("--studies", type=int, default=30)
-    phantom.add_argument("--seed", type=int, default=0)
+    phantom.add_argument("--seed", type=number, default=0)
     phantom.add_argument("--size", type=int, default=256, help="rows and columns of a slice")
     phantom.add_argument("--slices", type=int, help="slices of a study (default: about 100)")
     phantom.add_argument("--faults", action="store_true", help="add a study of each bad kind")
@@ -87,6 +88,12 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--masks", metavar="URL", help="folder of <study>.nii[.gz] label masks")
     run.add_argument("--mask-labels", choices=sorted(MASK_LABELS), default="rsna")
+    run.add_argument(
+        "--only-masked", action="store_true", help="only studies with a mask; the others later"
+    )
+    run.add_argument(
+        "--localizer", metavar="model.onnx", help="finds the vertebrae of studies without a mask"
+    )
     run.add_argument("--vertebrae", type=levels, default=CERVICAL, metavar="C1,...")
     run.add_argument("--margin", type=float, default=8.0, metavar="MM")
     run.add_argument(
@@ -190,33 +197,40 @@ def _phantom(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    listings = list_studies(options.source, options.layout or guess_layout(options.source))
+    layout = options.layout or guess_layout(options.source)
+    listings = list_studies(options.source, layout)
     folder = ObjectFolder(listings[0].root)
 
     def head(key: str, count: int) -> bytes:
         try:
             return folder.get(key, 0, count)
         except OSError as error:
-            raise RunError("object-unreadable", str(error), key=folder.url_of(key)) from None
+            reason = error.strerror or str(error)
+            raise RunError("object-unreadable", reason, key=key) from None
 
     inspection = inspect_studies(
         [(study.study, [(entry.key, entry.size) for entry in study.objects]) for study in listings],
         head,
+        layout=layout,
     )
     if options.json:
         print(json.dumps({"stage": "inspect"} | inspection.to_json()))
     else:
         render(inspection)
-        rows = [("listed", len(listings)), ("readable", inspection.readable)]
+        rows: list[tuple[str, object]] = [("layout", layout), ("listed", len(listings))]
+        rows.append(("readable", inspection.readable))
         refused = Counter(s.outcome for s in inspection.studies if s.outcome != READABLE)
         show_table("inspect", [*rows, *sorted(refused.items())])
     return 0 if inspection.readable == len(listings) else 1
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.only_masked and not options.masks:
+        raise UsageError("config-invalid", "--only-masked needs --masks")
     config = StudyConfig(
         masks=options.masks,
         mask_labels=options.mask_labels,
+        localizer=choose_network(options.localizer) if options.localizer else None,
         vertebrae=options.vertebrae,
         margin_mm=options.margin,
         strict=options.strict,
@@ -230,10 +244,21 @@ def _run(options: argparse.Namespace) -> int:
                 store.discard(check.study)
                 say_event("repair", study=check.study, damage=[str(e) for e in check.damage])
     plan, listed = plan_run(
-        options.source, store, config, layout=options.layout, limit=options.limit
+        options.source,
+        store,
+        config,
+        layout=options.layout,
+        only_masked=options.only_masked,
+        limit=options.limit,
     )
     _check_annotations(annotations, listed, options)
-    say_event("plan", todo=len(plan.todo), done=len(plan.done), orphan_masks=plan.orphan_masks)
+    say_event(
+        "plan",
+        todo=len(plan.todo),
+        done=len(plan.done),
+        orphan_masks=plan.orphan_masks,
+        put_off=plan.put_off,
+    )
     log = RunLog()
     try:
         with (

@@ -92,7 +92,7 @@ def _check_source(
     shown = {
         name: entry.key
         for entry in listing.objects
-        for name in (entry.key, listing.shown_key(entry.key, hashed=True))
+        for name in (listing.shown_key(entry.key, hashed=hashed) for hashed in (False, True))
         if name in known
     }
     unknown = {entry.key for entry in listing.objects} - set(shown.values())
@@ -101,12 +101,13 @@ def _check_source(
         yield StudyCheck(record.study, damage=(StoreError("source-changed", what, key=key),))
     folder = ObjectFolder(listing.root)
     for name, key in sorted(shown.items()):
+        entry = known[name]
         try:
             data = folder.get(key)
-        except OSError as error:
-            reason = f"{type(error).__name__}: {error.strerror or error}"
-            raise RunError("object-unreadable", reason, key=folder.url_of(key)) from None
-        entry = known[name]
+        except OSError as fault:
+            lost = RunError("object-unreadable", fault.strerror or str(fault), key=name)
+            yield StudyCheck(record.study, damage=(lost,))
+            continue
         if hashlib.sha256(data).hexdigest() != entry.sha256 and entry.sha256:
             changed = StoreError("source-changed", "its bytes are others", key=key)
             yield StudyCheck(record.study, damage=(changed,))

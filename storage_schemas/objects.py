@@ -10,6 +10,7 @@ import errno
 import glob
 import os
 import random
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -88,6 +89,11 @@ class RequestCounts:
     retries: int = 0
 
 
+def as_text(key: str) -> str:
+    """A key that any encoding holds: bytes of a file name that are no UTF-8 become ``\\xNN``."""
+    return key.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 class ObjectFolder:
     """Objects below a URL, by key.
 
@@ -118,10 +124,14 @@ class ObjectFolder:
         OSError
             FileNotFoundError and PermissionError at once, others when the retries are spent.
         """
-        data: bytes = self._ask(
-            "get", key, lambda path: self.fs.cat_file(path, start=start, end=end)
-        )
-        return data
+
+        def read(path: str) -> bytes:
+            if self._local:
+                _check_regular(path)
+            data: bytes = self.fs.cat_file(path, start=start, end=end)
+            return data
+
+        return self._ask("get", key, read)
 
     def get_all(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes | OSError]]:
         """Read objects, `REQUESTS` in flight, in the order of the keys; errors take their place."""
@@ -218,6 +228,13 @@ def _as_os_error(error: Exception, key: str, prefix: str = "") -> OSError:
     text = " ".join(str(error).split())
     code = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
     return OSError(code, f"{prefix}{type(error).__name__}: {text}", key)
+
+
+def _check_regular(path: str) -> None:
+    """Refuse pipes, sockets and devices: to read from one may never end."""
+    mode = os.stat(path).st_mode  # noqa: PTH116 - a Path for each slice costs more than the call
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "no regular file", path)
 
 
 def _write_atomically(path: str, data: bytes) -> None:

@@ -37,6 +37,8 @@ def is_study(name: str) -> bool:
 
 def check_study(study: str) -> str:
     """Return the key unchanged, or raise StudyError ``study-key-invalid``."""
+    if not study:
+        raise StudyError("study-key-invalid", "files beside the studies' folders, in none of them")
     if not is_study(study):
         shown = study if len(study) <= 80 else f"{study[:77]}..."
         raise StudyError("study-key-invalid", f"{shown!r} is no DICOM UID of up to 64 characters")
@@ -48,7 +50,8 @@ def stand_in_key(url: str) -> str:
 
     That is a valid UID which no scanner's root contains (PS3.5 B.2).
     """
-    return f"2.25.{int.from_bytes(hashlib.sha256(url.encode()).digest()[:16], 'big')}"
+    data = url.encode(errors="surrogateescape")
+    return f"2.25.{int.from_bytes(hashlib.sha256(data).digest()[:16], 'big')}"
 
 
 @dataclass(frozen=True)

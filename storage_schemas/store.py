@@ -5,6 +5,7 @@ Nothing else knows a path. The layout is
 ::
 
     volumes.zarr/<study>/overview           the study in one small cube
+    volumes.zarr/<study>/overview_levels    its vertebrae on the same grid, where it has a mask
     volumes.zarr/<study>/<level>            the crop: an OME-Zarr image, with its mask as a label
     records/<study>.json                    written last: a study exists when its record does
     catalog/<table>.parquet                 derived from the records
@@ -37,6 +38,7 @@ from storage_schemas.records import StoredArray, StudyRecord, check_study
 STORE_SCHEMA = "cspine-store/1"
 VOLUMES = "volumes.zarr"
 OVERVIEW = "overview"
+OVERVIEW_LEVELS = "overview_levels"
 _RECORDS = "records"
 # A hidden name is a file that was never finished.
 _RECORD_NAME = re.compile(r"[^./][^/]*\.json")
@@ -254,6 +256,22 @@ class StudyStore:
         if affine.shape != (4, 4):
             raise StoreError("metadata-damaged", "no affine", key=path)
         return self.read_array(path).astype(np.int16, copy=False), affine
+
+    def read_overview_levels(self, study: str) -> NDArray[np.uint8]:
+        """Read the vertebrae of the study's mask, on the grid of its overview.
+
+        Returns
+        -------
+        ndarray, shape of the overview, uint8
+            `storage_schemas.vertebrae.LEVEL_NUMBERS`, 0 elsewhere.
+
+        Raises
+        ------
+        StoreError
+            ``array-missing`` where the study had no mask, else as `read_array`.
+        """
+        path = f"{check_study(study)}/{OVERVIEW_LEVELS}"
+        return self.read_array(path).astype(np.uint8, copy=False)
 
     def read_attributes(self, path: str) -> dict[str, Any]:
         """Read the attributes of a group or array below ``volumes.zarr``."""

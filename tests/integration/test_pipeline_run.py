@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.decoders import decode_frame
+from storage_schemas.errors import StoreError
 from storage_schemas.store import StudyStore
 from tests.studies import LEVELS, SLICES, labels, slice_dataset, write_cohort, write_study
 
@@ -166,6 +167,62 @@ def test_a_folder_that_is_no_uid_is_quarantined_and_never_a_path(
     assert {row["kind"] for row in rows} == {"study-key-invalid"}
 
 
+def test_files_beside_the_studies_are_accounted_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, _ = write_cohort(tmp_path, studies=1)
+    shutil.copy(source / "1.2.1" / "5.dcm", source / "loose.dcm")
+    summary = run(source, tmp_path / "s", capsys=capsys)
+    assert (summary["committed"], summary["quarantined"]) == (1, 1)
+    rows = StudyStore.open(str(tmp_path / "s")).read_table("quarantine").to_pylist()
+    assert {row["kind"] for row in rows} == {"study-key-invalid"}
+    assert "loose.dcm" in {row["key"] for row in rows}
+
+
+def test_a_study_behind_a_link_is_read_as_if_it_lay_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, _ = write_cohort(tmp_path, studies=1)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "1.2.1").symlink_to(source / "1.2.1")
+    run(source, tmp_path / "s", capsys=capsys)
+    summary = run(linked, tmp_path / "t", capsys=capsys)
+    assert summary["committed"] == 1
+    stores = [StudyStore.open(str(tmp_path / name)) for name in "st"]
+    assert stores[0].record("1.2.1").arrays == stores[1].record("1.2.1").arrays
+
+
+def test_a_pipe_among_the_slices_is_named_and_never_waited_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, _ = write_cohort(tmp_path, studies=1)
+    os.mkfifo(source / "1.2.1" / "pipe")
+    assert main(["inspect", str(source)]) == 1
+    assert "object-unreadable 1.2.1/pipe: no regular file" in capsys.readouterr().out
+    for layout in ("study", "scan"):
+        summary = run(source, tmp_path / "s", "--layout", layout, capsys=capsys)
+        assert summary["failed"] == 1
+
+
+def test_a_file_name_that_is_no_utf8_stands_in_records_and_tables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, _ = write_cohort(tmp_path, studies=1)
+    name = os.fsdecode(b"\xff.dcm")
+    (source / "1.2.1" / "5.dcm").rename(source / "1.2.1" / name)
+    (source / "1.2.1" / os.fsdecode(b"\xfe.txt")).write_text("no DICOM")
+    for more in ([], ["--hash-keys"]):
+        store = tmp_path / f"s{len(more)}"
+        summary = run(source, store, *more, capsys=capsys)
+        assert (summary["committed"], summary["slices"], summary["refused"]) == (1, SLICES, 1)
+        assert main(["verify", str(store), "--source", str(source)]) == 0
+    rows = StudyStore.open(str(tmp_path / "s0")).read_table("quarantine").to_pylist()
+    assert [row["key"] for row in rows] == ["1.2.1/\\xfe.txt"]
+    assert main(["inspect", str(source)]) == 0
+    assert "1.2.1/\\xfe.txt" in capsys.readouterr().out
+
+
 def test_a_study_without_mask_is_committed_with_its_overview(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,6 +233,11 @@ def test_a_study_without_mask_is_committed_with_its_overview(
     store = StudyStore.open(str(tmp_path / "s"))
     assert store.read_overview("1.2.2")[0].shape == (128, 128, 128)
     assert {v.outcome for v in store.record("1.2.2").vertebrae} == {"not-localized"}
+    assert np.unique(store.read_overview_levels("1.2.1")).tolist() == list(range(LEVELS + 1))
+    with pytest.raises(StoreError, match="array-missing"):
+        store.read_overview_levels("1.2.2")
+    rows = store.read_table("studies").to_pylist()
+    assert [row["overview_levels"] for row in rows] == [True, False]
 
 
 def test_labels_and_boxes_stand_in_the_tables(
@@ -403,6 +465,8 @@ def test_verify_proves_the_source_unchanged_and_asks_a_second_decoder(
     changed.write_bytes(changed.read_bytes()[:-2] + b"\1\1")
     (source / "1.2.2" / "5.dcm").unlink()
     (source / "1.2.2" / "99.dcm").write_bytes(b"new")
+    (source / "1.2.2" / "6.dcm").unlink()
+    (source / "1.2.2" / "6.dcm").symlink_to("nowhere")
     shutil.rmtree(source / "1.2.3")
     assert main(verify) == 1
     told_lines = capsys.readouterr().err
@@ -410,6 +474,7 @@ def test_verify_proves_the_source_unchanged_and_asks_a_second_decoder(
         "1.2.1/4.dcm: its bytes are others",
         "1.2.2/5.dcm: is gone from the source",
         "1.2.2/99.dcm: is new in the source",
+        "1.2.2/6.dcm: No such file",
         "1.2.3: the source holds no such study",
     ):
         assert what in told_lines
