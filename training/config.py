@@ -317,7 +317,13 @@ LOCALIZER_PRESETS: Mapping[str, LocalizerConfig] = MappingProxyType(
         "default": LocalizerConfig(),
         # Learns a phantom cohort of 200 small studies in two minutes on two cores.
         "demo": LocalizerConfig(
-            size=64, channels=(24, 48, 96), units=1, steps=300, batch_size=2, average=0.98
+            size=64,
+            channels=(16, 32, 64, 128),
+            steps=800,
+            batch_size=2,
+            learning_rate=1e-2,
+            average=0.99,
+            augment=CubeAugmentConfig(rotate_degrees=6.0, shift_mm=8.0, scale=0.08),
         ),
     }
 )

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.table import Table
 from scipy import ndimage
 
-from storage_schemas.localizer import LevelScore
+from storage_schemas.localizer import CLASSES, LevelScore, LocalizerCard
 from storage_schemas.vertebrae import CERVICAL
 
 COVERED = 0.95
@@ -32,7 +33,8 @@ class Finding:
     held : float or None
         Share of the vertebra's voxels that the box holds; None likewise.
     misnamed : bool
-        Whether something was found, most of it on another vertebra or on none.
+        Whether something was found that lies on another vertebra more than on this one, or on
+        none at all.
     """
 
     level: str
@@ -141,6 +143,24 @@ def score_levels(findings: Sequence[Finding]) -> Mapping[str, LevelScore]:
     return scores
 
 
+def show_scores(card: LocalizerCard) -> Table:
+    """A table of how well each level was found, beside the constant guess."""
+    held_out = len(card.folds[card.held_out])
+    table = Table(
+        "level", "vertebrae", "Dice", "constant", "boxes covering 95 %", "constant",
+        title=f"{held_out} held-out studies, {len(card.training_studies)} learnt from", box=None,
+    )  # fmt: skip
+    for level in CERVICAL:
+        ours, guess = card.scores[level], card.baseline[level]
+        table.add_row(
+            level,
+            str(ours.vertebrae),
+            *("-" if value is None else f"{value:.3f}"
+              for value in (ours.dice, guess.dice, ours.covered, guess.covered)),
+        )  # fmt: skip
+    return table
+
+
 def _judge(
     level: str,
     voxels: Mask,
@@ -150,8 +170,10 @@ def _judge(
     margin_mm: float,
 ) -> Finding:
     number = CERVICAL.index(level) + 1
-    below = np.bincount(truth[voxels], minlength=number + 1)
-    misnamed = bool(voxels.any()) and int(below.argmax()) != number
+    below = np.bincount(truth[voxels], minlength=len(CLASSES))
+    # Where it lies on no vertebra at all, the first of equals is the background.
+    likest = int(np.append(0, below[1:]).argmax())
+    misnamed = bool(voxels.any()) and likest != number
     there = truth == number
     if not there.any():
         return Finding(level, None, None, misnamed)
