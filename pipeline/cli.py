@@ -17,6 +17,7 @@ from pipeline.catalog import Annotations, build_tables
 from pipeline.config import StudyConfig
 from pipeline.inspect import inspect_studies, render
 from pipeline.listing import guess_layout, list_studies
+from pipeline.network import choose_network
 from pipeline.phantom import FAULTS, make_cohort
 from pipeline.progress import StageProgress, say_event, show_table
 from pipeline.report import GALLERY, render_report
@@ -78,6 +79,12 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--masks", metavar="URL", help="folder of <study>.nii[.gz] label masks")
     run.add_argument("--mask-labels", choices=sorted(MASK_LABELS), default="rsna")
+    run.add_argument(
+        "--only-masked", action="store_true", help="only studies with a mask; the others later"
+    )
+    run.add_argument(
+        "--localizer", metavar="model.onnx", help="finds the vertebrae of studies without a mask"
+    )
     run.add_argument("--vertebrae", type=parse_levels, default=CERVICAL, metavar="C1,...")
     run.add_argument("--margin", type=float, default=8.0, metavar="MM")
     run.add_argument(
@@ -204,9 +211,12 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.only_masked and not options.masks:
+        raise UsageError("config-invalid", "--only-masked needs --masks")
     config = StudyConfig(
         masks=options.masks,
         mask_labels=options.mask_labels,
+        localizer=choose_network(options.localizer) if options.localizer else None,
         vertebrae=options.vertebrae,
         margin_mm=options.margin,
         strict=options.strict,
@@ -220,10 +230,21 @@ def _run(options: argparse.Namespace) -> int:
                 store.discard(check.study)
                 say_event("repair", study=check.study, damage=[str(e) for e in check.damage])
     plan, listed = plan_run(
-        options.source, store, config, layout=options.layout, limit=options.limit
+        options.source,
+        store,
+        config,
+        layout=options.layout,
+        only_masked=options.only_masked,
+        limit=options.limit,
     )
     _check_annotations(annotations, listed, options)
-    say_event("plan", todo=len(plan.todo), done=len(plan.done), orphan_masks=plan.orphan_masks)
+    say_event(
+        "plan",
+        todo=len(plan.todo),
+        done=len(plan.done),
+        orphan_masks=plan.orphan_masks,
+        put_off=plan.put_off,
+    )
     log = RunLog()
     try:
         with (

@@ -8,6 +8,7 @@ bone is refused by `pipeline.localizers`.
 import io
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +23,10 @@ from storage_schemas.geometry import Box, StackGeometry
 MAX_BYTES = 4 << 30
 """The largest mask: 1024 slices of 1024 x 1024 voxels in 32 bits."""
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_VOXEL_MM = (0.01, 100.0)
+_FARTHEST_MM = 1e5
+_FLAT = 1e-3
+"""Of the volume that three unit axes span; what is oblique spans 1, and what is sheared most."""
 _NEGLIGIBLE = 1e-3
 """Voxels; an axis that contributes less to an index than this is left out of it."""
 
@@ -81,23 +86,30 @@ def read_mask(data: bytes, key: str) -> LabelMask:
         affine, or is larger than `MAX_BYTES`.
     """
     try:
-        image = nib.Nifti1Image.from_stream(io.BytesIO(_inflate(data)))
+        image = _image(_inflate(data))
         shape = tuple(int(n) for n in image.shape)
-        if len(shape) != 3 or np.prod(shape, dtype=object) * 8 > 2 * MAX_BYTES:
+        if len(shape) < 3 or set(shape[3:]) - {1} or np.prod(shape, dtype=object) > MAX_BYTES // 4:
             raise ValueError(f"shape {shape}")
         if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
             raise ValueError("no affine (sform and qform codes are 0)")
-        inverse = np.linalg.inv(np.asarray(image.affine, np.float64))
-        if not np.isfinite(inverse).all():
-            raise ValueError("the affine has no inverse")
+        affine = np.asarray(image.affine, np.float64)
+        # Written so that what is not a number fails too.
+        if not (abs(affine[:3, 3]) < _FARTHEST_MM).all():
+            raise ValueError(f"the affine puts it at {affine[:3, 3]} mm")
+        sides = np.linalg.norm(affine[:3, :3], axis=0)
+        if not ((sides > _VOXEL_MM[0]) & (sides < _VOXEL_MM[1])).all():
+            raise ValueError(f"the affine has voxels of {sides} mm")
+        if abs(np.linalg.det(affine[:3, :3] / sides)) < _FLAT:
+            raise ValueError("the affine has no inverse: its axes lie in one plane")
+        index_from_lps = np.asarray(np.linalg.inv(affine) @ _RAS_FROM_LPS, np.float64)
         labels = _labels(image.dataobj, shape)
     except _UNREADABLE as error:
         raise StudyError("mask-unreadable", str(error), key=key) from None
-    return LabelMask(labels, inverse @ _RAS_FROM_LPS)
+    return LabelMask(labels, index_from_lps)
 
 
 def sample_mask(
-    mask: LabelMask,
+    index_from_lps: NDArray[np.float64],
     value: NDArray[np.bool_],
     corner: tuple[int, int, int],
     geometry: StackGeometry,
@@ -107,8 +119,8 @@ def sample_mask(
 
     Parameters
     ----------
-    mask : LabelMask
-        Gives the affine.
+    index_from_lps : ndarray, shape (4, 4)
+        The mask's, as in `LabelMask`.
     value : ndarray, bool, shape (i, j, k)
         The part of the mask, True where it counts; False all around it.
     corner : tuple of int
@@ -124,7 +136,7 @@ def sample_mask(
     """
     z, y, x = (np.arange(side.start, side.stop) for side in box)
     origins = geometry.to_lps(np.stack([z, 0 * z, 0 * z], axis=-1))
-    matrix = mask.index_from_lps
+    matrix = index_from_lps
     slices = origins @ matrix[:3, :3].T + matrix[:3, 3] - corner
     rows = matrix[:3, :3] @ np.multiply(geometry.column_direction, geometry.pixel_spacing[0])
     columns = matrix[:3, :3] @ np.multiply(geometry.row_direction, geometry.pixel_spacing[1])
@@ -146,13 +158,15 @@ def sample_mask(
     return np.broadcast_to(found, (len(z), len(y), len(x)))
 
 
-def box_around(mask: LabelMask, extent: Box, geometry: StackGeometry) -> Box | None:
+def box_around(
+    index_from_lps: NDArray[np.float64], extent: Box, geometry: StackGeometry
+) -> Box | None:
     """The box of the volume that surely holds a box of the mask; None where they do not meet."""
     corners = np.stack(
         np.meshgrid(*[(side.start - 0.5, side.stop - 0.5) for side in extent], indexing="ij"),
         axis=-1,
     ).reshape(-1, 3)
-    lps = np.linalg.inv(mask.index_from_lps)
+    lps = np.linalg.inv(index_from_lps)
     indices = geometry.to_index(corners @ lps[:3, :3].T + lps[:3, 3])
     low = np.floor(indices.min(0)).astype(int)
     high = np.ceil(indices.max(0)).astype(int) + 1
@@ -176,12 +190,22 @@ def _inflate(data: bytes) -> bytes:
     return inflated
 
 
+def _image(data: bytes) -> Any:
+    """Open NIfTI-1 or NIfTI-2, told apart by the size of the header, in either byte order."""
+    newer = data[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
+    form = nib.Nifti2Image if newer else nib.Nifti1Image
+    return form.from_stream(io.BytesIO(data))
+
+
 def _labels(values: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Whole labels 0 to 255 as uint8, converted slab by slab: float64 masks are common."""
-    labels = np.empty(shape, np.uint8, order="F")
+    labels = np.empty(shape[:3], np.uint8, order="F")
     for k in range(shape[2]):
-        slab = np.asarray(values[..., k])
-        np.copyto(labels[..., k], slab, casting="unsafe")
+        slab = np.asarray(values[:, :, k]).reshape(shape[:2])
+        if slab.dtype.kind not in "iuf":
+            raise ValueError(f"the values are {slab.dtype}, not numbers")
+        with np.errstate(invalid="ignore"):
+            np.copyto(labels[..., k], slab, casting="unsafe")
         if not np.array_equal(labels[..., k], slab):
             raise ValueError("the values are not whole labels from 0 to 255")
     return labels

@@ -33,11 +33,14 @@ class Plan:
         Studies whose record fits today's input and settings.
     orphan_masks : int
         Masks of studies that the source does not hold.
+    put_off : int
+        Studies without a mask that a run of the masked ones alone leaves to a later one.
     """
 
     todo: tuple[StudyListing, ...]
     done: tuple[StudyRow, ...]
     orphan_masks: int = 0
+    put_off: int = 0
 
     @property
     def listed(self) -> int:
@@ -104,6 +107,7 @@ def plan_run(
     config: StudyConfig,
     *,
     layout: Layout = "study",
+    only_masked: bool = False,
     limit: int | None = None,
 ) -> tuple[Plan, list[str]]:
     """List the source and compare it with the store.
@@ -118,6 +122,8 @@ def plan_run(
         The settings of this run.
     layout : {"study", "scan"}
         See `pipeline.listing.list_studies`.
+    only_masked : bool
+        Only the studies that have a mask.
     limit : int, optional
         Only the first studies by key.
 
@@ -130,19 +136,20 @@ def plan_run(
     listings = list_studies(source, layout)
     listed = [listing.study for listing in listings]
     masks = list_masks(config.masks) if config.masks else {}
-    chosen = [
-        replace(listing, mask=masks.get(listing.study)) for listing in listings[: limit or None]
-    ]
+    chosen = [replace(listing, mask=masks.get(listing.study)) for listing in listings]
+    if only_masked:
+        chosen = [listing for listing in chosen if listing.mask]
+    put_off = len(listings) - len(chosen)
     known = {record.study: record for record in _readable(store)}
     todo, done = [], []
-    for listing in chosen:
+    for listing in chosen[: limit or None]:
         record = known.get(listing.key)
         if record and _fits(record, listing, config):
             done.append(_row(record))
         else:
             todo.append(listing)
     todo.sort(key=lambda listing: (-listing.size, listing.study))
-    return Plan(tuple(todo), tuple(done), len(set(masks) - set(listed))), listed
+    return Plan(tuple(todo), tuple(done), len(set(masks) - set(listed)), put_off), listed
 
 
 def execute(
@@ -213,7 +220,8 @@ def _readable(store: StudyStore) -> Iterator[StudyRecord]:
 
 
 def _fits(record: StudyRecord, listing: StudyListing, config: StudyConfig) -> bool:
-    return (record.input_sha256, record.config_sha256) == (listing.sha256, config.sha256)
+    config_sha256 = config.digest(masked=listing.mask is not None)
+    return (record.input_sha256, record.config_sha256) == (listing.sha256, config_sha256)
 
 
 def _row(record: StudyRecord) -> StudyRow:

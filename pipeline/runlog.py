@@ -20,7 +20,9 @@ class RunLog:
     def add(self, row: StudyRow) -> None:
         """Note a study that has ended."""
         at = round(time.monotonic() - self._started, 3)
-        entry = asdict(row) | {"at_seconds": at, "seconds": round(row.seconds, 3)}
+        times = {"seconds": row.seconds, "locate_seconds": row.locate_seconds}
+        rounded = {name: round(seconds, 3) for name, seconds in times.items()}
+        entry = asdict(row) | rounded | {"at_seconds": at}
         self.lines.append(json.dumps(entry))
 
     def rates(self, summary: RunSummary) -> str:

@@ -12,21 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.config import StudyConfig
 from pipeline.cropping import box_bounds, crop_box, crop_mask
 from pipeline.listing import StudyListing, fetch
 from pipeline.localizers import (
     Localization,
     LocatedVertebra,
-    draw_levels,
+    Overview,
     locate_by_mask,
-    split_mask,
+    locate_by_network,
 )
 from pipeline.masks import read_mask
-from pipeline.overview import make_overview, overview_geometry
+from pipeline.network import open_network
+from pipeline.overview import make_overview
 from pipeline.volume import StudyVolume, read_volume
 from storage_schemas import crops
 from storage_schemas.canonical import sha256_voxels
@@ -65,6 +63,8 @@ class StudyRow:
         Fetched and stored.
     seconds : float
         Wall time of the task.
+    locate_seconds : float
+        Of these, what finding the vertebrae took, by mask or by network.
     """
 
     study: str
@@ -78,6 +78,7 @@ class StudyRow:
     bytes_in: int = 0
     bytes_out: int = 0
     seconds: float = 0.0
+    locate_seconds: float = 0.0
 
 
 def run_study(
@@ -97,7 +98,8 @@ def run_study(
         For decoding; all cores by default.
     """
     started = time.perf_counter()
-    record, objects = process_study(listing, config, threads)
+    times: dict[str, float] = {}
+    record, objects = process_study(listing, config, threads, times)
     StudyStore(store_url).commit(record, objects)
     refused = sum(entry.outcome != "stored" for entry in record.inputs)
     return StudyRow(
@@ -112,11 +114,15 @@ def run_study(
         bytes_in=listing.size,
         bytes_out=sum(map(len, objects.values())),
         seconds=time.perf_counter() - started,
+        locate_seconds=times.get("locate", 0.0),
     )
 
 
 def process_study(
-    listing: StudyListing, config: StudyConfig, threads: int | None = None
+    listing: StudyListing,
+    config: StudyConfig,
+    threads: int | None = None,
+    times: dict[str, float] | None = None,
 ) -> tuple[StudyRecord, dict[str, bytes]]:
     """Turn one study's objects into its record and the objects to store.
 
@@ -128,6 +134,8 @@ def process_study(
         What to do with them.
     threads : int, optional
         For decoding; all cores by default.
+    times : dict, optional
+        Gets the wall time in seconds of ``locate``.
 
     Returns
     -------
@@ -137,6 +145,7 @@ def process_study(
         By key below ``volumes.zarr``; empty for a quarantined study.
     """
     inputs = _Inputs(listing, config)
+    times = {} if times is None else times
     try:
         study = check_study(listing.study)
         volume = read_volume(inputs.read(), threads=threads)
@@ -147,7 +156,11 @@ def process_study(
         if config.strict and volume.geometry.classes != ("regular",):
             raise StudyError("geometry-irregular", "+".join(volume.geometry.classes), key=study)
         overview = make_overview(volume.hu, volume.geometry)
-        found = _locate(listing, config, volume, overview[1])
+        began = time.perf_counter()
+        try:
+            found = _locate(listing, config, volume, overview)
+        finally:
+            times["locate"] = time.perf_counter() - began
         return _commit(listing, config, volume, overview, found, inputs)
     except StudyError as error:
         for refusal in getattr(error, "refused", ()):
@@ -168,7 +181,7 @@ def quarantine(
         study=listing.key,
         patient=listing.key,
         outcome="quarantined",
-        config_sha256=config.sha256,
+        config_sha256=config.digest(masked=listing.mask is not None),
         input_sha256=listing.sha256,
         inputs=inputs,
         kind=error.kind,
@@ -245,38 +258,32 @@ def _check_share(inputs: _Inputs, config: StudyConfig) -> None:
 
 
 def _locate(
-    listing: StudyListing, config: StudyConfig, volume: StudyVolume, affine: NDArray[np.float64]
+    listing: StudyListing, config: StudyConfig, volume: StudyVolume, overview: Overview
 ) -> Localization:
-    """Find the vertebrae that were asked for; `affine` is the overview's."""
-    if listing.mask is None:
-        reason = "the study has no mask and the run no localizer"
-        return Localization("", (), dict.fromkeys(config.vertebrae, (NOT_LOCALIZED, reason)))
+    """Find the vertebrae that were asked for: by the study's mask, else by the network."""
+    sight = (volume.hu, volume.geometry, overview)
+    if listing.mask is not None:
+        mask = read_mask(_fetch_mask(listing.mask.key), listing.study)
+        return locate_by_mask(*sight, mask, config.mask_labels, config.vertebrae)
+    if config.localizer is not None:
+        return locate_by_network(*sight, open_network(config.localizer), config.vertebrae)
+    reason = "the study has no mask and the run no localizer"
+    return Localization("", (), dict.fromkeys(config.vertebrae, (NOT_LOCALIZED, reason)))
+
+
+def _fetch_mask(url: str) -> bytes:
     try:
-        data = ObjectFolder(listing.mask.key).get("")
+        return ObjectFolder(url).get("")
     except OSError as error:
         reason = f"{type(error).__name__}: {error.strerror or error}"
-        raise RunError("object-unreadable", reason, key=listing.mask.key) from None
-    mask = read_mask(data, listing.study)
-    parts = split_mask(mask, config.mask_labels)
-    wanted = [part for part in parts if part.level in config.vertebrae]
-    located = locate_by_mask(volume.hu, volume.geometry, mask, wanted)
-    if not located:
-        names = f"{config.vertebrae[0]} to {config.vertebrae[-1]}"
-        raise StudyError("vertebra-not-found", f"the mask holds none of {names}")
-    absent = ("vertebra-not-found", "the mask does not hold it")
-    return Localization(
-        f"mask:{config.mask_labels}",
-        tuple(located),
-        dict.fromkeys(set(config.vertebrae) - {found.level for found in located}, absent),
-        draw_levels(mask, parts, overview_geometry(affine)),
-    )
+        raise RunError("object-unreadable", reason, key=url) from None
 
 
 def _commit(
     listing: StudyListing,
     config: StudyConfig,
     volume: StudyVolume,
-    overview: tuple[NDArray[np.int16], NDArray[np.float64]],
+    overview: Overview,
     localization: Localization,
     inputs: _Inputs,
 ) -> tuple[StudyRecord, dict[str, bytes]]:
@@ -302,7 +309,7 @@ def _commit(
         study=study,
         patient=_patient(volume) or study,
         outcome="committed",
-        config_sha256=config.sha256,
+        config_sha256=config.digest(masked=listing.mask is not None),
         input_sha256=listing.sha256,
         inputs=inputs.rows(),
         localizer=localization.localizer,

@@ -123,6 +123,7 @@ class StudyError(CspineError):
         "mask-outside-volume": "the mask belongs to another study, or its affine is wrong",
         "mask-off-bone": "the mask's affine does not fit the CT",
         "vertebra-not-found": "the scan holds none of the vertebrae asked for",
+        "vertebra-out-of-order": "a localizer named it where it cannot be; give the study a mask",
         "worker-lost": "a decoder ended or outlived its process; see the study's slices",
         "study-failed": "an unexpected error; run the study with --serial --verbose",
     }

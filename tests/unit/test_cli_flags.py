@@ -9,7 +9,8 @@ from pipeline import cli as pipeline_cli
 PIPELINE = {
     "phantom": "OUT --studies --seed --size --slices --faults",
     "inspect": "SOURCE --layout",
-    "run": "SOURCE STORE --layout --masks --mask-labels --vertebrae --margin --strict --labels "
+    "run": "SOURCE STORE --layout --masks --mask-labels --only-masked "
+    "--localizer --vertebrae --margin --strict --labels "
     "--boxes --limit --hash-keys --repair --memory --study-seconds --performance-report "
     "--workers --serial --scheduler --scheduler-file --insecure",
     "verify": "STORE --source --layout --cross-check",
