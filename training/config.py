@@ -296,7 +296,7 @@ class LocalizerConfig:
         if self.size not in SIZES:
             raise _invalid(f"a localizer sees {', '.join(map(str, SIZES))} voxels, not {self.size}")
         places = self.block << (len(self.channels) - 1)
-        if not self.channels or min(self.channels) < 1 or self.block < 1 or self.size % places:
+        if len(self.channels) < 2 or min(self.channels) < 1 or self.block < 1 or self.size % places:
             raise _invalid(f"{len(self.channels)} stages of blocks of {self.block} do not fit")
         if min(self.steps, self.batch_size, self.units) < 1 or self.learning_rate <= 0:
             raise _invalid("steps, batch size, units and learning rate must be positive")
