@@ -7,6 +7,7 @@ DEMO ?= demo
 SOURCE ?= $(DEMO)/cohort
 STORE ?= $(DEMO)/store
 RUN ?= $(DEMO)/run
+LOCALIZER ?= $(DEMO)/localizer.onnx
 MASKS ?= $(SOURCE)/segmentations
 LABELS ?= $(SOURCE)/train.csv
 BOXES ?= $(SOURCE)/train_bounding_boxes.csv
@@ -14,7 +15,7 @@ OUT ?= $(DEMO)/predictions.csv
 PRESET ?= default
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type bench preprocess verify train evaluate predict report ci clean
+.PHONY: help setup demo test lint type bench preprocess verify train localizer evaluate predict report ci clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -55,6 +56,9 @@ verify: setup ## prove STORE against its records
 
 train: setup ## train rounds on STORE into RUN
 	$(BIN)/cspine-training boost $(STORE) $(RUN) --preset $(PRESET)
+
+localizer: setup ## train what finds vertebrae on STORE's masks into LOCALIZER
+	$(BIN)/cspine-training localizer $(STORE) $(LOCALIZER) --preset $(PRESET)
 
 evaluate: setup ## score RUN on the locked test patients of STORE
 	$(BIN)/cspine-training evaluate $(RUN) $(STORE)

@@ -85,6 +85,7 @@ class RunError(CspineError):
         "object-unreadable": "check that it is there and may be read, then run again",
         "scheduler-unreachable": "check the address, or run with --serial",
         "training-diverged": "the last accepted round is intact; lower the learning rate",
+        "export-differs": "report it with the versions of torch, onnx and onnxruntime",
     }
 
 

@@ -1,8 +1,9 @@
 """The command line of training: arguments in, one of the stages out.
 
 ``cspine-training boost STORE RUN`` trains, ``evaluate`` opens the locked test, ``predict`` writes
-probabilities, ``report`` a page. Exit codes: 0 done; 1 something stored is missing or damaged; 2
-wrong usage or configuration; 3 the run could not finish.
+probabilities, ``report`` a page; ``localizer`` trains what finds the vertebrae. Exit codes: 0 done;
+1 something stored is missing or damaged; 2 wrong usage or configuration; 3 the run could not
+finish.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 
 from storage_schemas.errors import CspineError, UsageError
 from storage_schemas.store import StudyStore
-from training.config import PRESETS, RECIPES, RunConfig
+from training.config import LOCALIZER_PRESETS, PRESETS, RECIPES, LocalizerConfig, RunConfig
 from training.runs import RunFolder
 
 # torch and transformers take seconds to import: each command imports its own stage.
@@ -66,6 +67,22 @@ def parser() -> argparse.ArgumentParser:
     boost.add_argument("--seed", type=int, metavar="S")
     _add_settings(boost)
     boost.set_defaults(command=_boost)
+
+    localizer = commands.add_parser("localizer", help="train what finds C1 to C7")
+    localizer.add_argument("store", metavar="STORE", help="of a run with masks")
+    localizer.add_argument("out", metavar="OUT.onnx", type=Path, help="file to write")
+    localizer.add_argument("--preset", choices=sorted(LOCALIZER_PRESETS), default="default")
+    default = LocalizerConfig()
+    for name, told in _LOCALIZER_SETTINGS.items():
+        value = getattr(default, name)
+        localizer.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=type(value),
+            metavar="N",
+            help=f"{told} (default preset: {value})",
+        )
+    localizer.add_argument("--json", action="store_true", help="print the card instead")
+    localizer.set_defaults(command=_localizer)
 
     evaluate = commands.add_parser("evaluate", help="score RUN on its locked test patients")
     evaluate.add_argument("run", metavar="RUN", type=Path)
@@ -125,6 +142,19 @@ _SETTINGS: dict[str, dict[str, str]] = {
 """The fields of `RunConfig` that have a flag, and what `--help` says of them."""
 
 
+_LOCALIZER_SETTINGS = {
+    "size": "voxels along each side of the cube that it sees: 32, 64 or 128",
+    "steps": "of the optimizer",
+    "batch_size": "overviews a step",
+    "learning_rate": "its peak",
+    "folds": "groups of patients",
+    "fold": "the one that is held out, from 0",
+    "margin_mm": "around a vertebra, where boxes are judged",
+    "seed": "of folds, weights and draws",
+}
+"""The fields of `LocalizerConfig` that have a flag, and what `--help` says of them."""
+
+
 def _add_settings(command: argparse.ArgumentParser) -> None:
     defaults = RunConfig()
     for part, settings in _SETTINGS.items():
@@ -154,6 +184,26 @@ def _boost(options: argparse.Namespace) -> int:
         config = replace(config, seed=options.seed)
     boost(StudyStore.open(options.store), RunFolder(options.run), config, options.model)
     print(f"model: {RunFolder(options.run).model}")
+    return 0
+
+
+def _localizer(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from training.level_scores import show_scores
+    from training.localizer import train_localizer
+
+    given = {
+        name: value for name in _LOCALIZER_SETTINGS if (value := getattr(options, name)) is not None
+    }
+    config = replace(LOCALIZER_PRESETS[options.preset], **given)
+    card = train_localizer(StudyStore.open(options.store), options.out, config)
+    if options.json:
+        print(json.dumps(card.to_json()))
+        return 0
+    Console().print(show_scores(card))
+    print(f"levels named wrongly: {card.misnamed}")
+    print(f"localizer: {options.out}")
     return 0
 
 

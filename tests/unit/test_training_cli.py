@@ -9,6 +9,8 @@ TRAINING = {
     "boost": "STORE RUN --recipe --model --preset --seed --rounds --slices-per-round --epochs "
     "--batch-size --accumulation --learning-rate --broken-share --weak-target --size --crop-mm "
     "--trim-mm --patch --width --depth --heads --guard --calibration --test",
+    "localizer": "STORE OUT.onnx --preset --size --steps --batch-size --learning-rate --folds "
+    "--fold --margin-mm --seed --json",
     "evaluate": "RUN STORE --json",
     "predict": "RUN STORE OUT --submission",
     "report": "RUN OUT.html",
@@ -39,6 +41,8 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         ["boost", "store", "run", "--recipe", "magic"],
         ["boost", "store", "run", "--epochs", "many"],
         ["predict", "run", "store"],
+        ["localizer", "store"],
+        ["localizer", "store", "out.onnx", "--size", "big"],
     ],
 )
 def test_wrong_usage_is_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
