@@ -37,6 +37,7 @@ NOT_RUN = {
     "napari --plugin napari-ome-zarr STORE/volumes.zarr/<study>/C4": "needs a screen",
 }
 SMALL = {
+    "cspine-training localizer": "--preset demo --size 32 --steps 2",
     "cspine-training boost": "--preset demo --size 32 --patch 8 --width 16 --rounds 1 "
     "--slices-per-round 100 --epochs 0.5 --guard 0.2 --calibration 0.2 --test 0.2",
 }
