@@ -41,7 +41,7 @@ class SplitConfig:
 
 @dataclass(frozen=True)
 class InputConfig:
-    """How three neighbouring slices of a crop become a model's input; saved beside the model.
+    """How neighbouring slices of a crop become a model's input; saved beside the model.
 
     Parameters
     ----------
@@ -52,10 +52,15 @@ class InputConfig:
     low_hu, high_hu : float
         The window; below is 0 and above is 1 before `mean` and `std`.
     mean, std : tuple of float
-        Of each channel: subtracted from the windowed values, then divided into them.
+        Of the three middle channels: subtracted from the windowed values, then divided into them.
+        Further neighbours take the average of the three.
     trim_mm : float
         How much of a crop's lower and upper end is no input of its own: the pipeline's margin,
         where the neighbouring vertebra is seen better than this one.
+    neighbours : int
+        Slices that are channels, an odd number of 3 or more.
+    mask : bool
+        Whether the vertebra's mask is one more channel; 0 where none is known.
     """
 
     size: int = 224
@@ -65,12 +70,21 @@ class InputConfig:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     trim_mm: float = 8.0
+    neighbours: int = 3
+    mask: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Of the input."""
+        return self.neighbours + self.mask
 
     def __post_init__(self) -> None:
         if self.size < 8 or not 8 <= self.crop_mm <= 500:
             raise _invalid(f"an input of {self.size} px for {self.crop_mm} mm")
         if len(self.mean) != 3 or len(self.std) != 3:
             raise _invalid("mean and std are of three channels")
+        if self.neighbours < 3 or not self.neighbours % 2:
+            raise _invalid(f"an odd number of neighbours from 3, not {self.neighbours}")
         if self.low_hu >= self.high_hu or min(self.std) <= 0 or self.trim_mm < 0:
             raise _invalid(
                 f"window {self.low_hu} to {self.high_hu} HU, std {self.std}, trim {self.trim_mm} mm"
@@ -124,6 +138,8 @@ class AugmentConfig:
         Scale and gain as a share of 1, the offset as a share of the window.
     noise : float
         Standard deviation, as a share of the window; its own size is drawn too.
+    forget_mask : float
+        Share of the vertebrae whose mask is hidden, so that a model does well without.
     """
 
     rotate_degrees: float = 12.0
@@ -132,6 +148,7 @@ class AugmentConfig:
     gain: float = 0.1
     offset: float = 0.05
     noise: float = 0.03
+    forget_mask: float = 0.25
 
 
 @dataclass(frozen=True)
