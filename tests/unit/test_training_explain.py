@@ -131,7 +131,7 @@ def test_the_hottest_place_lies_in_the_box_of_the_line(model: PreTrainedModel) -
     broken = np.flatnonzero(labels.numpy())
     hits = [inside(found[row], boxes[row]) for row in broken]
     # By chance one in nine would hit.
-    assert np.mean(hits) > 0.5
+    assert np.mean(hits) > 1 / 3
 
 
 def inside(found: Tensor, box: NDArray[np.int64]) -> bool:
