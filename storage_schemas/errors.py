@@ -84,6 +84,7 @@ class RunError(CspineError):
         "object-unreadable": "check that it is there and may be read, then run again",
         "scheduler-unreachable": "check the address, or run with --serial",
         "training-diverged": "the last accepted round is intact; lower the learning rate",
+        "run-unwritable": "make room on the disk, then run again; accepted rounds are intact",
     }
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from storage_schemas.errors import CspineError, UsageError
 from storage_schemas.store import StudyStore
-from training.config import PRESETS, RECIPES, RunConfig
+from training.config import ORDERS, PRESETS, RECIPES, RunConfig
 from training.runs import RunFolder
 
 # torch and transformers take seconds to import: each command imports its own stage.
@@ -60,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
     boost = commands.add_parser("boost", help="train a model in rounds")
     boost.add_argument("store", metavar="STORE", help="folder or URL of the store")
     boost.add_argument("run", metavar="RUN", type=Path, help="folder to write to")
-    boost.add_argument("--recipe", choices=RECIPES, help="what a round does (default: seed)")
+    boost.add_argument(
+        "--recipe", choices=RECIPES, help="how rounds are trained and judged (default: boost)"
+    )
     boost.add_argument("--model", type=Path, metavar="DIR", help="local checkpoint to start from")
     boost.add_argument("--preset", choices=sorted(PRESETS), default="default")
     boost.add_argument("--seed", type=int, metavar="S")
@@ -98,12 +100,20 @@ _SETTINGS: dict[str, dict[str, str]] = {
     "train": {
         "rounds": "at most so many rounds (default: until every training patient was seen)",
         "slices_per_round": "about so many",
+        "order": "whether rounds are alike, or sites come one after another",
         "epochs": "draws a round, as a multiple of its slices",
         "batch_size": "slices a step",
         "accumulation": "batches a step of the optimizer",
         "learning_rate": "peak of each round",
         "broken_share": "share of each batch that shows a fracture",
         "weak_target": "what a slice of a broken vertebra without boxes is worth",
+        "checkpoint_steps": "a killed round goes on from the last of so many steps",
+    },
+    "boost": {
+        "replay": "share of a round's inputs that come from earlier rounds",
+        "rate_fall": "peak rate of a round, as a multiple of the one before",
+        "layer_decay": "rate of a layer, as a multiple of the one above",
+        "average": "share of a round's steps that the moving average looks back",
     },
     "inputs": {
         "size": "pixels of the square input",
@@ -123,6 +133,8 @@ _SETTINGS: dict[str, dict[str, str]] = {
     },
 }
 """The fields of `RunConfig` that have a flag, and what `--help` says of them."""
+_CHOICES = {"order": ORDERS}
+"""Of those that are no numbers."""
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
@@ -134,8 +146,9 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
             value = getattr(getattr(defaults, part), name)
             group.add_argument(
                 f"--{name.replace('_', '-')}",
-                type=float if kinds[name] is float else int,
-                metavar="N",
+                type=float if kinds[name] is float else str if name in _CHOICES else int,
+                choices=_CHOICES.get(name),
+                metavar=None if name in _CHOICES else "N",
                 help=told if value is None else f"{told} (default preset: {value})",
             )
 

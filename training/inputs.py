@@ -1,4 +1,4 @@
-"""Neighbouring native slices in, one square input out, batched, on the model's device.
+"""Native slices in, one square input out, batched, on the model's device.
 
 Window, crop, resize and augmentation are one pass: every output pixel looks up its place in the
 native slice, in mm from the crop's centre, so nothing is resampled twice and the spacing of the
@@ -163,8 +163,11 @@ def make_pixels(batch: Batch, inputs: InputConfig, pose: Pose) -> Tensor:
         Windowed to 0..1, and the share of each pixel that the mask covers where it is a channel; a
         model wants them through `normalise`.
     """
-    width = inputs.high_hu - inputs.low_hu
-    windowed = batch["hu"].float().sub(inputs.low_hu).div(width).clamp(0, 1)
+    hu = batch["hu"].float()
+    if len(inputs.windows) > 1:
+        hu = hu[:, order_neighbours(3).index(0), None]
+    low, high = torch.tensor(inputs.windows, device=hu.device).view(-1, 2, 1, 1).unbind(1)
+    windowed = hu.sub(low).div(high - low).clamp(0, 1)
     if inputs.mask:
         windowed = torch.cat([windowed, batch["mask"].float()], dim=1)
     grid = _look_up(batch, inputs, pose, inputs.size * _OVERSAMPLE)

@@ -28,8 +28,9 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from storage_schemas.errors import UsageError
+from storage_schemas.errors import RunError, UsageError
 from training.config import InputConfig, ModelConfig, inputs_from_json
+from training.runs import sync, unwritable
 
 LABEL = "fractured"
 PRIOR = 0.05
@@ -147,6 +148,15 @@ def start_model(
     return _mend(model), replace(inputs, size=size, **read_normalisation(folder))
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether `save_model` wrote the folder, so that its head knows of fractures already."""
+    path = folder / "preprocessor_config.json"
+    try:
+        return _INPUTS_KEY in json.loads(path.read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
 def load_model(
     folder: Path, kind: Any = AutoModelForImageClassification
 ) -> tuple[PreTrainedModel, InputConfig]:
@@ -201,13 +211,26 @@ def save_model(
         The model card, Markdown.
     documents : mapping
         Further JSON documents by file name.
+
+    Raises
+    ------
+    RunError
+        ``run-unwritable`` where the disk is full or fails; what stood there is intact.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    for name, document in {"preprocessor_config.json": _preprocessor(inputs), **documents}.items():
-        (partial / name).write_text(json.dumps(document, indent=2) + "\n")
-    (partial / "README.md").write_text(card)
+    documents = {"preprocessor_config.json": _preprocessor(inputs), **documents}
+    try:
+        with unwritable(folder):
+            model.save_pretrained(partial)
+            for name, document in documents.items():
+                (partial / name).write_text(json.dumps(document, indent=2) + "\n")
+            (partial / "README.md").write_text(card)
+            for path in partial.iterdir():
+                sync(path)
+    except RunError:
+        shutil.rmtree(partial, ignore_errors=True)  # it takes room that is needed
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -4,9 +4,10 @@ A round fits on the disk, not always in memory: the operating system keeps what 
 is one request, and many are in flight; what is damaged stops the round and says its name.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,11 @@ from storage_schemas.crops import ArrayLayout
 from storage_schemas.objects import REQUESTS
 from storage_schemas.store import StudyStore
 from training.cohort import Study, Vertebra
+from training.ranks import agree, is_first, wait
+from training.runs import VOXELS, unwritable
+
+MASKS = "masks"
+"""The file of the masks, beside that of the voxels."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ def open_shards(
 ) -> Iterator[RoundShards]:
     """Read the crops of some studies; the file under `folder` is gone when the block ends.
 
+    Of several ranks the first one reads, and all map the same file.
+
     Parameters
     ----------
     store : StudyStore
@@ -82,25 +90,56 @@ def open_shards(
     ------
     StoreError
         ``array-missing`` or ``array-damaged``, naming the array.
+    RunError
+        ``run-unwritable`` where the disk has no room for them.
     """
     vertebrae = tuple(vertebra for study in studies for vertebra in study.vertebrae)
-    with TemporaryDirectory(prefix="voxels-", dir=folder) as place:
-        yield _read_shards(store, vertebrae, Path(place), advance, masks)
+    sizes = [int(np.prod(vertebra.shape)) for vertebra in vertebrae]
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    with ExitStack() as stack:
+        path = Path()
+        if is_first():
+            with unwritable(folder):
+                place = stack.enter_context(
+                    TemporaryDirectory(prefix=VOXELS, dir=folder, ignore_cleanup_errors=True)
+                )
+                path = Path(place) / "voxels"
+                _reserve(path, 2 * int(offsets[-1]))
+                if masks:
+                    _reserve(path.with_name(MASKS), int(offsets[-1]))
+            _read_shards(store, vertebrae, path, offsets, advance, masks)
+        path = Path(agree(str(path)))
+        voxels = cast(NDArray[np.int16], _map(path, np.int16, offsets))
+        inside = _map(path.with_name(MASKS), np.uint8, offsets) if masks else None
+        yield RoundShards(vertebrae, voxels, offsets, cast(NDArray[np.uint8] | None, inside))
+        wait()  # the first one removes the file
+
+
+def _map(path: Path, dtype: type, offsets: NDArray[np.int64]) -> NDArray[Any]:
+    return np.memmap(path, dtype, "r", shape=(int(offsets[-1]),))
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of so many bytes that the disk surely has: a hole in it would kill the process
+    that writes there."""
+    with path.open("wb") as stream:
+        if hasattr(os, "posix_fallocate") and size:
+            os.posix_fallocate(stream.fileno(), 0, size)
+        stream.truncate(size)
 
 
 def _read_shards(
     store: StudyStore,
     vertebrae: Sequence[Vertebra],
-    folder: Path,
+    path: Path,
+    offsets: NDArray[np.int64],
     advance: Callable[[], None],
     masks: bool,
-) -> RoundShards:
-    sizes = [int(np.prod(vertebra.shape)) for vertebra in vertebrae]
-    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+) -> None:
     shape = (int(offsets[-1]),)
-    voxels = np.memmap(folder / "voxels", np.int16, "w+", shape=shape)
+    voxels = np.memmap(path, np.int16, "r+", shape=shape)
     # A new file is all zeros: unknown.
-    inside = np.memmap(folder / "masks", np.uint8, "w+", shape=shape) if masks else None
+    inside = np.memmap(path.with_name(MASKS), np.uint8, "r+", shape=shape) if masks else None
 
     def read(index: int) -> None:
         vertebra = vertebrae[index]
@@ -118,14 +157,6 @@ def _read_shards(
             # Without this, the pool would first read all the other shards.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return RoundShards(
-        tuple(vertebrae),
-        cast(NDArray[np.int16], _frozen(voxels)),
-        offsets,
-        None if inside is None else cast(NDArray[np.uint8], _frozen(inside)),
-    )
-
-
-def _frozen(file: "np.memmap[Any, Any]") -> NDArray[Any]:
-    file.flush()
-    return np.memmap(str(file.filename), file.dtype, "r", shape=file.shape)
+    voxels.flush()
+    if inside is not None:
+        inside.flush()
