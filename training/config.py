@@ -10,12 +10,13 @@ from typing import Any, Literal, cast, get_args
 
 from storage_schemas.errors import UsageError
 
-RecipeName = Literal["boost", "seed", "joint"]
+RecipeName = Literal["boost", "seed", "joint", "sequence"]
 RECIPES: tuple[str, ...] = get_args(RecipeName)
 Family = Literal["vit", "resnet"]
 Order = Literal["shuffled", "site"]
 ORDERS: tuple[str, ...] = get_args(Order)
 Window = tuple[float, float]
+Pooling = Literal["lstm", "attention"]
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,51 @@ class ModelConfig:
             raise _invalid(f"no ViT of width {self.width} has {self.heads} heads")
         if self.family == "resnet" and (self.patch not in (8, 16, 32) or self.width % 8):
             raise _invalid("a residual network has patches of 8, 16 or 32 and a width of eights")
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """How a vertebra is read as a sequence; of the recipe `sequence` alone.
+
+    Parameters
+    ----------
+    positions : int
+        Slices of a vertebra that are looked at, at most.
+    pooling : {"lstm", "attention"}
+        Whether positions read each other before they are weighed.
+    width, layers : int
+        Features a direction, and layers, of the LSTM over the positions.
+    patient_width : int
+        Features a direction of the LSTM over the seven vertebrae.
+    dropout : float
+        Before each of the two.
+    frozen : bool
+        Train the heads alone, on features that are kept.
+    head_epochs : float
+        Draws of the patients for the patient head, which learns last and from kept features.
+    head_batch : int
+        Patients a step of it.
+    head_rate : float
+        Its peak learning rate, and that of all heads where the encoder is frozen.
+    """
+
+    positions: int = 15
+    pooling: Pooling = "lstm"
+    width: int = 256
+    layers: int = 2
+    patient_width: int = 32
+    dropout: float = 0.1
+    frozen: bool = False
+    head_epochs: float = 20.0
+    head_batch: int = 16
+    head_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        counts = (self.positions, self.width, self.layers, self.patient_width, self.head_batch)
+        if min(counts) < 1 or self.head_epochs < 0 or self.head_rate <= 0:
+            raise _invalid("positions, widths, layers, batch and rate of the heads are positive")
+        if self.pooling not in get_args(Pooling) or not 0 <= self.dropout < 1:
+            raise _invalid(f"pooling by {' or '.join(get_args(Pooling))}, dropout a share below 1")
 
 
 @dataclass(frozen=True)
@@ -265,12 +311,12 @@ class RunConfig:
 
     Parameters
     ----------
-    recipe : {"boost", "seed", "joint"}
+    recipe : {"boost", "seed", "joint", "sequence"}
         See `training.recipes`.
     seed : int
         Of the splits, the rounds, the weights and the draws.
     boost : BoostConfig
-        Of the recipe `boost`; `seed` and `joint` take none of it.
+        Of the recipes `boost` and `sequence`; `seed` and `joint` take none of it.
     """
 
     recipe: RecipeName = "boost"
@@ -281,6 +327,7 @@ class RunConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     boost: BoostConfig = field(default_factory=BoostConfig)
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""

@@ -13,10 +13,9 @@ crop is known by the digest of its own voxels and positions, so nothing stale is
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -76,14 +75,11 @@ def keep_features(
     size = int(np.prod(shape)) * np.dtype(np.float16).itemsize
     with (place / _ARRAY).open("ab") as stream:
         stream.truncate(len(rows) * size)  # rows that a kill left without a name
-        for start in range(0, len(new), _CROPS_AT_ONCE):
-            part = new[start : start + _CROPS_AT_ONCE]
-            made = _encode(model, inputs, shards, alone[np.array(part)])
-            for row, features in zip(part, made, strict=True):
-                if keys[row] not in rows:
-                    stream.write(features.tobytes())
-                    rows[keys[row]] = len(rows)
-                advance()
+        for row, features in zip(new, _encode(model, inputs, shards, alone, new), strict=True):
+            if keys[row] not in rows:
+                stream.write(features.tobytes())
+                rows[keys[row]] = len(rows)
+            advance()
     partial = place / f".{_ROWS}.partial"
     partial.write_text(json.dumps(rows))
     partial.replace(place / _ROWS)
@@ -118,15 +114,36 @@ def _crop_digest(shards: RoundShards, alone: NeckIndex, row: int) -> str:
     return found.hexdigest()
 
 
+def encode_necks(
+    model: CervicalSequenceModel, inputs: InputConfig, shards: RoundShards, index: NeckIndex
+) -> NDArray[np.float16]:
+    """The features of all positions of some patients, as `keep_features`, without keeping them."""
+    alone = index.alone()
+    found = np.zeros((*index.z.shape, count_features(model.config.encoder)), np.float16)
+    for place, features in zip(
+        np.argwhere(index.crop >= 0),
+        _encode(model, inputs, shards, alone, range(len(alone))),
+        strict=True,
+    ):
+        found[tuple(place)] = features
+    return found
+
+
 @torch.no_grad()
 def _encode(
-    model: CervicalSequenceModel, inputs: InputConfig, shards: RoundShards, alone: NeckIndex
-) -> NDArray[np.float16]:
-    """Features of single vertebrae, shape (vertebrae, positions, features)."""
+    model: CervicalSequenceModel,
+    inputs: InputConfig,
+    shards: RoundShards,
+    alone: NeckIndex,
+    rows: Sequence[int],
+) -> Iterator[NDArray[np.float16]]:
+    """Features of single vertebrae, each of shape (positions, features)."""
     where = device()
     model.eval().to(where)
-    batch = {name: part.to(where) for name, part in gather_necks(shards, alone, inputs).items()}
-    pooled = read_features(run_encoder(model.encoder, show_necks(batch, inputs))).pooled
-    found = np.zeros((*alone.z.shape, pooled.shape[1]), np.float16)
-    found[alone.valid] = pooled.float().cpu().numpy()
-    return cast(NDArray[np.float16], found[alone.crop >= 0])
+    for start in range(0, len(rows), _CROPS_AT_ONCE):
+        part = alone[np.array(rows[start : start + _CROPS_AT_ONCE])]
+        batch = {name: each.to(where) for name, each in gather_necks(shards, part, inputs).items()}
+        pooled = read_features(run_encoder(model.encoder, show_necks(batch, inputs))).pooled
+        found = np.zeros((*part.z.shape, pooled.shape[1]), np.float16)
+        found[part.valid] = pooled.float().cpu().numpy()
+        yield from found[part.crop >= 0]

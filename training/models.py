@@ -148,6 +148,14 @@ def start_model(
     return _mend(model), replace(inputs, size=size, **read_normalisation(folder))
 
 
+def read_model_type(folder: Path) -> str:
+    """The ``model_type`` of a folder's config.json; empty where there is none to be read."""
+    try:
+        return str(json.loads((folder / "config.json").read_text())["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
 def is_ours(folder: Path) -> bool:
     """Whether `save_model` wrote the folder, so that its head knows of fractures already."""
     path = folder / "preprocessor_config.json"

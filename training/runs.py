@@ -39,6 +39,7 @@ CALIBRATION = "calibration.json"
 EVALUATION = "evaluation.json"
 EXAMPLES = "examples"
 STACK = "stack.json"
+FEATURES = "features"
 VOXELS = "voxels-"
 """How folders begin that hold a round's voxels while it is trained."""
 

@@ -14,7 +14,7 @@ over the seven vertebrae); nothing of its code is here.
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,11 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from storage_schemas.vertebrae import CERVICAL, LABEL_COLUMNS
-from training.config import InputConfig
+from training.config import InputConfig, Pooling
 from training.encoders import count_features, make_encoder, read_features, run_encoder
 from training.models import PRIOR, load_model
 
 MODEL_TYPE = "cspine-sequence"
-Pooling = Literal["lstm", "attention"]
 _PRIOR_LOGIT = math.log(PRIOR / (1 - PRIOR))
 _LEAST_RISK = 1e-6
 """What at least the levels of a patient add up to, so that the logarithm has a value."""

@@ -40,12 +40,18 @@ class RoundShards:
         Where each crop begins.
     masks : ndarray, shape (voxels,), uint8, or None
         1 inside the vertebra, 0 outside or unknown; None where nobody asked for them.
+    folder : Path or None
+        Where what is made of the crops may be kept longer than they are.
+    studies : tuple of Study
+        Whose crops these are, with what is known of the patients.
     """
 
     vertebrae: tuple[Vertebra, ...]
     voxels: NDArray[np.int16]
     offsets: NDArray[np.int64]
     masks: NDArray[np.uint8] | None = None
+    folder: Path | None = None
+    studies: tuple[Study, ...] = ()
 
     def crop(self, index: int) -> NDArray[np.int16]:
         """One crop, shape (z, y, x), int16, HU: a view, nothing is copied."""
@@ -93,6 +99,7 @@ def open_shards(
     RunError
         ``run-unwritable`` where the disk has no room for them.
     """
+    studies = tuple(studies)
     vertebrae = tuple(vertebra for study in studies for vertebra in study.vertebrae)
     sizes = [int(np.prod(vertebra.shape)) for vertebra in vertebrae]
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
@@ -111,7 +118,9 @@ def open_shards(
         path = Path(agree(str(path)))
         voxels = cast(NDArray[np.int16], _map(path, np.int16, offsets))
         inside = _map(path.with_name(MASKS), np.uint8, offsets) if masks else None
-        yield RoundShards(vertebrae, voxels, offsets, cast(NDArray[np.uint8] | None, inside))
+        yield RoundShards(
+            vertebrae, voxels, offsets, cast(NDArray[np.uint8] | None, inside), folder, studies
+        )
         wait()  # the first one removes the file
 
 

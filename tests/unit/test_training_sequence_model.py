@@ -15,14 +15,13 @@ from transformers import AutoConfig, AutoModel, ViTConfig
 
 from storage_schemas.errors import UsageError
 from tests.cohorts import make_shards, make_vertebra
-from training.config import InputConfig
+from training.config import InputConfig, Pooling
 from training.models import save_model
 from training.sequence_inputs import gather_necks, index_necks, show_necks
 from training.sequence_loss import LossShares, sequence_loss
 from training.sequence_model import (
     CervicalSequenceConfig,
     CervicalSequenceModel,
-    Pooling,
     SequenceOutput,
     load_sequence_model,
     noisy_or,
