@@ -31,16 +31,25 @@ class SplitConfig:
         Share that fits the map from logits to probabilities.
     test : float
         Share that is locked until `evaluate`.
+    folds : int
+        Parts of all patients but the locked ones, each of which is held out by one run; then the
+        shares of guard and calibration are half of the part each. 0 makes no such parts.
+    fold : int
+        The part that is held out, from 1.
     """
 
     guard: float = 0.1
     calibration: float = 0.1
     test: float = 0.2
+    folds: int = 0
+    fold: int = 0
 
     def __post_init__(self) -> None:
         held = (self.guard, self.calibration, self.test)
         if min(held) <= 0 or sum(held) >= 1:
             raise _invalid(f"held-out shares {held}: each above 0, together below 1")
+        if self.folds and (self.folds < 2 or not 0 <= self.fold <= self.folds):
+            raise _invalid(f"fold {self.fold} of {self.folds}: 2 folds at least")
 
 
 @dataclass(frozen=True)
