@@ -153,6 +153,11 @@ class SequenceConfig:
     ----------
     positions : int
         Slices of a vertebra that are looked at, at most.
+    drawn : int
+        Of these, how many are drawn each time that a vertebra is trained on: fewer slices of more
+        vertebrae make a better step.
+    broken_share : float
+        Of the vertebrae of a step.
     pooling : {"lstm", "attention"}
         Whether positions read each other before they are weighed.
     width, layers : int
@@ -172,6 +177,8 @@ class SequenceConfig:
     """
 
     positions: int = 15
+    drawn: int = 8
+    broken_share: float = 0.5
     pooling: Pooling = "lstm"
     width: int = 256
     layers: int = 2
@@ -183,9 +190,20 @@ class SequenceConfig:
     head_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        counts = (self.positions, self.width, self.layers, self.patient_width, self.head_batch)
+        counts = (
+            self.positions,
+            self.drawn,
+            self.width,
+            self.layers,
+            self.patient_width,
+            self.head_batch,
+        )
         if min(counts) < 1 or self.head_epochs < 0 or self.head_rate <= 0:
             raise _invalid("positions, widths, layers, batch and rate of the heads are positive")
+        if self.drawn > self.positions or not 0 <= self.broken_share < 1:
+            raise _invalid(
+                "of the positions some are drawn, and of the vertebrae a share is broken"
+            )
         if self.pooling not in get_args(Pooling) or not 0 <= self.dropout < 1:
             raise _invalid(f"pooling by {' or '.join(get_args(Pooling))}, dropout a share below 1")
 

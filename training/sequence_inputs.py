@@ -66,12 +66,19 @@ class NeckIndex:
     def alone(self) -> "NeckIndex":
         """The same vertebrae, each as a patient of whom nothing else is known."""
         row, level = np.nonzero(self.crop >= 0)
-        found = NeckIndex(
-            np.full((len(row), len(CERVICAL)), -1), np.full((len(row), *self.z.shape[1:]), -1)
+        return NeckIndex.of_single(self.crop[row, level], level, self.z[row, level])
+
+    @classmethod
+    def of_single(
+        cls, crop: NDArray[np.int64], level: NDArray[np.int64], z: NDArray[np.int64]
+    ) -> "NeckIndex":
+        """Single vertebrae as patients: their crops and levels, each (vertebrae,), and slices."""
+        found = cls(
+            np.full((len(crop), len(CERVICAL)), -1),
+            np.full((len(crop), len(CERVICAL), z.shape[1]), -1),
         )
-        each = np.arange(len(row))
-        found.crop[each, level] = self.crop[row, level]
-        found.z[each, level] = self.z[row, level]
+        each = np.arange(len(crop))
+        found.crop[each, level], found.z[each, level] = crop, z
         return found
 
 
@@ -84,6 +91,27 @@ def choose_positions(vertebra: Vertebra, positions: int, trim_mm: float) -> NDAr
     if count == 1:
         chosen[0] = slices[len(slices) // 2]
     return chosen
+
+
+def draw_positions(
+    vertebra: Vertebra, drawn: int, trim_mm: float, random: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw slices of a vertebra to train on, shape (drawn,); -1 where there are fewer.
+
+    One is drawn from each of so many equal parts. Where it is known which slices of a broken
+    vertebra show the fracture, at least one of them is: a vertebra must not be called broken by
+    slices that do not show it.
+    """
+    slices = np.array(vertebra.slices(trim_mm))
+    parts = np.array_split(slices, min(drawn, len(slices)))
+    chosen = np.array([random.choice(part) for part in parts])
+    showing = [z for z in slices if vertebra.seen[z] == 1]
+    if showing and not np.isin(chosen, showing).any():
+        z = random.choice(showing)
+        chosen[next(n for n, part in enumerate(parts) if z in part)] = z
+    found = np.full(drawn, -1)
+    found[: len(chosen)] = chosen
+    return found
 
 
 def index_necks(

@@ -34,6 +34,7 @@ from training.scoring import LevelScores, device
 from training.sequence_inputs import (
     NeckIndex,
     draw_neck_pose,
+    draw_positions,
     gather_necks,
     index_necks,
     show_necks,
@@ -199,7 +200,7 @@ def train_sequences(
 
 @dataclass(frozen=True)
 class _Round:
-    """The single vertebrae of a round, what is known of them, and in which order they come."""
+    """The single vertebrae of a round as they are drawn, what is known of them, and the order."""
 
     index: NeckIndex
     targets: NeckTargets
@@ -213,25 +214,25 @@ def _plan(
     config: RunConfig,
     work: RoundWork,
 ) -> _Round:
-    index = index_necks(shards, _studies(shards), model.config.positions, inputs.trim_mm).alone()
-    targets = find_targets(shards, index)
-    broken = np.nanmax(np.where(np.isnan(targets.vertebra), -1, targets.vertebra), axis=1)
-    known = np.flatnonzero(broken >= 0)
-    index, targets = index[known], targets[known]
+    known = [n for n, vertebra in enumerate(shards.vertebrae) if vertebra.fractured is not None]
+    chosen = [shards.vertebrae[crop] for crop in known]
+    drawn, trim = min(config.sequence.drawn, model.config.positions), inputs.trim_mm
     # As many slices a step as a slice model has.
-    each = index.valid.sum() / max(1, len(index))
+    each = np.mean([min(drawn, len(vertebra.slices(trim))) for vertebra in chosen])
     order = draw_order(
-        broken[known].astype(np.float32),
-        broken_share=config.train.broken_share,
+        np.array([vertebra.fractured for vertebra in chosen], np.float32),
+        broken_share=config.sequence.broken_share,
         batch=max(1, round(config.train.batch_size * config.train.accumulation / each)),
         steps=work.steps,
         seed=work.seed,
     )
-    return _Round(index, targets, order)
-
-
-def _studies(shards: RoundShards) -> list[str]:
-    return list(dict.fromkeys(vertebra.study for vertebra in shards.vertebrae))
+    random = np.random.default_rng([work.seed, 5])
+    index = NeckIndex.of_single(
+        np.array(known)[order.ravel()],
+        np.array([CERVICAL.index(chosen[row].level) for row in order.ravel()]),
+        np.stack([draw_positions(chosen[row], drawn, trim, random) for row in order.ravel()]),
+    )
+    return _Round(index, find_targets(shards, index), np.arange(order.size).reshape(order.shape))
 
 
 def _vertebra_loss(model: CervicalSequenceModel, inputs: InputConfig, config: RunConfig) -> Loss:
