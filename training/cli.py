@@ -60,9 +60,7 @@ def parser() -> argparse.ArgumentParser:
     boost = commands.add_parser("boost", help="train a model in rounds")
     boost.add_argument("store", metavar="STORE", help="folder or URL of the store")
     boost.add_argument("run", metavar="RUN", type=Path, help="folder to write to")
-    boost.add_argument(
-        "--recipe", choices=RECIPES, help="how rounds are trained and judged (default: boost)"
-    )
+    boost.add_argument("--recipe", choices=RECIPES, help="how rounds go (default: boost)")
     boost.add_argument("--model", type=Path, metavar="DIR", help="local checkpoint to start from")
     boost.add_argument("--preset", choices=sorted(PRESETS), default="default")
     boost.add_argument("--seed", type=int, metavar="S")
@@ -83,6 +81,9 @@ def parser() -> argparse.ArgumentParser:
         "--submission",
         metavar="sample_submission.csv",
         help="make OUT a submission of these rows; the table goes beside it, as .table.csv",
+    )
+    predict.add_argument(
+        "--stack", action="store_true", help="use the mixture of rounds, not the one model"
     )
     predict.set_defaults(command=_predict)
 
@@ -179,7 +180,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(asdict(found)))
         return 0
-    Console().print(show(found))
+    for table in show(found):
+        Console().print(table)
     low, high = found.gain_interval
     print(f"below the best constant by {found.gain:.3f}, 95 % interval {low:.3f} to {high:.3f}")
     print(found.verdict)
@@ -195,7 +197,9 @@ def _predict(options: argparse.Namespace) -> int:
     studies = read_cohort(store)
     crops = sum(len(study.vertebrae) for study in studies)
     with StageProgress("read studies", crops, "crops") as progress:
-        predictions = predict_studies(store, run, studies, progress.advance)
+        predictions = predict_studies(store, run, studies, progress.advance, stacked=options.stack)
+    if options.stack:
+        predictions = predictions.of_stack(run)
     by_prior = int(predictions.by_prior.sum())
     say_event("predict", studies=len(studies), levels_without_crop_by_prior=by_prior)
     table = options.out

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,16 @@ from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.calibration import Calibration
 from training.cohort import Study
-from training.models import load_model
-from training.runs import CALIBRATION, RunFolder
-from training.scoring import LevelScores, score_studies
+from training.kinds import load_any, score_any
+from training.runs import CALIBRATION, STACK, RunFolder
+from training.scoring import LevelScores
 from training.shards import RoundShards, open_shards
+from training.stacking import Stack
 
 _STUDIES_AT_ONCE = 64
 """Of which the voxels lie on the disk at the same time."""
 
+Floats = NDArray[np.float64]
 Look = Callable[[RoundShards, Sequence[Study], LevelScores], None]
 
 
@@ -39,27 +41,54 @@ class Predictions:
         Levels without a crop, which got the prior.
     scores : ndarray, shape (studies, 7), float64
         Of C1 to C7, in logits; NaN where there is no crop.
+    stacked : ndarray, shape (studies, 8), float64, or None
+        The probabilities of the mixture of rounds, where it was asked for and there is one.
     """
 
     studies: tuple[str, ...]
-    probabilities: NDArray[np.float64]
+    probabilities: Floats
     by_prior: NDArray[np.int64]
-    scores: NDArray[np.float64]
+    scores: Floats
+    stacked: Floats | None = None
+
+    def of_stack(self, run: RunFolder) -> "Predictions":
+        """The same with the mixture's probabilities; UsageError ``config-invalid`` without one."""
+        if self.stacked is None:
+            reason = f"no {STACK}: fewer than two rounds were accepted"
+            raise UsageError("config-invalid", reason, key=str(run.path))
+        return replace(self, probabilities=self.stacked)
 
 
-def read_calibration(run: RunFolder) -> Calibration:
-    """Read the calibration of the model that a run offers.
+def read_calibration(run: RunFolder, folder: Path | None = None) -> Calibration:
+    """Read the calibration of the model that a run offers, or of another one of its folders.
 
     Raises
     ------
     UsageError
         ``config-invalid`` where the run has no such model yet.
     """
-    document = run.read(f"{run.model.name}/{CALIBRATION}")
+    place = (folder or run.model).relative_to(run.path)
+    document = run.read(f"{place}/{CALIBRATION}")
     try:
         return Calibration.from_json(document)
     except (TypeError, AttributeError) as error:
         raise UsageError("config-invalid", f"{CALIBRATION}: {error}", key=str(run.path)) from None
+
+
+def read_stack(run: RunFolder) -> Stack | None:
+    """Read the mixture that a run offers beside its model; None where it has none.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` where the document is damaged.
+    """
+    if not run.has(STACK):
+        return None
+    try:
+        return Stack.from_json(run.read(STACK))
+    except (TypeError, KeyError, ValueError) as error:
+        raise UsageError("config-invalid", f"{STACK}: {error}", key=str(run.path)) from None
 
 
 def predict_studies(
@@ -68,6 +97,8 @@ def predict_studies(
     studies: Sequence[Study],
     advance: Callable[[], None],
     look: Look = lambda shards, studies, scores: None,
+    *,
+    stacked: bool = False,
 ) -> Predictions:
     """Predict studies with the model that a run offers.
 
@@ -81,6 +112,8 @@ def predict_studies(
         Called after each crop is read.
     look : callable
         Gets the voxels and the scores of a part of the studies, while both are there.
+    stacked : bool
+        Predict with the mixture of rounds as well, where there is one.
 
     Raises
     ------
@@ -90,21 +123,41 @@ def predict_studies(
         Of a shard that is missing or damaged.
     """
     calibration = read_calibration(run)
-    model, inputs = load_model(run.model)
-    parts = []
+    model, inputs = load_any(run.model)
+    stack = read_stack(run) if stacked else None
+    scores, probabilities, mixed = [_no_rows(7)], [_no_rows(8)], [_no_rows(8)]
     for start in range(0, len(studies), _STUDIES_AT_ONCE):
         part = studies[start : start + _STUDIES_AT_ONCE]
         with open_shards(store, part, run.path, advance) as shards:
-            scores = score_studies(model, inputs, shards, part)
-            look(shards, part, scores)
-        parts.append(scores.score)
-    scores_of_all = np.concatenate([*parts, np.empty((0, len(LABEL_COLUMNS) - 1))])
+            found = score_any(model, inputs, shards, part)
+            look(shards, part, found)
+            scores.append(found.score)
+            probabilities.append(calibration.probabilities(found.score, found.patient))
+            if stack is not None:
+                each = {
+                    number: _predict_round(run, number, shards, part) for number in stack.rounds
+                }
+                mixed.append(stack.mix(each))
     return Predictions(
         studies=tuple(study.study for study in studies),
-        probabilities=calibration.probabilities(scores_of_all),
-        by_prior=np.isnan(scores_of_all).sum(axis=1),
-        scores=scores_of_all,
+        probabilities=np.concatenate(probabilities),
+        by_prior=np.isnan(np.concatenate(scores)).sum(axis=1),
+        scores=np.concatenate(scores),
+        stacked=None if stack is None else np.concatenate(mixed),
     )
+
+
+def _predict_round(
+    run: RunFolder, number: int, shards: RoundShards, studies: Sequence[Study]
+) -> Floats:
+    folder = run.round_model(number)
+    model, inputs = load_any(folder)
+    found = score_any(model, inputs, shards, studies)
+    return read_calibration(run, folder).probabilities(found.score, found.patient)
+
+
+def _no_rows(columns: int) -> Floats:
+    return np.empty((0, columns))
 
 
 def write_table(predictions: Predictions, path: Path) -> None:

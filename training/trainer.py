@@ -27,7 +27,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from storage_schemas.errors import RunError, UsageError
 from training.checkpoints import Progress, read_checkpoint, write_checkpoint
 from training.config import TrainConfig
-from training.ranks import is_first, rank, ranks
+from training.ranks import gather_rows, is_first, rank, ranks
 from training.scoring import device
 
 Log = Callable[[Mapping[str, Any]], None]
@@ -159,7 +159,7 @@ def fit(
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         trainer.train()
-    mean = keeper.loss / work.steps
+    mean = keeper.loss() / work.steps
     if not math.isfinite(mean):
         raise RunError("training-diverged", f"the mean loss is {mean}")
     return Trained(mean, average.weights)
@@ -335,17 +335,17 @@ class _Keeper(TrainerCallback):
         self._done = done
         self._trainer = trainer
 
-    @property
     def loss(self) -> float:
-        """Sum over the steps that are done."""
-        return self._done.loss + self._trainer.losses
+        """Sum over the steps that are done, the mean of all ranks."""
+        mine = np.array([self._trainer.losses / ranks()])
+        return self._done.loss + float(gather_rows(mine)[0])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         step = self._done.step + state.global_step
         if self._work.checkpoint is None or step % self._every or step == self._work.steps:
             return
+        progress = Progress(self._work.number, self._work.steps, step, self.loss())
         if is_first():
-            progress = Progress(self._work.number, self._work.steps, step, self.loss)
             write_checkpoint(self._work.checkpoint, progress, _tensors(*self._parts))
 
 

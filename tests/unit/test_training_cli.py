@@ -7,10 +7,11 @@ from training.cli import main, parser
 
 TRAINING = {
     "boost": "STORE RUN --recipe --model --preset --seed --rounds --slices-per-round --epochs "
-    "--batch-size --accumulation --learning-rate --broken-share --weak-target --size --crop-mm "
-    "--trim-mm --patch --width --depth --heads --guard --calibration --test",
+    "--order --batch-size --accumulation --learning-rate --broken-share --weak-target "
+    "--checkpoint-steps --replay --rate-fall --layer-decay --average --size --crop-mm --trim-mm "
+    "--patch --width --depth --heads --guard --calibration --test",
     "evaluate": "RUN STORE --json",
-    "predict": "RUN STORE OUT --submission",
+    "predict": "RUN STORE OUT --submission --stack",
     "report": "RUN OUT.html",
 }
 
