@@ -83,7 +83,10 @@ def make_site_store(folder: Path, patients: int, *, seed: int, size: int, slices
     _write_csv(
         source / "train.csv",
         ("StudyInstanceUID", *LABEL_COLUMNS),
-        [(study, int(bool(broken)), *(int(c in broken) for c in CERVICAL)) for study, broken, _ in rows],
+        [
+            (study, int(bool(broken)), *(int(c in broken) for c in CERVICAL))
+            for study, broken, _ in rows
+        ],
     )
     _write_csv(
         source / "boxes.csv",
@@ -116,7 +119,9 @@ def _write_patient(
     folder = out / "train_images" / study
     folder.mkdir()
     for place in range(slices):
-        save_slice(make_slice(stored[place], place, grid, hospital.site, series), folder / f"{place}.dcm")
+        save_slice(
+            make_slice(stored[place], place, grid, hospital.site, series), folder / f"{place}.dcm"
+        )
     write_mask(scan, grid, out / "segmentations" / f"{study}.nii")
     boxes: list[tuple[object, ...]] = [
         (study, x0, y0, min(x1, size) - x0, min(y1, size) - y0, series.number(place, slices))

@@ -4,6 +4,7 @@ It is rendered from the documents of the run folder alone, once when a model is 
 the locked test was opened. It names no study and no place where data lie.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,27 @@ CARD = "README.md"
 
 
 def render_card(
-    run: RunFolder, number: int, kind: str, *, loss: float, best_constant: float
+    run: RunFolder,
+    number: int,
+    kind: str,
+    *,
+    loss: float,
+    best_constant: float,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> str:
     """The card of the model after a round; number 0 is the start.
 
     Parameters
     ----------
     run : RunFolder
-        Planned; evaluated or not.
+        Planned.
     number : int
     kind : str
         ``slice``, or another name of `training.kinds.KINDS`.
     loss, best_constant : float
         On the guard patients.
+    evaluation : mapping, optional
+        Of this very model, on the locked test patients.
     """
     settings = run.read(SETTINGS)
     plans = [RoundPlan.from_json(plan) for plan in run.read(ROUNDS)]
@@ -53,13 +62,20 @@ def render_card(
         start="random weights" if start is None else f"`{Path(start).name}`",
         loss=loss,
         best_constant=best_constant,
+        evaluation=evaluation,
     )
 
 
 def write_blend_card(run: RunFolder) -> None:
     """Write the card of a blend beside its members."""
     document = run.read(BLEND)
-    card = _render(run, kind="blend", members=document["members"], fitted=document.get("fitted"))
+    card = _render(
+        run,
+        kind="blend",
+        members=document["members"],
+        fitted=document.get("fitted"),
+        evaluation=run.read(EVALUATION) if run.has(EVALUATION) else None,
+    )
     with unwritable(run.path):
         (run.path / CARD).write_text(card)
 
@@ -76,6 +92,7 @@ def renew_card(run: RunFolder, kind: str) -> None:
         kind,
         loss=line["guard_loss"],
         best_constant=line["guard_best_constant"],
+        evaluation=run.read(EVALUATION),
     )
     with unwritable(run.model):
         (run.model / CARD).write_text(card)
@@ -92,6 +109,5 @@ def _render(run: RunFolder, **facts: Any) -> str:
         config=config,
         inputs=config.inputs,
         sides={side: len(splits[side]) for side in SIDES},
-        evaluation=run.read(EVALUATION) if run.has(EVALUATION) else None,
         **facts,
     )

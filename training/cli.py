@@ -1,8 +1,9 @@
 """The command line of training: arguments in, one of the stages out.
 
-``cspine-training boost STORE RUN`` trains, ``evaluate`` opens the locked test, ``predict`` writes
-probabilities, ``report`` a page. Exit codes: 0 done; 1 something stored is missing or damaged; 2
-wrong usage or configuration; 3 the run could not finish.
+``cspine-training boost STORE RUN`` trains, ``blend`` puts runs together, ``evaluate`` opens the
+locked test, ``predict`` writes probabilities and what they rest on, ``report`` a page. Exit codes:
+0 done; 1 something stored is missing or damaged; 2 wrong usage or configuration; 3 the run could
+not finish.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from typing import Any
 
 from storage_schemas.errors import CspineError, UsageError
 from storage_schemas.store import StudyStore
-from training.config import ORDERS, PRESETS, RECIPES, RunConfig
-from training.runs import RunFolder
+from training.config import ORDERS, POOLINGS, PRESETS, RECIPES, RunConfig
+from training.runs import OUT_OF_FOLD, RunFolder
 
 # torch and transformers take seconds to import: each command imports its own stage.
 
@@ -64,8 +65,18 @@ def parser() -> argparse.ArgumentParser:
     boost.add_argument("--model", type=Path, metavar="DIR", help="local checkpoint to start from")
     boost.add_argument("--preset", choices=sorted(PRESETS), default="default")
     boost.add_argument("--seed", type=int, metavar="S")
+    boost.add_argument(
+        "--folds", type=int, metavar="K", help="train K runs, each without one of K parts"
+    )
     _add_settings(boost)
     boost.set_defaults(command=_boost)
+
+    blend = commands.add_parser("blend", help="put runs together by convex weights")
+    blend.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
+    blend.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    blend.add_argument("--store", metavar="STORE", required=True, help="whose labels weigh them")
+    blend.add_argument("--json", action="store_true", help="print one object instead")
+    blend.set_defaults(command=_blend)
 
     evaluate = commands.add_parser("evaluate", help="score RUN on its locked test patients")
     evaluate.add_argument("run", metavar="RUN", type=Path)
@@ -84,6 +95,9 @@ def parser() -> argparse.ArgumentParser:
     )
     predict.add_argument(
         "--stack", action="store_true", help="use the mixture of rounds, not the one model"
+    )
+    predict.add_argument(
+        "--explain", type=Path, metavar="FOLDER", help="write a page and a JSON file of each study"
     )
     predict.set_defaults(command=_predict)
 
@@ -120,6 +134,15 @@ _SETTINGS: dict[str, dict[str, str]] = {
         "size": "pixels of the square input",
         "crop_mm": "side of the square that it shows",
         "trim_mm": "of a crop's lower and upper end that is no input",
+        "neighbours": "slices that are channels; more than 3 for sequences alone",
+        "mask": "the vertebra's mask is one more channel, for sequences alone",
+    },
+    "sequence": {
+        "positions": "slices of a vertebra that are looked at, at most",
+        "drawn": "of these in training, each time",
+        "pooling": "whether positions read each other",
+        "frozen": "train the heads alone, on features that are kept",
+        "head_epochs": "draws of the patients for the patient head",
     },
     "model": {
         "patch": "pixels, of a model made without --model",
@@ -134,7 +157,7 @@ _SETTINGS: dict[str, dict[str, str]] = {
     },
 }
 """The fields of `RunConfig` that have a flag, and what `--help` says of them."""
-_CHOICES = {"order": ORDERS}
+_CHOICES = {"order": ORDERS, "pooling": POOLINGS}
 """Of those that are no numbers."""
 
 
@@ -145,8 +168,12 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         kinds = {entry.name: entry.type for entry in fields(getattr(defaults, part))}
         for name, told in settings.items():
             value = getattr(getattr(defaults, part), name)
+            flag = f"--{name.replace('_', '-')}"
+            if kinds[name] is bool:
+                group.add_argument(flag, action="store_const", const=True, help=told)
+                continue
             group.add_argument(
-                f"--{name.replace('_', '-')}",
+                flag,
                 type=float if kinds[name] is float else str if name in _CHOICES else int,
                 choices=_CHOICES.get(name),
                 metavar=None if name in _CHOICES else "N",
@@ -155,6 +182,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 
 def _boost(options: argparse.Namespace) -> int:
+    from training.blending import boost_folds
     from training.boosting import boost
 
     given: dict[str, dict[str, Any]] = {
@@ -166,8 +194,28 @@ def _boost(options: argparse.Namespace) -> int:
         config = replace(config, recipe=options.recipe)
     if options.seed is not None:
         config = replace(config, seed=options.seed)
-    boost(StudyStore.open(options.store), RunFolder(options.run), config, options.model)
-    print(f"model: {RunFolder(options.run).model}")
+    store, run = StudyStore.open(options.store), RunFolder(options.run)
+    if options.folds:
+        boost_folds(store, run, config, options.model, options.folds)
+        print(f"out-of-fold predictions: {run.path / OUT_OF_FOLD}")
+        return 0
+    boost(store, run, config, options.model)
+    print(f"model: {run.model}")
+    return 0
+
+
+def _blend(options: argparse.Namespace) -> int:
+    from training.blending import blend
+
+    runs = [RunFolder(path) for path in options.runs]
+    found = blend(StudyStore.open(options.store), RunFolder(options.out), runs)
+    if options.json:
+        print(json.dumps(asdict(found)))
+        return 0
+    print(f"on {found.studies} studies that no run trained on:")
+    for path, weight, loss in zip(options.runs, found.weights, found.losses, strict=True):
+        print(f"  weight {weight:.3f}, alone {loss:.3f}: {path}")
+    print(f"blend: {found.loss:.3f}: {options.out}")
     return 0
 
 
@@ -189,9 +237,12 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from training.answers import explain_studies
     from training.cohort import read_cohort
-    from training.predict import predict_studies, read_calibration, write_submission, write_table
+    from training.members import read_members
+    from training.predict import predict_studies, write_submission, write_table
     from training.progress import StageProgress, say_event
+    from training.sequence_inputs import warn_of
 
     run, store = RunFolder(options.run), StudyStore.open(options.store)
     studies = read_cohort(store)
@@ -202,15 +253,22 @@ def _predict(options: argparse.Namespace) -> int:
         predictions = predictions.of_stack(run)
     by_prior = int(predictions.by_prior.sum())
     say_event("predict", studies=len(studies), levels_without_crop_by_prior=by_prior)
+    for study in studies:
+        if reasons := warn_of(study.vertebrae):
+            say_event("warning", study=study.study, reasons="; ".join(reasons))
     table = options.out
     if options.submission:
         table = options.out.with_suffix(".table.csv")
-        priors = read_calibration(run).priors
+        priors = read_members(run)[0].calibration().priors
         counts = write_submission(predictions, priors, options.submission, options.out)
         say_event("submission", **counts)
         print(f"submission: {options.out}")
     write_table(predictions, table)
     print(f"table: {table}")
+    if options.explain:
+        with StageProgress("explain", len(studies), "studies") as progress:
+            explain_studies(store, run, studies, predictions, options.explain, progress.advance)
+        print(f"pages: {options.explain}")
     return 0
 
 

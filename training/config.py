@@ -17,6 +17,7 @@ Order = Literal["shuffled", "site"]
 ORDERS: tuple[str, ...] = get_args(Order)
 Window = tuple[float, float]
 Pooling = Literal["lstm", "attention"]
+POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
 @dataclass(frozen=True)
@@ -204,8 +205,8 @@ class SequenceConfig:
             raise _invalid(
                 "of the positions some are drawn, and of the vertebrae a share is broken"
             )
-        if self.pooling not in get_args(Pooling) or not 0 <= self.dropout < 1:
-            raise _invalid(f"pooling by {' or '.join(get_args(Pooling))}, dropout a share below 1")
+        if self.pooling not in POOLINGS or not 0 <= self.dropout < 1:
+            raise _invalid(f"pooling by {' or '.join(POOLINGS)}, dropout a share below 1")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from sklearn.calibration import calibration_curve
 from storage_schemas.errors import UsageError
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import LABEL_COLUMNS
+from training.cards import renew_card
 from training.cohort import Study, label_table, labelled, read_cohort
 from training.config import RunConfig
 from training.curves import SPECIFICITY, mean_figures, rank_figures
@@ -33,6 +34,7 @@ from training.metric import (
 )
 from training.predict import Predictions, predict_studies
 from training.progress import StageProgress
+from training.recipes import RECIPES
 from training.runs import EVALUATION, SETTINGS, SPLITS, RunFolder
 from training.splits import Splits
 
@@ -138,6 +140,7 @@ def evaluate(store: StudyStore, run: RunFolder) -> Evaluation:
     examples.write(run)
     found = _compare(test, train, predictions, config.seed)
     run.write(EVALUATION, asdict(found))
+    renew_card(run, RECIPES[config.recipe].kind)
     return found
 
 

@@ -69,8 +69,7 @@ def read_calibration(folder: Path) -> Calibration:
     UsageError
         ``config-invalid`` where there is none.
     """
-    place = RunFolder(folder)
-    document = place.read(CALIBRATION)
+    document = RunFolder(folder.parent).read(f"{folder.name}/{CALIBRATION}")
     try:
         return Calibration.from_json(document)
     except (TypeError, AttributeError) as error:

@@ -9,9 +9,11 @@ TRAINING = {
     "boost": "STORE RUN --recipe --model --preset --seed --rounds --slices-per-round --epochs "
     "--order --batch-size --accumulation --learning-rate --broken-share --weak-target "
     "--checkpoint-steps --replay --rate-fall --layer-decay --average --size --crop-mm --trim-mm "
+    "--neighbours --mask --positions --drawn --pooling --frozen --head-epochs --folds "
     "--patch --width --depth --heads --guard --calibration --test",
+    "blend": "OUT RUN --store --json",
     "evaluate": "RUN STORE --json",
-    "predict": "RUN STORE OUT --submission --stack",
+    "predict": "RUN STORE OUT --submission --stack --explain",
     "report": "RUN OUT.html",
 }
 
