@@ -86,6 +86,7 @@ class RunError(CspineError):
         "scheduler-unreachable": "check the address, or run with --serial",
         "training-diverged": "the last accepted round is intact; lower the learning rate",
         "export-differs": "report it with the versions of torch, onnx and onnxruntime",
+        "run-unwritable": "make room on the disk, then run again; accepted rounds are intact",
     }
 
 

@@ -1,9 +1,9 @@
 """The command line of training: arguments in, one of the stages out.
 
-``cspine-training boost STORE RUN`` trains, ``evaluate`` opens the locked test, ``predict`` writes
-probabilities, ``report`` a page; ``localizer`` trains what finds the vertebrae. Exit codes: 0 done;
-1 something stored is missing or damaged; 2 wrong usage or configuration; 3 the run could not
-finish.
+``cspine-training boost STORE RUN`` trains, ``blend`` puts runs together, ``evaluate`` opens the
+locked test, ``predict`` writes probabilities and what they rest on, ``report`` a page;
+``localizer`` trains what finds the vertebrae. Exit codes: 0 done; 1 something stored is missing or
+damaged; 2 wrong usage or configuration; 3 the run could not finish.
 """
 
 import argparse
@@ -20,8 +20,16 @@ from typing import Any
 
 from storage_schemas.errors import CspineError, UsageError
 from storage_schemas.store import StudyStore
-from training.config import LOCALIZER_PRESETS, PRESETS, RECIPES, LocalizerConfig, RunConfig
-from training.runs import RunFolder
+from training.config import (
+    LOCALIZER_PRESETS,
+    ORDERS,
+    POOLINGS,
+    PRESETS,
+    RECIPES,
+    LocalizerConfig,
+    RunConfig,
+)
+from training.runs import OUT_OF_FOLD, RunFolder
 
 # torch and transformers take seconds to import: each command imports its own stage.
 
@@ -61,10 +69,13 @@ def parser() -> argparse.ArgumentParser:
     boost = commands.add_parser("boost", help="train a model in rounds")
     boost.add_argument("store", metavar="STORE", help="folder or URL of the store")
     boost.add_argument("run", metavar="RUN", type=Path, help="folder to write to")
-    boost.add_argument("--recipe", choices=RECIPES, help="what a round does (default: seed)")
+    boost.add_argument("--recipe", choices=RECIPES, help="how rounds go (default: boost)")
     boost.add_argument("--model", type=Path, metavar="DIR", help="local checkpoint to start from")
     boost.add_argument("--preset", choices=sorted(PRESETS), default="default")
     boost.add_argument("--seed", type=int, metavar="S")
+    boost.add_argument(
+        "--folds", type=int, metavar="K", help="train K runs, each without one of K parts"
+    )
     _add_settings(boost)
     boost.set_defaults(command=_boost)
 
@@ -83,6 +94,12 @@ def parser() -> argparse.ArgumentParser:
         )
     localizer.add_argument("--json", action="store_true", help="print the card instead")
     localizer.set_defaults(command=_localizer)
+    blend = commands.add_parser("blend", help="put runs together by convex weights")
+    blend.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
+    blend.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    blend.add_argument("--store", metavar="STORE", required=True, help="whose labels weigh them")
+    blend.add_argument("--json", action="store_true", help="print one object instead")
+    blend.set_defaults(command=_blend)
 
     evaluate = commands.add_parser("evaluate", help="score RUN on its locked test patients")
     evaluate.add_argument("run", metavar="RUN", type=Path)
@@ -98,6 +115,12 @@ def parser() -> argparse.ArgumentParser:
         "--submission",
         metavar="sample_submission.csv",
         help="make OUT a submission of these rows; the table goes beside it, as .table.csv",
+    )
+    predict.add_argument(
+        "--stack", action="store_true", help="use the mixture of rounds, not the one model"
+    )
+    predict.add_argument(
+        "--explain", type=Path, metavar="FOLDER", help="write a page and a JSON file of each study"
     )
     predict.set_defaults(command=_predict)
 
@@ -115,17 +138,34 @@ _SETTINGS: dict[str, dict[str, str]] = {
     "train": {
         "rounds": "at most so many rounds (default: until every training patient was seen)",
         "slices_per_round": "about so many",
+        "order": "whether rounds are alike, or sites come one after another",
         "epochs": "draws a round, as a multiple of its slices",
         "batch_size": "slices a step",
         "accumulation": "batches a step of the optimizer",
         "learning_rate": "peak of each round",
         "broken_share": "share of each batch that shows a fracture",
         "weak_target": "what a slice of a broken vertebra without boxes is worth",
+        "checkpoint_steps": "a killed round goes on from the last of so many steps",
+    },
+    "boost": {
+        "replay": "share of a round's inputs that come from earlier rounds",
+        "rate_fall": "peak rate of a round, as a multiple of the one before",
+        "layer_decay": "rate of a layer, as a multiple of the one above",
+        "average": "share of a round's steps that the moving average looks back",
     },
     "inputs": {
         "size": "pixels of the square input",
         "crop_mm": "side of the square that it shows",
         "trim_mm": "of a crop's lower and upper end that is no input",
+        "neighbours": "slices that are channels; more than 3 for sequences alone",
+        "mask": "the vertebra's mask is one more channel, for sequences alone",
+    },
+    "sequence": {
+        "positions": "slices of a vertebra that are looked at, at most",
+        "drawn": "of these in training, each time",
+        "pooling": "whether positions read each other",
+        "frozen": "train the heads alone, on features that are kept",
+        "head_epochs": "draws of the patients for the patient head",
     },
     "model": {
         "patch": "pixels, of a model made without --model",
@@ -140,6 +180,8 @@ _SETTINGS: dict[str, dict[str, str]] = {
     },
 }
 """The fields of `RunConfig` that have a flag, and what `--help` says of them."""
+_CHOICES = {"order": ORDERS, "pooling": POOLINGS}
+"""Of those that are no numbers."""
 
 
 _LOCALIZER_SETTINGS = {
@@ -162,15 +204,21 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         kinds = {entry.name: entry.type for entry in fields(getattr(defaults, part))}
         for name, told in settings.items():
             value = getattr(getattr(defaults, part), name)
+            flag = f"--{name.replace('_', '-')}"
+            if kinds[name] is bool:
+                group.add_argument(flag, action="store_const", const=True, help=told)
+                continue
             group.add_argument(
-                f"--{name.replace('_', '-')}",
-                type=float if kinds[name] is float else int,
-                metavar="N",
+                flag,
+                type=float if kinds[name] is float else str if name in _CHOICES else int,
+                choices=_CHOICES.get(name),
+                metavar=None if name in _CHOICES else "N",
                 help=told if value is None else f"{told} (default preset: {value})",
             )
 
 
 def _boost(options: argparse.Namespace) -> int:
+    from training.blending import boost_folds
     from training.boosting import boost
 
     given: dict[str, dict[str, Any]] = {
@@ -182,8 +230,28 @@ def _boost(options: argparse.Namespace) -> int:
         config = replace(config, recipe=options.recipe)
     if options.seed is not None:
         config = replace(config, seed=options.seed)
-    boost(StudyStore.open(options.store), RunFolder(options.run), config, options.model)
-    print(f"model: {RunFolder(options.run).model}")
+    store, run = StudyStore.open(options.store), RunFolder(options.run)
+    if options.folds:
+        boost_folds(store, run, config, options.model, options.folds)
+        print(f"out-of-fold predictions: {run.path / OUT_OF_FOLD}")
+        return 0
+    boost(store, run, config, options.model)
+    print(f"model: {run.model}")
+    return 0
+
+
+def _blend(options: argparse.Namespace) -> int:
+    from training.blending import blend
+
+    runs = [RunFolder(path) for path in options.runs]
+    found = blend(StudyStore.open(options.store), RunFolder(options.out), runs)
+    if options.json:
+        print(json.dumps(asdict(found)))
+        return 0
+    print(f"on {found.studies} studies that no run trained on:")
+    for path, weight, loss in zip(options.runs, found.weights, found.losses, strict=True):
+        print(f"  weight {weight:.3f}, alone {loss:.3f}: {path}")
+    print(f"blend: {found.loss:.3f}: {options.out}")
     return 0
 
 
@@ -216,7 +284,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(asdict(found)))
         return 0
-    Console().print(show(found))
+    for table in show(found):
+        Console().print(table)
     low, high = found.gain_interval
     print(f"below the best constant by {found.gain:.3f}, 95 % interval {low:.3f} to {high:.3f}")
     print(found.verdict)
@@ -224,26 +293,38 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from training.answers import explain_studies
     from training.cohort import read_cohort
-    from training.predict import predict_studies, read_calibration, write_submission, write_table
+    from training.members import read_members
+    from training.predict import predict_studies, write_submission, write_table
     from training.progress import StageProgress, say_event
+    from training.sequence_inputs import warn_of
 
     run, store = RunFolder(options.run), StudyStore.open(options.store)
     studies = read_cohort(store)
     crops = sum(len(study.vertebrae) for study in studies)
     with StageProgress("read studies", crops, "crops") as progress:
-        predictions = predict_studies(store, run, studies, progress.advance)
+        predictions = predict_studies(store, run, studies, progress.advance, stacked=options.stack)
+    if options.stack:
+        predictions = predictions.of_stack(run)
     by_prior = int(predictions.by_prior.sum())
     say_event("predict", studies=len(studies), levels_without_crop_by_prior=by_prior)
+    for study in studies:
+        if reasons := warn_of(study.vertebrae):
+            say_event("warning", study=study.study, reasons="; ".join(reasons))
     table = options.out
     if options.submission:
         table = options.out.with_suffix(".table.csv")
-        priors = read_calibration(run).priors
+        priors = read_members(run)[0].calibration().priors
         counts = write_submission(predictions, priors, options.submission, options.out)
         say_event("submission", **counts)
         print(f"submission: {options.out}")
     write_table(predictions, table)
     print(f"table: {table}")
+    if options.explain:
+        with StageProgress("explain", len(studies), "studies") as progress:
+            explain_studies(store, run, studies, predictions, options.explain, progress.advance)
+        print(f"pages: {options.explain}")
     return 0
 
 

@@ -5,7 +5,7 @@ Each is the middle channel of the very input that had the largest logit of its v
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import matplotlib.image
 import numpy as np
@@ -77,7 +77,8 @@ class ExampleTiles:
 
     def _draw(self, shards: RoundShards, crop: int, z: int) -> NDArray[np.uint8]:
         batch = gather_slices(shards, np.array([crop]), np.array([z]))
-        pixels = make_pixels(batch, self.inputs, plain_pose(1))[0, 1].numpy()
+        inputs = replace(self.inputs, neighbours=3, mask=False)  # one channel is all that is shown
+        pixels = make_pixels(batch, inputs, plain_pose(1))[0, 1].numpy()
         return np.rint(255 * pixels).astype(np.uint8)
 
     def write(self, run: RunFolder) -> None:

@@ -28,6 +28,7 @@ SHARES = ["--guard", "0.2", "--calibration", "0.2", "--test", "0.2"]
 SETTINGS = [
     *("--preset", "demo", "--size", "32", "--patch", "8", "--width", "16"),
     *("--rounds", "2", "--slices-per-round", "100", "--epochs", "1.5", *SHARES),
+    *("--recipe", "seed", "--checkpoint-steps", "2"),
 ]
 Captured = pytest.CaptureFixture[str]
 

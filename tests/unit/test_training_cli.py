@@ -7,12 +7,15 @@ from training.cli import main, parser
 
 TRAINING = {
     "boost": "STORE RUN --recipe --model --preset --seed --rounds --slices-per-round --epochs "
-    "--batch-size --accumulation --learning-rate --broken-share --weak-target --size --crop-mm "
-    "--trim-mm --patch --width --depth --heads --guard --calibration --test",
+    "--order --batch-size --accumulation --learning-rate --broken-share --weak-target "
+    "--checkpoint-steps --replay --rate-fall --layer-decay --average --size --crop-mm --trim-mm "
+    "--neighbours --mask --positions --drawn --pooling --frozen --head-epochs --folds "
+    "--patch --width --depth --heads --guard --calibration --test",
     "localizer": "STORE OUT.onnx --preset --size --steps --batch-size --learning-rate --folds "
     "--fold --margin-mm --seed --json",
+    "blend": "OUT RUN --store --json",
     "evaluate": "RUN STORE --json",
-    "predict": "RUN STORE OUT --submission",
+    "predict": "RUN STORE OUT --submission --stack --explain",
     "report": "RUN OUT.html",
 }
 

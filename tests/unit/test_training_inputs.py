@@ -25,7 +25,7 @@ from training.inputs import (
 )
 
 STILL = AugmentConfig(rotate_degrees=0, shift_mm=0, scale=0, gain=0, offset=0, noise=0)
-WINDOW = InputConfig(size=32, crop_mm=32, low_hu=0, high_hu=1000, trim_mm=0)
+WINDOW = InputConfig(size=32, crop_mm=32, windows=((0, 1000),), trim_mm=0)
 NOWHERE = (math.nan,) * 4
 Box = tuple[float, float, float, float]
 
