@@ -17,7 +17,7 @@ from storage_schemas.catalog import TABLES
 from storage_schemas.crops import create_array
 from storage_schemas.store import StudyStore
 from tests.conftest import REPOSITORY
-from tests.studies import write_cohort
+from tests.studies import LEVELS, write_cohort
 
 BYTES = {"int16": 2, "uint8": 1}
 LOST = {"int16": -32768, "uint8": 255}
@@ -81,7 +81,7 @@ def test_a_record_proves_itself_and_every_array_as_described(store: Path) -> Non
     claimed = record.pop("sha256")
     assert hashlib.sha256(canonical(record)).hexdigest() == claimed
     assert text == canonical(record | {"sha256": claimed})
-    assert len(record["arrays"]) == 15
+    assert len(record["arrays"]) == 2 * LEVELS + 2, "crops, masks, the overview and its levels"
     for array in record["arrays"]:
         shape, kind, data = read_array(store / "volumes.zarr" / array["path"])
         assert (list(shape), kind) == (array["shape"], array["dtype"])
