@@ -5,9 +5,9 @@ its distances from the other levels along the spine are those of a neck: C1 abov
 step apart, nothing in one place. A level that breaks a rule is left out with its reason, and the
 others are kept. Not here: the network (`pipeline.network`), bone (`pipeline.localizers`).
 
-A body and a disc of the neck are some 15 to 20 mm high (Panjabi et al., Spine 16(8), 1991; Gilad and
-Nissan, Spine 11(2), 1986). The cervical vertebrae of a VerSe mask have 13 to 19 cm3, those of the
-phantoms 5 to 19. The bounds below are wider, for children, giants, bends and coarse grids.
+In the neck a body and a disc are some 15 to 20 mm high (Panjabi et al., Spine 16(8), 1991; Gilad
+and Nissan, Spine 11(2), 1986). The cervical vertebrae of a VerSe mask have 13 to 19 cm3, those of
+the phantoms 5 to 19. The bounds below are wider, for children, giants, bends and coarse grids.
 """
 
 from dataclasses import dataclass
