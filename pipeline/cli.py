@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from pipeline.arguments import OneLineParser, levels, number, positive_number, seconds, share, size
-from pipeline.catalog import Annotations, build_tables
+from pipeline.catalog import Annotations, build_tables, refresh_tables
 from pipeline.config import StudyConfig
 from pipeline.inspect import READABLE, inspect_studies, render
 from pipeline.listing import guess_layout, list_studies, open_source
@@ -262,7 +262,7 @@ def _run(options: argparse.Namespace) -> int:
     log = RunLog()
     try:
         with (
-            _executor(options) as executor,
+            _executor(options, idle=not plan.todo) as executor,
             StageProgress("run", len(plan.todo), "studies") as progress,
         ):
 
@@ -285,12 +285,15 @@ def _run(options: argparse.Namespace) -> int:
             summary = execute(plan, executor, config, store, observe, threads)
     finally:
         store.write_log(log.name, log.lines)
-    build_tables(store, annotations)
+    if plan.todo:
+        build_tables(store, annotations)
+    else:
+        refresh_tables(store, annotations, plan.records)
     _tell("run", list(summary.to_json().items()), options)
     return summary.exit_code
 
 
-def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor]:
+def _executor(options: argparse.Namespace, *, idle: bool) -> AbstractContextManager[Executor]:
     # Dask costs a second to import, which the other commands need not pay.
     from pipeline import executors
 
@@ -298,6 +301,8 @@ def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor]:
     if options.serial:
         if report:
             raise UsageError("config-invalid", "--performance-report is Dask's, not for --serial")
+        return nullcontext(executors.run_serially)
+    if idle and not report:  # no cluster is worth its start
         return nullcontext(executors.run_serially)
     if report:
         # Dask writes it when all is done, which is late to learn that it cannot.

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,9 @@ from storage_schemas.catalog import check_table
 from storage_schemas.errors import StoreError, UsageError
 from storage_schemas.geometry import StackGeometry
 from storage_schemas.objects import REQUESTS, ObjectFolder
-from storage_schemas.records import StoredArray, StudyRecord, check_study
+from storage_schemas.records import RecordHead, StoredArray, StudyRecord, check_study
+
+Read = TypeVar("Read", StudyRecord, RecordHead)
 
 STORE_SCHEMA = "cspine-store/1"
 VOLUMES = "volumes.zarr"
@@ -175,20 +177,26 @@ class StudyStore:
             ``record-missing``, ``record-invalid`` or ``schema-unsupported``.
         """
         key = _record_key(study)
-        try:
-            data = self.objects.get(key)
-        except FileNotFoundError:
-            raise StoreError("record-missing", "the study has no record", key=key) from None
-        record = StudyRecord.from_bytes(data, key)
-        if record.study != study:
-            raise StoreError("record-invalid", f"it is the record of {record.study}", key=key)
-        return record
+        return _check_study(StudyRecord.from_bytes(self._get_record(key), key), study, key)
 
     def records(self, studies: Iterable[str] | None = None) -> Iterator[StudyRecord]:
         """Read many records, several in flight, in the order of the studies."""
         chosen = self.studies() if studies is None else list(studies)
         with ThreadPoolExecutor(REQUESTS) as pool:
             yield from pool.map(self.record, chosen)
+
+    def heads(self) -> Iterator[RecordHead | StoreError]:
+        """What resume needs of each record, several in flight; or what is wrong with it."""
+
+        def read(study: str) -> RecordHead | StoreError:
+            key = _record_key(study)
+            try:
+                return _check_study(RecordHead.from_bytes(self._get_record(key), key), study, key)
+            except StoreError as error:
+                return error
+
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            yield from pool.map(read, self.studies())
 
     # ---- arrays --------------------------------------------------------------------------------
 
@@ -344,12 +352,24 @@ class StudyStore:
             raise StoreError("table-invalid", f"no Parquet file: {error}", key=key) from None
         return check_table(name, table, key)
 
+    def _get_record(self, key: str) -> bytes:
+        try:
+            return self.objects.get(key)
+        except FileNotFoundError:
+            raise StoreError("record-missing", "the study has no record", key=key) from None
+
     def _get(self, key: str, path: str) -> bytes:
         try:
             return self.objects.get(key)
         except FileNotFoundError:
             missing = f"there is no object {key}"
             raise StoreError("array-missing", missing, key=path) from None
+
+
+def _check_study(record: Read, study: str, key: str) -> Read:
+    if record.study != study:
+        raise StoreError("record-invalid", f"it is the record of {record.study}", key=key)
+    return record
 
 
 def _record_key(study: str) -> str:
