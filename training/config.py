@@ -170,11 +170,11 @@ class SequenceConfig:
     frozen : bool
         Train the heads alone, on features that are kept.
     head_epochs : float
-        Draws of the patients for the patient head, which learns last and from kept features.
+        Draws of the patients for the heads, which learn last and from features.
     head_batch : int
-        Patients a step of it.
+        Patients a step of them.
     head_rate : float
-        Its peak learning rate, and that of all heads where the encoder is frozen.
+        Their peak learning rate.
     """
 
     positions: int = 15
@@ -201,10 +201,8 @@ class SequenceConfig:
         )
         if min(counts) < 1 or self.head_epochs < 0 or self.head_rate <= 0:
             raise _invalid("positions, widths, layers, batch and rate of the heads are positive")
-        if self.drawn > self.positions or not 0 <= self.broken_share < 1:
-            raise _invalid(
-                "of the positions some are drawn, and of the vertebrae a share is broken"
-            )
+        if not 0 <= self.broken_share < 1:
+            raise _invalid("the broken share is one of a step's vertebrae")
         if self.pooling not in POOLINGS or not 0 <= self.dropout < 1:
             raise _invalid(f"pooling by {' or '.join(POOLINGS)}, dropout a share below 1")
 

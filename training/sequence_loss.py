@@ -2,7 +2,8 @@
 
 Patients are judged by the competition's loss of all eight targets, vertebrae by the cross-entropy
 of their own logits under the same weights (1 whole, 2 broken), positions only where it is known
-whether the slice shows the fracture: never by the label of their vertebra.
+whether the slice shows the fracture: never by the label of their vertebra. Of a position both the
+encoder's own opinion and that of the sequence are judged, so that the encoder has to see itself.
 """
 
 from collections.abc import Sequence
@@ -115,7 +116,12 @@ def sequence_loss(output: SequenceOutput, targets: dict[str, Tensor], shares: Lo
         shares.patient
         * _mean_loss(output.logits, targets["patient_target"], targets["patient_weight"])
         + shares.vertebra * _mean_loss(output.vertebra_logits, vertebra, 1 + vertebra)
-        + shares.position * _mean_loss(output.position_logits, targets["position_target"], None)
+        + shares.position
+        * (
+            _mean_loss(output.position_logits, targets["position_target"], None)
+            + _mean_loss(output.own_logits, targets["position_target"], None)
+        )
+        / 2
     )
 
 

@@ -1,9 +1,10 @@
 """How a sequence model is started, trained on the crops of a round, and asked.
 
-A round has two parts. First everything but the patient head learns end to end, from single
-vertebrae in mixed batches: from their labels, from slices and boxes where true ones are known. Then
-the patient head learns from whole patients, on features of the encoder that are made once. Where
-the encoder is frozen all heads learn in the second way, and nothing else does.
+A round has two parts. First the encoder and its classifier learn through the heads as they are (of
+a new model a soft maximum over the slices), from few slices of many vertebrae in a step: from the
+vertebrae's labels, from slices and boxes where true ones are known. Then the heads learn from whole
+patients, on features of the encoder that are made once. Where the encoder is frozen, only the
+second part is left.
 """
 
 import math
@@ -182,19 +183,22 @@ def train_sequences(
     """Train a sequence model, in place; see the module, and `fit`."""
     model = cast(CervicalSequenceModel, model)
     if _is_frozen(model):
-        return _train_heads(model, inputs, shards, config, work, patient_alone=False)
+        return _train_heads(model, inputs, shards, config, work)
     round_ = _plan(model, inputs, shards, config, work)
     dataset = NeckDataset(shards, round_.index, round_.targets, inputs)
     loss = _vertebra_loss(model, inputs, config)
-    with _resting(model.patient):
+    with _resting(model.positions, model.patient):
         trained = fit(model, dataset, round_.order, loss, config=config.train, work=work)
     if not config.sequence.head_epochs:
         return trained
     if trained.average is not None:
-        # The patient head is to read what the average says: from here on it is the model.
+        # The heads are to read what the average says: from here on it is the model.
         model.load_state_dict({**model.state_dict(), **trained.average})
         refresh_sequences(model, inputs, shards, config, work)
-    _train_heads(model, inputs, shards, config, work, patient_alone=True)
+    patients = sum(1 for study in shards.studies if study.labels)
+    steps = max(1, round(config.sequence.head_epochs * patients / config.sequence.head_batch))
+    quiet = replace(work, steps=steps, log=lambda line: None, checkpoint=None, average=0.0)
+    _train_heads(model, inputs, shards, config, quiet)
     return Trained(trained.loss, None)
 
 
@@ -260,10 +264,8 @@ def _train_heads(
     shards: RoundShards,
     config: RunConfig,
     work: RoundWork,
-    *,
-    patient_alone: bool,
 ) -> Trained:
-    """Train the patient head, or all heads, on features of whole patients."""
+    """Train all but the encoder, on features of whole patients."""
     settings = config.sequence
     known = [study for study in shards.studies if study.labels]
     index = index_necks(
@@ -271,28 +273,28 @@ def _train_heads(
     )
     targets = find_targets(shards, index, known)
     features = _features(model, inputs, shards, index)
-    steps = work.steps
-    if patient_alone:
-        steps = max(1, round(settings.head_epochs * len(index) / settings.head_batch))
-        work = replace(work, log=lambda line: None, checkpoint=None, average=0.0)
     batch = min(settings.head_batch, len(index))
     order = draw_order(
-        np.zeros(len(index), np.float32), broken_share=0, batch=batch, steps=steps, seed=work.seed
+        np.zeros(len(index), np.float32),
+        broken_share=0,
+        batch=batch,
+        steps=work.steps,
+        seed=work.seed,
     )
-    resting = [model.encoder] + [model.positions, model.classifier] * patient_alone
-    shares = LossShares(vertebra=0.0, position=0.0) if patient_alone else LossShares()
 
     def loss(wrapped: Any, part: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        return sequence_loss(wrapped(features=part["features"], valid=part["valid"]), part, shares)
+        return sequence_loss(
+            wrapped(features=part["features"], valid=part["valid"]), part, LossShares()
+        )
 
-    with _resting(*resting):
+    with _resting(model.encoder):
         return fit(
             model,
             FeatureDataset(features, index, targets),
             order,
             loss,
             config=replace(config.train, batch_size=batch),
-            work=replace(work, steps=steps, rate=settings.head_rate),
+            work=replace(work, rate=settings.head_rate),
         )
 
 

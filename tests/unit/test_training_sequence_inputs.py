@@ -13,6 +13,7 @@ from training.metric import competition_loss
 from training.sequence_inputs import (
     choose_positions,
     draw_neck_pose,
+    draw_positions,
     gather_necks,
     index_necks,
     show_necks,
@@ -42,6 +43,28 @@ def test_positions_are_evenly_spaced_and_none_is_looked_at_twice(
 ) -> None:
     found = choose_positions(make_vertebra((slices, 8, 8)), positions, trim_mm)
     assert found.tolist() == chosen
+
+
+@pytest.mark.parametrize("drawn", [1, 2, 4, 9])
+def test_slices_are_drawn_one_from_each_part_and_a_broken_vertebra_shows_its_fracture(
+    drawn: int,
+) -> None:
+    seen = [int(z == 6) for z in range(8)]
+    vertebra = make_vertebra((8, 8, 8), fractured=1, seen=seen)
+    whole = make_vertebra((8, 8, 8), fractured=0, seen=[0] * 8)
+    random = np.random.default_rng(0)
+    looked_at = set()
+    for _ in range(60):
+        found = draw_positions(vertebra, drawn, 0, random)
+        assert 6 in found
+        found = draw_positions(whole, drawn, 0, random)
+        count = min(drawn, 8)
+        assert (found[count:] == -1).all()
+        assert (np.diff(found[:count]) > 0).all()
+        parts = np.array_split(np.arange(8), count)
+        assert all(z in part for z, part in zip(found, parts, strict=False))
+        looked_at |= set(found[:count].tolist())
+    assert looked_at == set(range(8))
 
 
 def two_studies() -> tuple:
@@ -184,6 +207,7 @@ def test_slices_of_a_broken_vertebra_without_boxes_are_asked_nothing() -> None:
 
 def outputs(**logits: torch.Tensor) -> SequenceOutput:
     shapes = {"logits": (3, 8), "vertebra_logits": (3, 7), "position_logits": (3, 7, 5)}
+    shapes["own_logits"] = shapes["position_logits"]
     return SequenceOutput(
         **{name: logits.get(name, torch.zeros(shape)) for name, shape in shapes.items()}
     )
