@@ -29,7 +29,7 @@ from training.features import encode_necks, keep_features
 from training.inputs import cover_patches
 from training.models import is_ours, load_model, read_model_type
 from training.patches import box_loss, has_places, patch_logits
-from training.ranks import rank
+from training.ranks import rank, ranks
 from training.runs import FEATURES
 from training.scoring import LevelScores, device
 from training.sequence_inputs import (
@@ -104,7 +104,9 @@ def start_sequence_model(
 
 
 def _freeze(model: CervicalSequenceModel, config: RunConfig) -> CervicalSequenceModel:
-    model.encoder.requires_grad_(not config.sequence.frozen)
+    for name, parameter in model.encoder.named_parameters():
+        # A mask token is of pretraining alone, and several devices would wait for its gradient.
+        parameter.requires_grad_(not config.sequence.frozen and not name.endswith("mask_token"))
     return model
 
 
@@ -226,7 +228,7 @@ def _plan(
     order = draw_order(
         np.array([vertebra.fractured for vertebra in chosen], np.float32),
         broken_share=config.sequence.broken_share,
-        batch=max(1, round(config.train.batch_size * config.train.accumulation / each)),
+        batch=_shared(round(config.train.batch_size * config.train.accumulation / each)),
         steps=work.steps,
         seed=work.seed,
     )
@@ -237,6 +239,11 @@ def _plan(
         np.stack([draw_positions(chosen[row], drawn, trim, random) for row in order.ravel()]),
     )
     return _Round(index, find_targets(shards, index), np.arange(order.size).reshape(order.shape))
+
+
+def _shared(batch: int) -> int:
+    """About so many, and as many for each rank."""
+    return max(1, batch // ranks()) * ranks()
 
 
 def _vertebra_loss(model: CervicalSequenceModel, inputs: InputConfig, config: RunConfig) -> Loss:
@@ -273,7 +280,7 @@ def _train_heads(
     )
     targets = find_targets(shards, index, known)
     features = _features(model, inputs, shards, index)
-    batch = min(settings.head_batch, len(index))
+    batch = _shared(min(settings.head_batch, len(index)))
     order = draw_order(
         np.zeros(len(index), np.float32),
         broken_share=0,
