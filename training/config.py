@@ -157,8 +157,6 @@ class SequenceConfig:
     drawn : int
         Of these, how many are drawn each time that a vertebra is trained on: fewer slices of more
         vertebrae make a better step.
-    broken_share : float
-        Of the vertebrae of a step.
     pooling : {"lstm", "attention"}
         Whether positions read each other before they are weighed.
     width, layers : int
@@ -179,7 +177,6 @@ class SequenceConfig:
 
     positions: int = 15
     drawn: int = 8
-    broken_share: float = 0.5
     pooling: Pooling = "lstm"
     width: int = 256
     layers: int = 2
@@ -201,8 +198,6 @@ class SequenceConfig:
         )
         if min(counts) < 1 or self.head_epochs < 0 or self.head_rate <= 0:
             raise _invalid("positions, widths, layers, batch and rate of the heads are positive")
-        if not 0 <= self.broken_share < 1:
-            raise _invalid("the broken share is one of a step's vertebrae")
         if self.pooling not in POOLINGS or not 0 <= self.dropout < 1:
             raise _invalid(f"pooling by {' or '.join(POOLINGS)}, dropout a share below 1")
 
@@ -379,6 +374,7 @@ PRESETS: Mapping[str, RunConfig] = MappingProxyType(
             model=ModelConfig(family="resnet", patch=16, width=96, depth=1),
             augment=AugmentConfig(gain=0.05, noise=0.02),
             train=TrainConfig(slices_per_round=2_500, epochs=2.5, learning_rate=2e-3),
+            sequence=SequenceConfig(drawn=1, width=32, patient_width=16, dropout=0.4),
         ),
     }
 )

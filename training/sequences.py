@@ -26,7 +26,7 @@ from training.cohort import Study
 from training.config import InputConfig, RunConfig
 from training.encoders import build_encoder, run_encoder, start_encoder
 from training.features import encode_necks, keep_features
-from training.inputs import cover_patches
+from training.inputs import cover_patches, index_slices
 from training.models import is_ours, load_model, read_model_type
 from training.patches import box_loss, has_places, patch_logits
 from training.ranks import rank, ranks
@@ -52,7 +52,7 @@ from training.shards import RoundShards
 from training.slices import STATISTICS_BATCHES, counting_anew, draw_order, keeps_statistics
 from training.trainer import Loss, RoundWork, Trained, fit
 
-_ALONE = LossShares(patient=0.0)
+_ALONE = LossShares(patient=0.0, vertebra=0.5, position=0.5)
 _STUDIES_AT_ONCE = 4
 """Of which all positions go through the encoder together."""
 
@@ -220,23 +220,30 @@ def _plan(
     config: RunConfig,
     work: RoundWork,
 ) -> _Round:
-    known = [n for n, vertebra in enumerate(shards.vertebrae) if vertebra.fractured is not None]
-    chosen = [shards.vertebrae[crop] for crop in known]
+    crops = [n for n, vertebra in enumerate(shards.vertebrae) if vertebra.fractured is not None]
     drawn, trim = min(config.sequence.drawn, model.config.positions), inputs.trim_mm
-    # As many slices a step as a slice model has.
-    each = np.mean([min(drawn, len(vertebra.slices(trim))) for vertebra in chosen])
+    # As many slices a step as a slice model has, and as many of them of broken vertebrae.
+    slices = index_slices(shards, crops, trim, weak_target=1.0)
+    each = np.mean([min(drawn, len(shards.vertebrae[crop].slices(trim))) for crop in crops])
     order = draw_order(
-        np.array([vertebra.fractured for vertebra in chosen], np.float32),
-        broken_share=config.sequence.broken_share,
+        slices.target,
+        broken_share=config.train.broken_share,
         batch=_shared(round(config.train.batch_size * config.train.accumulation / each)),
         steps=work.steps,
         seed=work.seed,
     )
     random = np.random.default_rng([work.seed, 5])
+    crop, z = slices.crop[order.ravel()], slices.z[order.ravel()]
+    chosen = [shards.vertebrae[number] for number in crop]
     index = NeckIndex.of_single(
-        np.array(known)[order.ravel()],
-        np.array([CERVICAL.index(chosen[row].level) for row in order.ravel()]),
-        np.stack([draw_positions(chosen[row], drawn, trim, random) for row in order.ravel()]),
+        crop,
+        np.array([CERVICAL.index(vertebra.level) for vertebra in chosen]),
+        np.stack(
+            [
+                draw_positions(vertebra, int(around), drawn, trim, random)
+                for vertebra, around in zip(chosen, z, strict=True)
+            ]
+        ),
     )
     return _Round(index, find_targets(shards, index), np.arange(order.size).reshape(order.shape))
 
