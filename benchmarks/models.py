@@ -86,12 +86,11 @@ def make_store(folder: Path, size: Size) -> str:
 def counting(counts: dict[str, int]) -> Iterator[None]:
     """Count the slices that go through any encoder within the block, to be learnt from or not."""
 
-    def count(module: torch.nn.Module, arguments: Any, options: Any) -> None:
+    def count(module: torch.nn.Module, arguments: Any, output: Any) -> None:
         if type(module).__name__ in ENCODERS:
-            pixels = options.get("pixel_values", arguments[0] if arguments else None)
-            counts["trained" if torch.is_grad_enabled() else "seen"] += len(pixels)
+            counts["trained" if torch.is_grad_enabled() else "seen"] += len(output[0])
 
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(count, with_kwargs=True)
+    handle = torch.nn.modules.module.register_module_forward_hook(count)
     try:
         yield
     finally:
