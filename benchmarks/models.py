@@ -44,13 +44,13 @@ class Size:
     studies: int
     pixels: int
     slices: int
-    seeds: tuple[int, ...]
     config: RunConfig
 
 
 def full_size() -> Size:
-    """The demo's cohort and settings."""
-    return Size(200, 192, 80, SEEDS, PRESETS["demo"])
+    """The demo's cohort and settings, with smaller pictures."""
+    demo = PRESETS["demo"]
+    return Size(200, 192, 80, replace(demo, inputs=replace(demo.inputs, size=112)))
 
 
 def quick_size() -> Size:
@@ -60,7 +60,6 @@ def quick_size() -> Size:
         32,
         40,
         18,
-        (0,),
         replace(
             demo,
             inputs=replace(demo.inputs, size=32),
@@ -87,12 +86,11 @@ def make_store(folder: Path, size: Size) -> str:
 def counting(counts: dict[str, int]) -> Iterator[None]:
     """Count the slices that go through any encoder within the block, to be learnt from or not."""
 
-    def count(module: torch.nn.Module, arguments: Any, options: Any) -> None:
+    def count(module: torch.nn.Module, arguments: Any, output: Any) -> None:
         if type(module).__name__ in ENCODERS:
-            pixels = options.get("pixel_values", arguments[0] if arguments else None)
-            counts["trained" if torch.is_grad_enabled() else "seen"] += len(pixels)
+            counts["trained" if torch.is_grad_enabled() else "seen"] += len(output[0])
 
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(count, with_kwargs=True)
+    handle = torch.nn.modules.module.register_module_forward_hook(count)
     try:
         yield
     finally:
@@ -167,6 +165,7 @@ def main() -> None:
     """Run the race."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--store", help="a phantom store that is there (default: make one)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), metavar="S")
     parser.add_argument("--quick", action="store_true", help="tiny, one seed, under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
@@ -174,7 +173,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="cspine-models-") as place:
         store = StudyStore.open(options.store or make_store(Path(place), size))
-        for seed in size.seeds:
+        for seed in options.seeds[:1] if options.quick else options.seeds:
             rows += race(store, Path(place), size, seed)
     report(describe_machine(PACKAGES), rows, claim(rows), options.json)
 

@@ -84,7 +84,7 @@ def make_site_store(folder: Path, patients: int, *, seed: int, size: int, slices
         source / "train.csv",
         ("StudyInstanceUID", *LABEL_COLUMNS),
         [
-            (study, int(bool(broken)), *(int(c in broken) for c in CERVICAL))
+            (study, int(bool(broken)), *(int(level in broken) for level in CERVICAL))
             for study, broken, _ in rows
         ],
     )
@@ -119,9 +119,8 @@ def _write_patient(
     folder = out / "train_images" / study
     folder.mkdir()
     for place in range(slices):
-        save_slice(
-            make_slice(stored[place], place, grid, hospital.site, series), folder / f"{place}.dcm"
-        )
+        dataset = make_slice(stored[place], place, grid, hospital.site, series)
+        save_slice(dataset, folder / f"{dataset.InstanceNumber}.dcm")
     write_mask(scan, grid, out / "segmentations" / f"{study}.nii")
     boxes: list[tuple[object, ...]] = [
         (study, x0, y0, min(x1, size) - x0, min(y1, size) - y0, series.number(place, slices))
@@ -140,7 +139,15 @@ def _draw_broken(hospital: Hospital, random: np.random.Generator) -> tuple[str, 
 
 
 def _open(fractures: tuple[Fracture, ...], random: np.random.Generator) -> tuple[Fracture, ...]:
-    return tuple(replace(one, width=float(random.uniform(2.4, 3.6))) for one in fractures)
+    return tuple(
+        replace(
+            one,
+            width=float(random.uniform(2.6, 4.0)),
+            half_height=1.5 * one.half_height,
+            half_length=1.3 * one.half_length,
+        )
+        for one in fractures
+    )
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:

@@ -234,6 +234,8 @@ def _judge_candidates(
         if all(verdict.loss < other.loss for other in verdicts.values()):
             best = copy_weights(model)
         verdicts[candidate.name] = verdict
+    if not verdicts and not plan.policy.guarded:
+        raise RunError("training-diverged", f"round {work.number} left weights that are no numbers")
     return verdicts, best
 
 

@@ -165,7 +165,7 @@ _SETTINGS: dict[str, dict[str, str]] = {
         "drawn": "of these in training, each time",
         "pooling": "whether positions read each other",
         "frozen": "train the heads alone, on features that are kept",
-        "head_epochs": "draws of the patients for the patient head",
+        "head_epochs": "draws of the patients for the heads, in each round",
     },
     "model": {
         "patch": "pixels, of a model made without --model",

@@ -158,8 +158,6 @@ class SequenceConfig:
     drawn : int
         Of these, how many are drawn each time that a vertebra is trained on: fewer slices of more
         vertebrae make a better step.
-    broken_share : float
-        Of the vertebrae of a step.
     pooling : {"lstm", "attention"}
         Whether positions read each other before they are weighed.
     width, layers : int
@@ -171,16 +169,15 @@ class SequenceConfig:
     frozen : bool
         Train the heads alone, on features that are kept.
     head_epochs : float
-        Draws of the patients for the patient head, which learns last and from kept features.
+        Draws of the patients for the heads, which learn last and from features.
     head_batch : int
-        Patients a step of it.
+        Patients a step of them.
     head_rate : float
-        Its peak learning rate, and that of all heads where the encoder is frozen.
+        Their peak learning rate.
     """
 
     positions: int = 15
     drawn: int = 8
-    broken_share: float = 0.5
     pooling: Pooling = "lstm"
     width: int = 256
     layers: int = 2
@@ -202,10 +199,6 @@ class SequenceConfig:
         )
         if min(counts) < 1 or self.head_epochs < 0 or self.head_rate <= 0:
             raise _invalid("positions, widths, layers, batch and rate of the heads are positive")
-        if self.drawn > self.positions or not 0 <= self.broken_share < 1:
-            raise _invalid(
-                "of the positions some are drawn, and of the vertebrae a share is broken"
-            )
         if self.pooling not in POOLINGS or not 0 <= self.dropout < 1:
             raise _invalid(f"pooling by {' or '.join(POOLINGS)}, dropout a share below 1")
 
@@ -490,6 +483,7 @@ PRESETS: Mapping[str, RunConfig] = MappingProxyType(
             model=ModelConfig(family="resnet", patch=16, width=96, depth=1),
             augment=AugmentConfig(gain=0.05, noise=0.02),
             train=TrainConfig(slices_per_round=2_500, epochs=2.5, learning_rate=2e-3),
+            sequence=SequenceConfig(drawn=1, width=32, patient_width=16, dropout=0.4),
         ),
     }
 )

@@ -94,21 +94,16 @@ def choose_positions(vertebra: Vertebra, positions: int, trim_mm: float) -> NDAr
 
 
 def draw_positions(
-    vertebra: Vertebra, drawn: int, trim_mm: float, random: np.random.Generator
+    vertebra: Vertebra, around: int, drawn: int, trim_mm: float, random: np.random.Generator
 ) -> NDArray[np.int64]:
     """Draw slices of a vertebra to train on, shape (drawn,); -1 where there are fewer.
 
-    One is drawn from each of so many equal parts. Where it is known which slices of a broken
-    vertebra show the fracture, at least one of them is: a vertebra must not be called broken by
-    slices that do not show it.
+    One is drawn from each of so many equal parts; the slice `around` is the one of its part.
     """
     slices = np.array(vertebra.slices(trim_mm))
     parts = np.array_split(slices, min(drawn, len(slices)))
     chosen = np.array([random.choice(part) for part in parts])
-    showing = [z for z in slices if vertebra.seen[z] == 1]
-    if showing and not np.isin(chosen, showing).any():
-        z = random.choice(showing)
-        chosen[next(n for n, part in enumerate(parts) if z in part)] = z
+    chosen[next(n for n, part in enumerate(parts) if around in part)] = around
     found = np.full(drawn, -1)
     found[: len(chosen)] = chosen
     return found

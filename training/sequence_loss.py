@@ -2,7 +2,8 @@
 
 Patients are judged by the competition's loss of all eight targets, vertebrae by the cross-entropy
 of their own logits under the same weights (1 whole, 2 broken), positions only where it is known
-whether the slice shows the fracture: never by the label of their vertebra.
+whether the slice shows the fracture: never by the label of their vertebra. Of a position both the
+encoder's own opinion and that of the sequence are judged, so that the encoder has to see itself.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,8 @@ class NeckTargets:
     patient_weight : ndarray, shape (patients, 8), float32
         Of each target in its exam, see `exam_weights`.
     vertebra : ndarray, shape (patients, 7), float32
-        0 or 1, NaN where there is no crop or no label.
+        0 or 1, NaN where there is no crop or no label, or where it is known that none of the
+        positions shows the fracture.
     position : ndarray, shape (patients, 7, positions), float32
         Whether the slice shows the fracture, NaN where nobody said or no position is.
     """
@@ -79,10 +81,11 @@ def find_targets(
     position = np.full(index.z.shape, np.nan, np.float32)
     for row, level in zip(*np.nonzero(index.crop >= 0), strict=True):
         crop = shards.vertebrae[index.crop[row, level]]
-        if crop.fractured is not None:
-            vertebra[row, level] = crop.fractured
         here = index.z[row, level]
-        position[row, level, here >= 0] = crop.targets(np.nan)[here[here >= 0]]
+        seen = crop.targets(np.nan)[here[here >= 0]]
+        position[row, level, here >= 0] = seen
+        if crop.fractured is not None and not (crop.fractured and (seen == 0).all()):
+            vertebra[row, level] = crop.fractured
     return NeckTargets(patient, weight, vertebra, position)
 
 
@@ -115,7 +118,12 @@ def sequence_loss(output: SequenceOutput, targets: dict[str, Tensor], shares: Lo
         shares.patient
         * _mean_loss(output.logits, targets["patient_target"], targets["patient_weight"])
         + shares.vertebra * _mean_loss(output.vertebra_logits, vertebra, 1 + vertebra)
-        + shares.position * _mean_loss(output.position_logits, targets["position_target"], None)
+        + shares.position
+        * (
+            _mean_loss(output.position_logits, targets["position_target"], None)
+            + _mean_loss(output.own_logits, targets["position_target"], None)
+        )
+        / 2
     )
 
 

@@ -98,6 +98,8 @@ class SequenceOutput(ModelOutput):
         Of each vertebra on its own; of a missing one, what is expected of that level.
     position_logits : Tensor, shape (patients, 7, positions)
         Whether the fracture is seen there; 0 where there is no position.
+    own_logits : Tensor, shape (patients, 7, positions)
+        The same, by the encoder alone, which does not hear of the other positions.
     weights : Tensor, shape (patients, 7, positions)
         Of each position in its vertebra: at least 0, their sum 1, or 0 in a missing vertebra.
     features : Tensor, shape (patients, 7, positions, features)
@@ -109,6 +111,7 @@ class SequenceOutput(ModelOutput):
     logits: Tensor | None = None
     vertebra_logits: Tensor | None = None
     position_logits: Tensor | None = None
+    own_logits: Tensor | None = None
     weights: Tensor | None = None
     features: Tensor | None = None
     patches: Tensor | None = None
@@ -181,6 +184,7 @@ class CervicalSequenceModel(PreTrainedModel):
             logits=both,
             vertebra_logits=alone,
             position_logits=logits,
+            own_logits=own.masked_fill(~valid, 0),
             weights=weights,
             features=features,
             patches=patches,

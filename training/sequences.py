@@ -1,9 +1,10 @@
 """How a sequence model is started, trained on the crops of a round, and asked.
 
-A round has two parts. First everything but the patient head learns end to end, from single
-vertebrae in mixed batches: from their labels, from slices and boxes where true ones are known. Then
-the patient head learns from whole patients, on features of the encoder that are made once. Where
-the encoder is frozen all heads learn in the second way, and nothing else does.
+A round has two parts. First the encoder and its classifier learn through the heads as they are (of
+a new model a soft maximum over the slices), from few slices of many vertebrae in a step: from the
+vertebrae's labels, from slices and boxes where true ones are known. Then the heads learn from whole
+patients, on features of the encoder that are made once. Where the encoder is frozen, only the
+second part is left.
 """
 
 import math
@@ -25,10 +26,10 @@ from training.cohort import Study
 from training.config import InputConfig, RunConfig
 from training.encoders import build_encoder, run_encoder, start_encoder
 from training.features import encode_necks, keep_features
-from training.inputs import cover_patches
+from training.inputs import cover_patches, index_slices
 from training.models import is_ours, load_model, read_model_type
 from training.patches import box_loss, has_places, patch_logits
-from training.ranks import rank
+from training.ranks import rank, ranks
 from training.runs import FEATURES
 from training.scoring import LevelScores, device
 from training.sequence_inputs import (
@@ -51,7 +52,7 @@ from training.shards import RoundShards
 from training.slices import STATISTICS_BATCHES, counting_anew, draw_order, keeps_statistics
 from training.trainer import Loss, RoundWork, Trained, fit
 
-_ALONE = LossShares(patient=0.0)
+_ALONE = LossShares(patient=0.0, vertebra=0.5, position=0.5)
 _STUDIES_AT_ONCE = 4
 """Of which all positions go through the encoder together."""
 
@@ -103,7 +104,9 @@ def start_sequence_model(
 
 
 def _freeze(model: CervicalSequenceModel, config: RunConfig) -> CervicalSequenceModel:
-    model.encoder.requires_grad_(not config.sequence.frozen)
+    for name, parameter in model.encoder.named_parameters():
+        # A mask token is of pretraining alone, and several devices would wait for its gradient.
+        parameter.requires_grad_(not config.sequence.frozen and not name.endswith("mask_token"))
     return model
 
 
@@ -182,19 +185,22 @@ def train_sequences(
     """Train a sequence model, in place; see the module, and `fit`."""
     model = cast(CervicalSequenceModel, model)
     if _is_frozen(model):
-        return _train_heads(model, inputs, shards, config, work, patient_alone=False)
+        return _train_heads(model, inputs, shards, config, work)
     round_ = _plan(model, inputs, shards, config, work)
     dataset = NeckDataset(shards, round_.index, round_.targets, inputs)
     loss = _vertebra_loss(model, inputs, config)
-    with _resting(model.patient):
+    with _resting(model.positions, model.patient):
         trained = fit(model, dataset, round_.order, loss, config=config.train, work=work)
     if not config.sequence.head_epochs:
         return trained
     if trained.average is not None:
-        # The patient head is to read what the average says: from here on it is the model.
+        # The heads are to read what the average says: from here on it is the model.
         model.load_state_dict({**model.state_dict(), **trained.average})
         refresh_sequences(model, inputs, shards, config, work)
-    _train_heads(model, inputs, shards, config, work, patient_alone=True)
+    patients = sum(1 for study in shards.studies if study.labels)
+    steps = max(1, round(config.sequence.head_epochs * patients / config.sequence.head_batch))
+    quiet = replace(work, steps=steps, log=lambda line: None, checkpoint=None, average=0.0)
+    _train_heads(model, inputs, shards, config, quiet)
     return Trained(trained.loss, None)
 
 
@@ -214,25 +220,37 @@ def _plan(
     config: RunConfig,
     work: RoundWork,
 ) -> _Round:
-    known = [n for n, vertebra in enumerate(shards.vertebrae) if vertebra.fractured is not None]
-    chosen = [shards.vertebrae[crop] for crop in known]
+    crops = [n for n, vertebra in enumerate(shards.vertebrae) if vertebra.fractured is not None]
     drawn, trim = min(config.sequence.drawn, model.config.positions), inputs.trim_mm
-    # As many slices a step as a slice model has.
-    each = np.mean([min(drawn, len(vertebra.slices(trim))) for vertebra in chosen])
+    # As many slices a step as a slice model has, and as many of them of broken vertebrae.
+    slices = index_slices(shards, crops, trim, weak_target=1.0)
+    each = np.mean([min(drawn, len(shards.vertebrae[crop].slices(trim))) for crop in crops])
     order = draw_order(
-        np.array([vertebra.fractured for vertebra in chosen], np.float32),
-        broken_share=config.sequence.broken_share,
-        batch=max(1, round(config.train.batch_size * config.train.accumulation / each)),
+        slices.target,
+        broken_share=config.train.broken_share,
+        batch=_shared(round(config.train.batch_size * config.train.accumulation / each)),
         steps=work.steps,
         seed=work.seed,
     )
     random = np.random.default_rng([work.seed, 5])
+    crop, z = slices.crop[order.ravel()], slices.z[order.ravel()]
+    chosen = [shards.vertebrae[number] for number in crop]
     index = NeckIndex.of_single(
-        np.array(known)[order.ravel()],
-        np.array([CERVICAL.index(chosen[row].level) for row in order.ravel()]),
-        np.stack([draw_positions(chosen[row], drawn, trim, random) for row in order.ravel()]),
+        crop,
+        np.array([CERVICAL.index(vertebra.level) for vertebra in chosen]),
+        np.stack(
+            [
+                draw_positions(vertebra, int(around), drawn, trim, random)
+                for vertebra, around in zip(chosen, z, strict=True)
+            ]
+        ),
     )
     return _Round(index, find_targets(shards, index), np.arange(order.size).reshape(order.shape))
+
+
+def _shared(batch: int) -> int:
+    """About so many, and as many for each rank."""
+    return max(1, batch // ranks()) * ranks()
 
 
 def _vertebra_loss(model: CervicalSequenceModel, inputs: InputConfig, config: RunConfig) -> Loss:
@@ -260,10 +278,8 @@ def _train_heads(
     shards: RoundShards,
     config: RunConfig,
     work: RoundWork,
-    *,
-    patient_alone: bool,
 ) -> Trained:
-    """Train the patient head, or all heads, on features of whole patients."""
+    """Train all but the encoder, on features of whole patients."""
     settings = config.sequence
     known = [study for study in shards.studies if study.labels]
     index = index_necks(
@@ -271,28 +287,28 @@ def _train_heads(
     )
     targets = find_targets(shards, index, known)
     features = _features(model, inputs, shards, index)
-    steps = work.steps
-    if patient_alone:
-        steps = max(1, round(settings.head_epochs * len(index) / settings.head_batch))
-        work = replace(work, log=lambda line: None, checkpoint=None, average=0.0)
-    batch = min(settings.head_batch, len(index))
+    batch = _shared(min(settings.head_batch, len(index)))
     order = draw_order(
-        np.zeros(len(index), np.float32), broken_share=0, batch=batch, steps=steps, seed=work.seed
+        np.zeros(len(index), np.float32),
+        broken_share=0,
+        batch=batch,
+        steps=work.steps,
+        seed=work.seed,
     )
-    resting = [model.encoder] + [model.positions, model.classifier] * patient_alone
-    shares = LossShares(vertebra=0.0, position=0.0) if patient_alone else LossShares()
 
     def loss(wrapped: Any, part: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        return sequence_loss(wrapped(features=part["features"], valid=part["valid"]), part, shares)
+        return sequence_loss(
+            wrapped(features=part["features"], valid=part["valid"]), part, LossShares()
+        )
 
-    with _resting(*resting):
+    with _resting(model.encoder):
         return fit(
             model,
             FeatureDataset(features, index, targets),
             order,
             loss,
             config=replace(config.train, batch_size=batch),
-            work=replace(work, steps=steps, rate=settings.head_rate),
+            work=replace(work, rate=settings.head_rate),
         )
 
 

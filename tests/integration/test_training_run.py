@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from pipeline.cli import main as pipeline_main
-from pipeline.phantom import make_cohort
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import CERVICAL, LABEL_COLUMNS
 from tests.studies import write_cohort
@@ -67,15 +65,6 @@ def complaint(captured: Captured) -> str:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny models on shared cores: threads that wait for each other take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True, scope="module")
 def no_network() -> Iterator[None]:
     def refuse(*address: Any) -> None:
         raise AssertionError(f"the network was asked: {address}")
@@ -87,15 +76,8 @@ def no_network() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    root = tmp_path_factory.mktemp("training")
-    found = Site(root / "cohort", root / "store", root / "run")
-    make_cohort(found.cohort, studies=20, seed=0, size=48, slices=24, workers=1)
-    annotations = ["--labels", str(found.cohort / "train.csv")]
-    annotations += ["--boxes", str(found.cohort / "train_bounding_boxes.csv")]
-    masks = ["--masks", str(found.cohort / "segmentations")]
-    arguments = ["run", str(found.cohort), str(found.store), "--serial", *masks, *annotations]
-    assert pipeline_main(arguments) == 0
+def site(phantom: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Site:
+    found = Site(*phantom, tmp_path_factory.mktemp("training") / "run")
     assert train(found.store, found.run) == 0
     return found
 

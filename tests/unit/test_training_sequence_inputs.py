@@ -11,8 +11,10 @@ from training.config import AugmentConfig, InputConfig
 from training.inputs import gather_slices, make_pixels, normalise, order_neighbours, plain_pose
 from training.metric import competition_loss
 from training.sequence_inputs import (
+    NeckIndex,
     choose_positions,
     draw_neck_pose,
+    draw_positions,
     gather_necks,
     index_necks,
     show_necks,
@@ -42,6 +44,31 @@ def test_positions_are_evenly_spaced_and_none_is_looked_at_twice(
 ) -> None:
     found = choose_positions(make_vertebra((slices, 8, 8)), positions, trim_mm)
     assert found.tolist() == chosen
+
+
+@pytest.mark.parametrize("drawn", [1, 2, 4, 9])
+def test_slices_are_drawn_around_one_from_each_part_of_the_vertebra(drawn: int) -> None:
+    vertebra = make_vertebra((10, 8, 8))
+    random = np.random.default_rng(0)
+    count, looked_at = min(drawn, 8), set()
+    for around in range(1, 9):
+        for _ in range(20):
+            found = draw_positions(vertebra, around, drawn, 1, random)
+            assert around in found
+            assert (found[count:] == -1).all()
+            assert (np.diff(found[:count]) > 0).all()
+            parts = np.array_split(np.arange(1, 9), count)
+            assert all(z in part for z, part in zip(found, parts, strict=False))
+            looked_at |= set(found[:count].tolist())
+    assert looked_at == set(range(1, 9))
+
+
+def test_a_broken_vertebra_is_not_asked_where_its_fracture_is_known_to_be_elsewhere() -> None:
+    seen = [0, 0, 1, 0, None, 0]
+    shards = make_shards((make_vertebra((6, 8, 8), fractured=1, seen=seen), np.zeros((6, 8, 8))))
+    for z, expected in (([0, 1], np.nan), ([0, 2], 1), ([0, 4], 1), ([3, 5], np.nan)):
+        index = NeckIndex.of_single(np.array([0]), np.array([0]), np.array([z]))
+        np.testing.assert_array_equal(find_targets(shards, index).vertebra[0, 0], expected)
 
 
 def two_studies() -> tuple:
@@ -184,6 +211,7 @@ def test_slices_of_a_broken_vertebra_without_boxes_are_asked_nothing() -> None:
 
 def outputs(**logits: torch.Tensor) -> SequenceOutput:
     shapes = {"logits": (3, 8), "vertebra_logits": (3, 7), "position_logits": (3, 7, 5)}
+    shapes["own_logits"] = shapes["position_logits"]
     return SequenceOutput(
         **{name: logits.get(name, torch.zeros(shape)) for name, shape in shapes.items()}
     )

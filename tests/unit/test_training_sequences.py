@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from storage_schemas.errors import UsageError
@@ -24,9 +25,9 @@ from training.config import (
     TrainConfig,
 )
 from training.kinds import KINDS, load_any, score_any
-from training.metric import area_under_curve
 from training.models import build_model, save_model
 from training.readings import read_study
+from training.sequence_inputs import warn_of
 from training.sequence_model import MODEL_TYPE, CervicalSequenceModel
 from training.sequences import read_necks
 from training.shards import RoundShards
@@ -43,7 +44,7 @@ CONFIG = RunConfig(
     augment=STILL,
     train=TrainConfig(batch_size=24, learning_rate=3e-3, checkpoint_steps=10_000),
     sequence=SequenceConfig(
-        positions=5, width=8, patient_width=8, dropout=0.0, head_epochs=4, head_batch=8
+        positions=5, drawn=2, width=8, patient_width=8, dropout=0.0, head_epochs=4, head_batch=8
     ),
 )
 
@@ -111,8 +112,8 @@ def test_a_round_teaches_vertebrae_and_patients() -> None:
     found = score_any(model, CONFIG.inputs, unseen, studies)
     labels = label_table(studies)
     assert found.patient is not None
-    assert area_under_curve(labels[:, 1:].ravel(), found.score.ravel()) > 0.9
-    assert area_under_curve(labels[:, 0], found.patient) > 0.85
+    assert roc_auc_score(labels[:, 1:].ravel(), found.score.ravel()) > 0.9
+    assert roc_auc_score(labels[:, 0], found.patient) > 0.85
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
@@ -125,7 +126,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_the_patient_head_learns_last_and_alone() -> None:
+def test_the_heads_learn_last_and_the_encoder_before_them() -> None:
     shards, _ = make_round(8)
     without, _ = train(
         replace(CONFIG, sequence=replace(CONFIG.sequence, head_epochs=0)), shards, steps=3
@@ -134,11 +135,14 @@ def test_the_patient_head_learns_last_and_alone() -> None:
     before, after = weights(without), weights(with_head)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
-    assert all(name.startswith("patient.") for name in changed)
+    assert not [name for name in changed if name.startswith("encoder.")]
+    new, _ = SEQUENCE.start(CONFIG, None)
+    learnt = {n for n, value in weights(new).items() if not torch.equal(value, before[n])}
+    assert {name.partition(".")[0] for name in learnt} == {"encoder", "classifier"}
     assert all(parameter.requires_grad for parameter in with_head.parameters())
 
 
-def test_an_average_is_what_the_patient_head_reads() -> None:
+def test_an_average_is_what_the_heads_read() -> None:
     shards, _ = make_round(8)
     model, trained = train(CONFIG, shards, steps=6, average=0.5)
     assert trained.average is None
@@ -250,6 +254,27 @@ def test_missing_levels_have_no_score_and_the_calibrated_answer_is_a_probability
     chances = fitted.probabilities(found.score, found.patient)
     assert ((chances >= 0) & (chances <= 1)).all()
     assert (found.peak[np.isnan(found.score)] == -1).all()
+
+
+@pytest.mark.parametrize("kind", ["slice", MODEL_TYPE])
+def test_two_missing_levels_and_one_of_three_slices_get_probabilities_and_a_warning(
+    kind: str,
+) -> None:
+    hu = np.random.default_rng(0).normal(300, 120, (5, 16, 16))
+    crops = [
+        (make_vertebra((n, 16, 16), study="1.50", level=level), hu[:n])
+        for level, n in (("C1", 5), ("C3", 3), ("C4", 5), ("C6", 5), ("C7", 5))
+    ]
+    study = Study("1.50", "1.50", "", None, tuple(vertebra for vertebra, _ in crops))
+    model, inputs = KINDS[kind].start(CONFIG, None)
+    found = score_any(model, inputs, make_shards(*crops), [study])
+    assert np.flatnonzero(np.isnan(found.score[0])).tolist() == [1, 4]
+    _, known = make_round(30)
+    labels = label_table(known)
+    fitted = fit_calibration(np.zeros((30, 7)), labels, labels, np.zeros(30))
+    chances = fitted.probabilities(found.score, found.patient)
+    assert ((chances > 0) & (chances < 1)).all()
+    assert warn_of(study.vertebrae) == ["C2 has no crop", "C5 has no crop", "C3 has 3 slices only"]
 
 
 def test_the_peak_is_the_slice_of_the_largest_weight() -> None:
