@@ -16,8 +16,7 @@ ANSWER ?= $(DEMO)/answer
 PRESET ?= default
 RECIPE ?= boost
 # What finds the vertebrae of a new study: a trained localizer where there is one, or masks.
-LOCALIZER ?=
-FIND = $(if $(LOCALIZER),--localizer $(LOCALIZER),--masks $(MASKS))
+FIND = $(if $(wildcard $(LOCALIZER)),--localizer $(LOCALIZER),--masks $(MASKS))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint type bench preprocess verify train localizer evaluate predict report ci clean
