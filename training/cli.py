@@ -220,6 +220,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 def _boost(options: argparse.Namespace) -> int:
     from training.blending import boost_folds
     from training.boosting import boost
+    from training.ranks import is_first, joined_ranks
 
     given: dict[str, dict[str, Any]] = {
         part: {name: value for name in names if (value := getattr(options, name)) is not None}
@@ -231,12 +232,14 @@ def _boost(options: argparse.Namespace) -> int:
     if options.seed is not None:
         config = replace(config, seed=options.seed)
     store, run = StudyStore.open(options.store), RunFolder(options.run)
-    if options.folds:
-        boost_folds(store, run, config, options.model, options.folds)
-        print(f"out-of-fold predictions: {run.path / OUT_OF_FOLD}")
-        return 0
-    boost(store, run, config, options.model)
-    print(f"model: {run.model}")
+    with joined_ranks():
+        if options.folds:
+            boost_folds(store, run, config, options.model, options.folds)
+        else:
+            boost(store, run, config, options.model)
+        if is_first():
+            told = f"out-of-fold predictions: {run.path / OUT_OF_FOLD}"
+            print(told if options.folds else f"model: {run.model}")
     return 0
 
 

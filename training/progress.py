@@ -1,6 +1,7 @@
 """How training speaks: a live line on a terminal, one JSON line an event otherwise.
 
-Everything here goes to standard error; standard output holds only results.
+Everything here goes to standard error; standard output holds only results. Of several ranks the
+first one speaks for all.
 """
 
 import json
@@ -18,6 +19,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from training.ranks import is_first
 
 
 class StageProgress:
@@ -42,7 +45,7 @@ class StageProgress:
 
     def __enter__(self) -> "StageProgress":
         self._started = time.monotonic()
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and is_first():
             self._live = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -92,6 +95,8 @@ class StageProgress:
 
 def say_event(stage: str, **event: Any) -> None:
     """Print one event: a line of its own on a terminal, a JSON line otherwise."""
+    if not is_first():
+        return
     if sys.stderr.isatty():
         told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in event.items())
         print(f"{stage}: {told}", file=sys.stderr, flush=True)
