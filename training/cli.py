@@ -293,11 +293,11 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from storage_schemas.progress import StageProgress, say_event
     from training.answers import explain_studies
     from training.cohort import read_cohort
     from training.members import read_members
     from training.predict import predict_studies, write_submission, write_table
-    from training.progress import StageProgress, say_event
     from training.sequence_inputs import warn_of
 
     run, store = RunFolder(options.run), StudyStore.open(options.store)

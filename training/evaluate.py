@@ -16,6 +16,7 @@ from rich.table import Table
 from sklearn.calibration import calibration_curve
 
 from storage_schemas.errors import UsageError
+from storage_schemas.progress import StageProgress
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.cards import renew_card
@@ -33,7 +34,6 @@ from training.metric import (
     target_losses,
 )
 from training.predict import Predictions, predict_studies
-from training.progress import StageProgress
 from training.recipes import RECIPES
 from training.runs import EVALUATION, SETTINGS, SPLITS, RunFolder
 from training.splits import Splits
