@@ -88,4 +88,4 @@ def tell_summary(
         return
     show_table(stage, rows)
     for name, path in written.items():
-        print(f"{name}: {path}")
+        print(f"{name.replace('_', ' ')}: {path}")

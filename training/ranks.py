@@ -48,6 +48,11 @@ def is_first() -> bool:
     return rank() == 0
 
 
+def starts_first() -> bool:
+    """Whether this is the process that speaks, before the ranks meet and after they part."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def wait() -> None:
     """Go on when all ranks are here."""
     if ranks() > 1:
