@@ -52,10 +52,12 @@ def give_reason(line: Mapping[str, Any]) -> str:
         return "it diverged: no candidate has a loss"
     if gain is None:
         return "the first model, with nothing to protect"
-    told = f"a gain of {gain:.4f}, its error {error:.4f}"
-    if not line["accepted"]:
-        return told if gain <= error else f"{told}, but no lower loss"
-    return told if gain > error else f"{told}; the recipe accepts every round"
+    told = (
+        f"gain {gain:.4f} {'exceeds' if gain > error else 'does not exceed'} its error {error:.4f}"
+    )
+    if line["accepted"] == (gain > error):
+        return told
+    return f"{told}, but {'every round is accepted' if line['accepted'] else 'no loss is lower'}"
 
 
 def summarise(run: RunFolder) -> list[tuple[str, object]]:

@@ -28,7 +28,7 @@ _SQUARE = (4.2, 3.6)
 def plot_losses(evaluation: Evaluation) -> str:
     """The loss of each target with its interval, of the models and of the constants."""
     with page_style():
-        figure, axes = new_figure(7.6, 3.2)
+        figure, axes = new_figure(10.6, 3.6)
         names = ["all", *LABEL_COLUMNS]
         places = np.arange(len(names))
         for name, colour, width in ((BEST, ORANGE, 0.7), (PRIOR, GREY, 0.5)):
@@ -47,7 +47,7 @@ def plot_losses(evaluation: Evaluation) -> str:
         axes.set_xticks(places, [name.removeprefix("patient_") for name in names])
         axes.set_ylabel("weighted log loss")
         axes.set_ylim(bottom=0)
-        axes.legend(ncols=2)
+        figure.legend(loc="outside upper center", ncols=4)
         return svg_of(figure, "losses")
 
 

@@ -61,9 +61,10 @@ def test_rounds_and_candidates_are_those_of_the_journal(page: Page, written: Wri
         decision = f"{entry['best']} accepted" if entry["accepted"] else "rolled back"
         assert row[1] == decision
         if entry["gain"] is not None:
-            assert f"{entry['gain']:.4f}, its error {entry['gain_error']:.4f}" in row[2]
+            assert row[2].startswith(f"gain {entry['gain']:.4f} ")
+            assert f"its error {entry['gain_error']:.4f}" in row[2]
         assert row[3] == fixed(entry["guard_loss"], 4)
-        assert row[6:10] == [
+        assert row[5:9] == [
             f"{entry[name]:,}" for name in ("studies", "slices", "replayed_slices", "steps")
         ]
     candidates = page.locator("table", has_text="Guard loss of each candidate")

@@ -29,11 +29,14 @@ def entry(number: int, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({}, "a gain of 0.0200, its error 0.0100"),
+        ({}, "gain 0.0200 exceeds its error 0.0100"),
         ({"gain": None, "gain_error": None}, "the first model, with nothing to protect"),
-        ({"accepted": False, "gain": 0.005}, "a gain of 0.0050, its error 0.0100"),
-        ({"accepted": False}, "a gain of 0.0200, its error 0.0100, but no lower loss"),
-        ({"gain": -0.1}, "a gain of -0.1000, its error 0.0100; the recipe accepts every round"),
+        ({"accepted": False, "gain": 0.005}, "gain 0.0050 does not exceed its error 0.0100"),
+        ({"accepted": False}, "gain 0.0200 exceeds its error 0.0100, but no loss is lower"),
+        (
+            {"gain": -0.1},
+            "gain -0.1000 does not exceed its error 0.0100, but every round is accepted",
+        ),
         (
             {"accepted": False, "best": None, "gain": None, "gain_error": None},
             "it diverged: no candidate has a loss",
