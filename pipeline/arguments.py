@@ -1,21 +1,13 @@
-"""What the command line takes for a value, and how it says no: in one line, naming the option."""
+"""What the command line takes for a value, and why not another."""
 
 import argparse
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 from storage_schemas.errors import UsageError
 from storage_schemas.vertebrae import parse_levels
 
 Number = TypeVar("Number", int, float)
-
-
-class OneLineParser(argparse.ArgumentParser):
-    """A parser that answers wrong usage with one line instead of all that could have been right."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where to look; ends with code 2."""
-        self.exit(2, f"{self.prog.split()[0]}: {message}; see {self.prog} --help\n")
 
 
 def number(text: str) -> int:

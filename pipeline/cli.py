@@ -8,27 +8,32 @@ import argparse
 import json
 import os
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from pipeline.arguments import OneLineParser, levels, number, positive_number, seconds, share, size
+from pipeline.arguments import levels, number, positive_number, seconds, share, size
 from pipeline.catalog import Annotations, build_tables, refresh_tables
 from pipeline.config import StudyConfig
 from pipeline.inspect import READABLE, inspect_studies, render
 from pipeline.listing import guess_layout, list_studies, open_source
 from pipeline.network import choose_network
 from pipeline.phantom import FAULTS, make_cohort
-from pipeline.progress import StageProgress, say_event, show_table
 from pipeline.run import Executor, RunSummary, execute, plan_run
 from pipeline.runlog import RunLog
 from pipeline.study import StudyRow
 from pipeline.verify import verify_store
 from storage_schemas.annotations import check_studies, read_boxes, read_labels
-from storage_schemas.errors import CspineError, RunError, UsageError
+from storage_schemas.commandline import (
+    OneLineParser,
+    add_shared_flags,
+    run_command,
+    tell_summary,
+)
+from storage_schemas.errors import RunError, UsageError
 from storage_schemas.objects import ObjectFolder
+from storage_schemas.progress import StageProgress, say_event, show_table
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import CERVICAL, MASK_LABELS
 
@@ -37,25 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error is one line."""
     # Dask reports what this project already reports, with less; its workers inherit this.
     os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")
-    options = parser().parse_args(arguments)
-    try:
-        return int(options.command(options))
-    except CspineError as error:
-        if options.verbose:
-            traceback.print_exc()
-        return _complain(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _complain("stopped; what is committed stays", 3)
-    except Exception as error:  # noqa: BLE001  # a user is told in one line, whatever it is
-        if options.verbose:
-            traceback.print_exc()
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        return _complain(f"unexpected {what}; --verbose shows where", 3)
-
-
-def _complain(line: str, code: int) -> int:
-    print(f"cspine-pipeline: {line}", file=sys.stderr)
-    return code
+    return run_command(parser(), arguments, stopped="what is committed stays")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -168,9 +155,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--source", metavar="SOURCE", help="link refused objects to it")
     report.set_defaults(command=_report)
 
-    for command in commands.choices.values():
-        command.add_argument("--json", action="store_true", help="print one summary object last")
-        command.add_argument("--verbose", action="store_true", help="show tracebacks")
+    add_shared_flags(commands)
     return top
 
 
@@ -189,10 +174,10 @@ def _phantom(options: argparse.Namespace) -> int:
             size=options.size,
             slices=options.slices,
             faults=options.faults,
-            progress=lambda done, total: progress.advance(),
+            progress=progress.reach,
         )
     rows = [("studies", cohort.studies), ("slices", cohort.slices), ("folder", str(options.out))]
-    _tell("phantom", rows, options)
+    tell_summary("phantom", rows, options)
     return 0
 
 
@@ -289,7 +274,7 @@ def _run(options: argparse.Namespace) -> int:
         build_tables(store, annotations)
     else:
         refresh_tables(store, annotations, plan.records)
-    _tell("run", list(summary.to_json().items()), options)
+    tell_summary("run", list(summary.to_json().items()), options)
     return summary.exit_code
 
 
@@ -333,7 +318,7 @@ def _verify(options: argparse.Namespace) -> int:
             progress.advance(
                 lines=[f"damaged: {d}" for d in damage], study=check.study, damage=damage
             )
-    _tell("verify", list(totals.items()), options)
+    tell_summary("verify", list(totals.items()), options)
     return 1 if totals["damaged_studies"] else 0
 
 
@@ -341,7 +326,7 @@ def _catalog(options: argparse.Namespace) -> int:
     store = StudyStore.open(options.store)
     annotations = _annotations(options)
     _check_annotations(annotations, store.studies(), options)
-    _tell("catalog", list(build_tables(store, annotations).items()), options)
+    tell_summary("catalog", list(build_tables(store, annotations).items()), options)
     return 0
 
 
@@ -362,11 +347,7 @@ def _report(options: argparse.Namespace) -> int:
         damaged += len(page.damaged)
         say_event("report", page=page.name, damage=page.damaged)
     rows: list[tuple[str, object]] = [("pages", written), ("bytes", size), ("damaged", damaged)]
-    if options.json:
-        rows.append(("report", str(out)))
-    _tell("report", rows, options)
-    if not options.json:
-        print(f"report: {out}")
+    tell_summary("report", rows, options, {"report": out})
     return 1 if damaged else 0
 
 
@@ -393,13 +374,6 @@ def _check_annotations(
 ) -> None:
     check_studies(annotations.labels, known, options.labels)
     check_studies(annotations.boxes, known, options.boxes)
-
-
-def _tell(stage: str, rows: Sequence[tuple[str, object]], options: argparse.Namespace) -> None:
-    if options.json:
-        print(json.dumps({"stage": stage} | dict(rows)))
-    else:
-        show_table(stage, rows)
 
 
 if __name__ == "__main__":

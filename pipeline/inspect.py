@@ -28,7 +28,6 @@ from pipeline.headers import CT_CLASSES, read_header
 from pipeline.hounsfield import check_rescale
 from pipeline.limits import Limits
 from pipeline.pixeldata import NATIVE, check_length
-from pipeline.progress import result_console
 from pipeline.stack import (
     Candidate,
     Stack,
@@ -39,6 +38,7 @@ from pipeline.stack import (
 )
 from storage_schemas.errors import RunError, SliceError, StudyError
 from storage_schemas.objects import as_text
+from storage_schemas.progress import result_console
 from storage_schemas.records import STORED, check_study
 
 HEAD_BYTES = 1 << 16

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from statistics import median_low
 from typing import Any
 
-import jinja2
 from pydicom.uid import UID
 
 from pipeline.gallery import Card, choose_studies, draw_cards
@@ -19,13 +18,13 @@ from pipeline.pictures import GREYS, WINDOWS
 from pipeline.plots import plot_hu, plot_mean_hu, plot_throughput
 from pipeline.runlog import LoggedRun, read_runs
 from pipeline.tally import LISTED, StoreTally, StudyFacts, tally_store
+from storage_schemas.pages import page_templates
 from storage_schemas.store import StudyStore
 
 STRIP_BYTES = 10_000_000
 """Of slices to scroll in a report; studies beyond are shown without."""
 PAGE = 50
 """Studies on each further page; each adds 50 kB."""
-_UNITS = ("B", "kB", "MB", "GB", "TB")
 _RUNS = 20
 """Of the latest runs, so many are listed."""
 
@@ -85,7 +84,7 @@ def render_report(
     if pages:
         for own, part in zip(names, parts, strict=True):
             shown = {f.study: f"{pages}/{own}#s{f.study}" for f in part} | shown
-    template = _environment().get_template
+    template = page_templates("pipeline").get_template
     html = template("report.html.j2").render(
         store=store.url,
         counts=counts,
@@ -109,35 +108,6 @@ def render_report(
             store=store.url, report=f"../{name}", cards=cards, name=own, names=names
         )
         yield Page(f"{pages}/{own}", html, _damaged(cards))
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("pipeline"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": lambda n: f"{n:,}", "bytes": _bytes, "time": _time}
-    return environment
-
-
-def _bytes(size: float) -> str:
-    """A number of bytes for people, in decimal units."""
-    unit = 0
-    while size >= 1000 and unit < len(_UNITS) - 1:
-        size, unit = size / 1000, unit + 1
-    return f"{size:.3g} {_UNITS[unit]}"
-
-
-def _time(seconds: float) -> str:
-    """A duration for people."""
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
 def _readers(counts: StoreTally) -> list[tuple[str, str, int]]:

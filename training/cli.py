@@ -7,18 +7,23 @@ damaged; 2 wrong usage or configuration; 3 the run could not finish.
 """
 
 import argparse
-import json
 import logging
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from storage_schemas.errors import CspineError, UsageError
+from storage_schemas.commandline import (
+    OneLineParser,
+    add_shared_flags,
+    run_command,
+    tell_summary,
+)
+from storage_schemas.errors import UsageError
+from storage_schemas.progress import StageProgress, result_console, say_event
 from storage_schemas.store import StudyStore
 from training.config import (
     LOCALIZER_PRESETS,
@@ -31,23 +36,16 @@ from training.config import (
 )
 from training.runs import OUT_OF_FOLD, RunFolder
 
+Rows = list[tuple[str, object]]
+"""Of a summary."""
+
 # torch and transformers take seconds to import: each command imports its own stage.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    options = parser().parse_args(arguments)
+    """Run one command and return its exit code; every error is one line."""
     _quiet()
-    try:
-        return int(options.command(options))
-    except CspineError as error:
-        if options.verbose:
-            traceback.print_exc()
-        print(f"cspine-training: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("cspine-training: stopped; finished rounds stay", file=sys.stderr)
-        return 3
+    return run_command(parser(), arguments, stopped="finished rounds stay")
 
 
 def _quiet() -> None:
@@ -63,7 +61,7 @@ def _quiet() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser("cspine-training", description="vertebra crops to predictions")
+    top = OneLineParser("cspine-training", description="vertebra crops to predictions")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     boost = commands.add_parser("boost", help="train a model in rounds")
@@ -92,19 +90,17 @@ def parser() -> argparse.ArgumentParser:
             metavar="N",
             help=f"{told} (default preset: {value})",
         )
-    localizer.add_argument("--json", action="store_true", help="print the card instead")
     localizer.set_defaults(command=_localizer)
+
     blend = commands.add_parser("blend", help="put runs together by convex weights")
     blend.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
     blend.add_argument("runs", metavar="RUN", type=Path, nargs="+")
     blend.add_argument("--store", metavar="STORE", required=True, help="whose labels weigh them")
-    blend.add_argument("--json", action="store_true", help="print one object instead")
     blend.set_defaults(command=_blend)
 
     evaluate = commands.add_parser("evaluate", help="score RUN on its locked test patients")
     evaluate.add_argument("run", metavar="RUN", type=Path)
     evaluate.add_argument("store", metavar="STORE")
-    evaluate.add_argument("--json", action="store_true", help="print one object instead")
     evaluate.set_defaults(command=_evaluate)
 
     predict = commands.add_parser("predict", help="write probabilities of every study of STORE")
@@ -129,8 +125,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("out", metavar="OUT.html", type=Path)
     report.set_defaults(command=_report)
 
-    for command in commands.choices.values():
-        command.add_argument("--verbose", action="store_true", help="show tracebacks")
+    add_shared_flags(commands)
     return top
 
 
@@ -220,6 +215,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 def _boost(options: argparse.Namespace) -> int:
     from training.blending import boost_folds
     from training.boosting import boost
+    from training.journal import summarise
     from training.ranks import is_first, joined_ranks
 
     given: dict[str, dict[str, Any]] = {
@@ -235,11 +231,13 @@ def _boost(options: argparse.Namespace) -> int:
     with joined_ranks():
         if options.folds:
             boost_folds(store, run, config, options.model, options.folds)
+            rows: Rows = [("folds", options.folds)]
+            made = {"out_of_fold": run.path / OUT_OF_FOLD}
         else:
             boost(store, run, config, options.model)
+            rows, made = summarise(run), {"model": run.model}
         if is_first():
-            told = f"out-of-fold predictions: {run.path / OUT_OF_FOLD}"
-            print(told if options.folds else f"model: {run.model}")
+            tell_summary("boost", rows, options, made)
     return 0
 
 
@@ -248,19 +246,16 @@ def _blend(options: argparse.Namespace) -> int:
 
     runs = [RunFolder(path) for path in options.runs]
     found = blend(StudyStore.open(options.store), RunFolder(options.out), runs)
+    rows: Rows = [("studies that no run trained on", found.studies), ("loss", found.loss)]
+    for name, weight, loss in zip(found.names, found.weights, found.losses, strict=True):
+        rows.append((name, f"weight {weight:.3f}, alone {loss:.4f}"))
     if options.json:
-        print(json.dumps(asdict(found)))
-        return 0
-    print(f"on {found.studies} studies that no run trained on:")
-    for path, weight, loss in zip(options.runs, found.weights, found.losses, strict=True):
-        print(f"  weight {weight:.3f}, alone {loss:.3f}: {path}")
-    print(f"blend: {found.loss:.3f}: {options.out}")
+        rows = list(asdict(found).items())
+    tell_summary("blend", rows, options, {"blend": options.out})
     return 0
 
 
 def _localizer(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from training.level_scores import show_scores
     from training.localizer import train_localizer
 
@@ -269,28 +264,25 @@ def _localizer(options: argparse.Namespace) -> int:
     }
     config = replace(LOCALIZER_PRESETS[options.preset], **given)
     card = train_localizer(StudyStore.open(options.store), options.out, config)
+    rows: Rows = [("levels named wrongly", card.misnamed)]
     if options.json:
-        print(json.dumps(card.to_json()))
-        return 0
-    Console().print(show_scores(card))
-    print(f"levels named wrongly: {card.misnamed}")
-    print(f"localizer: {options.out}")
+        rows.append(("card", card.to_json()))
+    else:
+        result_console().print(show_scores(card))
+    tell_summary("localizer", rows, options, {"localizer": options.out})
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from training.evaluate import evaluate, show
 
     found = evaluate(StudyStore.open(options.store), RunFolder(options.run))
     if options.json:
-        print(json.dumps(asdict(found)))
+        tell_summary("evaluate", list(asdict(found).items()), options)
         return 0
     for table in show(found):
-        Console().print(table)
-    low, high = found.gain_interval
-    print(f"below the best constant by {found.gain:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+        result_console().print(table)
+    tell_summary("evaluate", found.rows(), options)
     print(found.verdict)
     return 0
 
@@ -300,7 +292,6 @@ def _predict(options: argparse.Namespace) -> int:
     from training.cohort import read_cohort
     from training.members import read_members
     from training.predict import predict_studies, write_submission, write_table
-    from training.progress import StageProgress, say_event
     from training.sequence_inputs import warn_of
 
     run, store = RunFolder(options.run), StudyStore.open(options.store)
@@ -310,24 +301,23 @@ def _predict(options: argparse.Namespace) -> int:
         predictions = predict_studies(store, run, studies, progress.advance, stacked=options.stack)
     if options.stack:
         predictions = predictions.of_stack(run)
-    by_prior = int(predictions.by_prior.sum())
-    say_event("predict", studies=len(studies), levels_without_crop_by_prior=by_prior)
+    rows: Rows = [("studies", len(studies))]
+    rows.append(("levels_without_crop_by_prior", int(predictions.by_prior.sum())))
     for study in studies:
         if reasons := warn_of(study.vertebrae):
             say_event("warning", study=study.study, reasons="; ".join(reasons))
-    table = options.out
+    made = {"table": options.out}
     if options.submission:
-        table = options.out.with_suffix(".table.csv")
+        made = {"submission": options.out, "table": options.out.with_suffix(".table.csv")}
         priors = read_members(run)[0].calibration().priors
         counts = write_submission(predictions, priors, options.submission, options.out)
-        say_event("submission", **counts)
-        print(f"submission: {options.out}")
-    write_table(predictions, table)
-    print(f"table: {table}")
+        rows += counts.items()
+    write_table(predictions, made["table"])
     if options.explain:
         with StageProgress("explain", len(studies), "studies") as progress:
             explain_studies(store, run, studies, predictions, options.explain, progress.advance)
-        print(f"pages: {options.explain}")
+        made["pages"] = options.explain
+    tell_summary("predict", rows, options, made)
     return 0
 
 
@@ -335,13 +325,16 @@ def _report(options: argparse.Namespace) -> int:
     from training.report import render_report
 
     page, evaluation = render_report(RunFolder(options.run))
+    data = page.encode()
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(page)
+        options.out.write_bytes(data)
     except OSError as error:
-        raise UsageError("config-invalid", f"{error.strerror}", key=str(options.out)) from None
-    print(evaluation.verdict)
-    print(f"report: {options.out}")
+        reason = f"cannot be written: {error.strerror}"
+        raise UsageError("config-invalid", reason, key=str(options.out)) from None
+    if not options.json:
+        print(evaluation.verdict)
+    tell_summary("report", [("bytes", len(data))], options, {"report": options.out})
     return 0
 
 

@@ -103,8 +103,8 @@ def render_page(answer: StudyAnswer, origins: Origins) -> str:
                 "bars": _bars(reading),
                 "keys": [
                     {
-                        "picture": _png(_shade(key)),
-                        "plain": _png(_grey(key.picture)),
+                        "picture": _png(shade(key)),
+                        "plain": _png(grey(key.picture)),
                         "weight": reading.weights[reading.slices.index(key.z)],
                         **_origin(origins, reading.level, key.z),
                     }
@@ -126,15 +126,16 @@ def _bars(reading: LevelReading) -> list[dict[str, Any]]:
     ]
 
 
-def _grey(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
+def grey(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """A picture as red, green and blue, shape (size, size, 3), 0 to 1."""
     return np.repeat(picture[..., None] / 255, 3, axis=2)
 
 
-def _shade(key: KeySlice) -> NDArray[np.float64]:
-    """The picture with its heat over it."""
+def shade(key: KeySlice) -> NDArray[np.float64]:
+    """The same, with its heat over it."""
     heat = key.heat.astype(np.float64)[..., None]
     colours = matplotlib.colormaps["inferno"](key.heat)[..., :3]
-    shaded: NDArray[np.float64] = _grey(key.picture) * (1 - _HEAT * heat) + colours * _HEAT * heat
+    shaded: NDArray[np.float64] = grey(key.picture) * (1 - _HEAT * heat) + colours * _HEAT * heat
     return shaded
 
 

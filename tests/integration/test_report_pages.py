@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -18,6 +17,7 @@ from playwright.sync_api import Browser, Page
 from pipeline.cli import main
 from storage_schemas.records import STORED, StudyRecord
 from storage_schemas.store import StudyStore
+from tests.pages import brightness, opened, table
 from tests.studies import LEVELS, write_cohort
 
 FIRST = "1.2.1"
@@ -57,32 +57,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
     return Written(store, report, list(store.records()))
 
 
-def opened(chromium: Browser, path: Path, **settings: Any) -> Iterator[Page]:
-    """A page that must neither complain nor ask for anything beyond its own file."""
-    context = chromium.new_context(**settings)
-    page = context.new_page()
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("dialog", lambda dialog: complaints.append(f"dialog {dialog.message}"))
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(path.as_uri())
-    yield page
-    context.close()
-    assert complaints == []
-    assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
-
-
 @pytest.fixture
 def page(chromium: Browser, written: Written) -> Iterator[Page]:
     yield from opened(chromium, written.report)
-
-
-def table(page: Page, caption: str) -> list[list[str]]:
-    """The cells of a table's body, by its caption."""
-    rows = page.locator("table", has=page.locator("caption", has_text=caption)).locator("tbody tr")
-    return [row.locator("td").all_inner_texts() for row in rows.all()]
 
 
 def picture(page: Page) -> np.ndarray:
@@ -269,9 +246,6 @@ def test_no_width_makes_the_page_scroll_sideways(
 def test_ink_stands_out_from_the_paper_in_light_and_dark(
     chromium: Browser, written: Written, scheme: str
 ) -> None:
-    def brightness(colour: str) -> float:
-        return float(np.mean([int(part) for part in colour.strip("rgb()").split(",")]))
-
     for page in opened(chromium, written.report, color_scheme=scheme):
         paper, ink = page.evaluate(
             "(s => [s.backgroundColor, s.color])(getComputedStyle(document.body))"
