@@ -29,6 +29,9 @@ from storage_schemas.vertebrae import CERVICAL, LABEL_COLUMNS
 NECK_MM = (-88.0, 44.0)
 """Below and above the middle of C4, of a patient of size 1."""
 
+SHEETS = 4
+"""Times that sheets are drawn for a broken vertebra, at most."""
+
 
 @dataclass(frozen=True)
 class Hospital:
@@ -84,7 +87,7 @@ def make_site_store(folder: Path, patients: int, *, seed: int, size: int, slices
         source / "train.csv",
         ("StudyInstanceUID", *LABEL_COLUMNS),
         [
-            (study, int(bool(broken)), *(int(level in broken) for level in CERVICAL))
+            (study, int(bool(broken)), *(int(c in broken) for c in CERVICAL))
             for study, broken, _ in rows
         ],
     )
@@ -107,7 +110,7 @@ def _write_patient(
     hospital = HOSPITALS[index % len(HOSPITALS)]
     patient = draw_patient(random)
     broken = _draw_broken(hospital, random)
-    fractures = {level: _open(draw_fractures(level, random), random) for level in broken}
+    fractures = {level: _shatter(level, random) for level in broken}
     pixel = random.uniform(*hospital.site.fov_mm) / size
     x = (np.arange(size) - (size - 1) / 2) * pixel + random.normal(0, 3)
     z = np.linspace(NECK_MM[0] * patient.size, NECK_MM[1] * patient.size, slices)
@@ -138,7 +141,9 @@ def _draw_broken(hospital: Hospital, random: np.random.Generator) -> tuple[str, 
     return tuple(CERVICAL[level] for level in sorted(chosen))
 
 
-def _open(fractures: tuple[Fracture, ...], random: np.random.Generator) -> tuple[Fracture, ...]:
+def _shatter(level: str, random: np.random.Generator) -> tuple[Fracture, ...]:
+    """A comminuted fracture: sheets at several places of one vertebra, wide and tall."""
+    sheets = {one.site: one for _ in range(SHEETS) for one in draw_fractures(level, random)}
     return tuple(
         replace(
             one,
@@ -146,7 +151,7 @@ def _open(fractures: tuple[Fracture, ...], random: np.random.Generator) -> tuple
             half_height=1.5 * one.half_height,
             half_length=1.3 * one.half_length,
         )
-        for one in fractures
+        for one in sheets.values()
     )
 
 

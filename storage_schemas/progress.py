@@ -1,9 +1,11 @@
 """How commands speak: a live line on a terminal, one JSON line an event otherwise.
 
-Everything here goes to standard error; standard output holds only results.
+Everything here goes to standard error; standard output holds only results. Of several processes
+that work as one, as ``torchrun`` starts them, the first one speaks for all.
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -46,7 +48,7 @@ class StageProgress:
         self._done = 0
         self._started = time.monotonic()
         self._live: Progress | None = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and _speaks():
             self._live = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
@@ -116,12 +118,18 @@ class StageProgress:
 
 def say_event(stage: str, **event: Any) -> None:
     """Print an event to standard error: words on a terminal, else one JSON line."""
+    if not _speaks():
+        return
     if sys.stderr.isatty():
         words = (f"{name.replace('_', ' ')} {_in_words(value)}" for name, value in event.items())
         line = f"{stage}: {', '.join(words)}"
         Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
     else:
         print(json.dumps({"stage": stage, **event}), file=sys.stderr, flush=True)
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def show_table(title: str, rows: Sequence[tuple[str, object]]) -> None:

@@ -28,6 +28,7 @@ from training.config import RunConfig
 from training.judges import Verdict
 from training.members import read_members
 from training.metric import competition_loss
+from training.ranks import is_first
 from training.runs import (
     BLEND,
     EVALUATION,
@@ -95,13 +96,16 @@ def boost_folds(
     CspineError
         As `boost`.
     """
-    run.create()
+    if is_first():
+        run.create()
     names = [f"fold-{number}" for number in range(1, folds + 1)]
     for number, name in enumerate(names, start=1):
         split = replace(config.split, folds=folds, fold=number)
-        say_event("fold", fold=number, folds=folds)
+        if is_first():
+            say_event("fold", fold=number, folds=folds)
         boost(store, RunFolder(run.path / name), replace(config, split=split), start)
-    put_folds_together(run, names, labelled(read_cohort(store), store.url))
+    if is_first():
+        put_folds_together(run, names, labelled(read_cohort(store), store.url))
 
 
 def put_folds_together(run: RunFolder, names: Sequence[str], studies: Sequence[Study]) -> None:

@@ -33,7 +33,7 @@ from training.kinds import load_any
 from training.models import is_ours
 from training.offers import offer, save_round, stack_rounds
 from training.planning import RunPlan, plan_run, write_plan
-from training.ranks import is_first, join_ranks, leave_ranks, wait
+from training.ranks import is_first, wait
 from training.rounds import RoundPlan
 from training.runs import HISTORY, METRICS, RunFolder
 from training.scalars import Scalars, write_scalars
@@ -62,7 +62,7 @@ class Incumbent:
 
 
 def boost(store: StudyStore, run: RunFolder, config: RunConfig, start: Path | None) -> None:
-    """Train all rounds that are not yet in the run folder.
+    """Train all rounds that are not yet in the run folder; all ranks call it alike.
 
     Parameters
     ----------
@@ -85,14 +85,6 @@ def boost(store: StudyStore, run: RunFolder, config: RunConfig, start: Path | No
     RunError
         ``run-unwritable``; ``training-diverged`` where nothing guards the rounds.
     """
-    join_ranks()
-    try:
-        _boost(store, run, config, start)
-    finally:
-        leave_ranks()
-
-
-def _boost(store: StudyStore, run: RunFolder, config: RunConfig, start: Path | None) -> None:
     cohort = read_cohort(store)
     studies = labelled(cohort, store.url)
     plan, first = plan_run(studies, store.url, config, start)

@@ -216,7 +216,7 @@ def _boost(options: argparse.Namespace) -> int:
     from training.blending import boost_folds
     from training.boosting import boost
     from training.journal import summarise
-    from training.ranks import starts_first
+    from training.ranks import is_first, joined_ranks
 
     given: dict[str, dict[str, Any]] = {
         part: {name: value for name in names if (value := getattr(options, name)) is not None}
@@ -228,15 +228,16 @@ def _boost(options: argparse.Namespace) -> int:
     if options.seed is not None:
         config = replace(config, seed=options.seed)
     store, run = StudyStore.open(options.store), RunFolder(options.run)
-    if options.folds:
-        boost_folds(store, run, config, options.model, options.folds)
-        rows: Rows = [("folds", options.folds)]
-        made = {"out_of_fold": run.path / OUT_OF_FOLD}
-    else:
-        boost(store, run, config, options.model)
-        rows, made = summarise(run), {"model": run.model}
-    if starts_first():
-        tell_summary("boost", rows, options, made)
+    with joined_ranks():
+        if options.folds:
+            boost_folds(store, run, config, options.model, options.folds)
+            rows: Rows = [("folds", options.folds)]
+            made = {"out_of_fold": run.path / OUT_OF_FOLD}
+        else:
+            boost(store, run, config, options.model)
+            rows, made = summarise(run), {"model": run.model}
+        if is_first():
+            tell_summary("boost", rows, options, made)
     return 0
 
 

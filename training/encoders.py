@@ -54,16 +54,23 @@ def make_encoder(config: PreTrainedConfig) -> PreTrainedModel:
     return AutoModel.from_config(config, **_options(config))
 
 
-def build_encoder(config: ModelConfig, inputs: InputConfig, seed: int) -> PreTrainedModel:
-    """Make the very encoder that a slice model of these settings has, with random weights.
+def build_encoder(
+    config: ModelConfig, inputs: InputConfig, seed: int
+) -> tuple[PreTrainedModel, nn.Linear]:
+    """Make the very encoder and classifier of a slice model of these settings, of random weights.
 
     Raises
     ------
     UsageError
         ``config-invalid`` where its patches do not fill the input.
     """
-    encoder = build_model(config, replace(inputs, neighbours=3, mask=False), seed).base_model
-    return widen_channels(encoder, inputs.channels)
+    model = build_model(config, replace(inputs, neighbours=3, mask=False), seed)
+    return widen_channels(model.base_model, inputs.channels), read_classifier(model)
+
+
+def read_classifier(model: PreTrainedModel) -> nn.Linear:
+    """The layer of a slice model that makes one logit of its features."""
+    return [layer for layer in model.classifier.modules() if isinstance(layer, nn.Linear)][-1]
 
 
 def start_encoder(

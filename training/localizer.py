@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from monai.losses import DiceCELoss
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -36,6 +35,7 @@ from training.overviews import (
     read_masked,
     vary_hu,
 )
+from training.place_loss import Places, draw_places, place_loss
 from training.unet import LocalizerNetwork
 
 PACKAGES = ("cspine", "torch", "monai", "onnx", "onnxruntime")
@@ -115,19 +115,21 @@ def _train(
 ) -> None:
     """Take the steps that are left."""
     device = next(training.network.parameters()).device
-    loss_of = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
     order = _draw_order(learnt, config)
     losses: list[float] = []
     with StageProgress("train localizer", config.steps, "steps") as progress:
+        for _ in range(training.step):
+            progress.advance()
         while training.step < config.steps:
             step = training.step
             for group in training.optimizer.param_groups:
                 group["lr"] = config.learning_rate * _rate(step, config)
-            hu, classes = _draw_batch(overviews, order[step], config, step, device)
+            hu, places = _draw_batch(overviews, order[step], config, step, device)
             # What was learnt in short numbers is judged in long ones.
             with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
-                logits = training.network(hu)
-            loss = loss_of(logits.float(), classes)
+                features = training.network.see(hu)
+                logits = training.network.name(features, places.sample, places.place)
+            loss = place_loss(logits.float(), places)
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
                 raise RunError("training-diverged", f"the loss is {losses[-1]} at step {step + 1}")
@@ -137,13 +139,12 @@ def _train(
             training.optimizer.step()
             _follow(training, config)
             training.step += 1
+            progress.advance()
             if training.step % max(1, config.steps // _SAVES) == 0:
                 saved.save(training)
                 mean = round(float(np.mean(losses)), 4)
                 progress.reach(training.step, config.steps, f"loss {mean:.3f}", loss=mean)
                 losses.clear()
-            else:
-                progress.advance()
         progress.finish()
 
 
@@ -169,15 +170,16 @@ def _draw_batch(
     config: LocalizerConfig,
     step: int,
     device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """Varied cubes and their classes, (batch, 1, S, S, S)."""
+) -> tuple[Tensor, Places]:
+    """Varied cubes, (batch, 1, S, S, S), and the places where they are judged."""
     # By the number of the step, so that a training that was stopped draws what it would have.
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
     hu = torch.from_numpy(overviews.hu[chosen]).to(device).float()[:, None]
     classes = torch.from_numpy(overviews.classes[chosen]).to(device)[:, None]
     length_mm = torch.from_numpy(overviews.spacing_mm[chosen]) * config.size
     hu, classes = look(hu, classes, draw_looks(length_mm, config.augment, generator))
-    return vary_hu(hu, config.augment, generator), classes
+    places = draw_places(classes, config.block, generator)
+    return vary_hu(hu, config.augment, generator), places
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ Only the first one writes, and RUN lies where all of them can read it.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import numpy as np
@@ -16,20 +18,20 @@ _PATIENCE = timedelta(hours=12)
 """How long a rank waits for the others: the first one may be reading a large round."""
 
 
-def join_ranks() -> None:
-    """Meet the other ranks, where ``torchrun`` started several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or distributed.is_initialized():
+@contextmanager
+def joined_ranks() -> Iterator[None]:
+    """Meet the other ranks, where ``torchrun`` started several, and part from them in the end."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
         return
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
     distributed.init_process_group(backend, timeout=_PATIENCE)
-
-
-def leave_ranks() -> None:
-    """Part from the other ranks, without waiting for them."""
-    if distributed.is_initialized():
+    try:
+        yield
+    finally:
         distributed.destroy_process_group()
 
 
@@ -46,11 +48,6 @@ def rank() -> int:
 def is_first() -> bool:
     """Whether this is the one that writes."""
     return rank() == 0
-
-
-def starts_first() -> bool:
-    """Whether this is the process that speaks, before the ranks meet and after they part."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def wait() -> None:

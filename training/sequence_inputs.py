@@ -162,11 +162,13 @@ def show_necks(
     """
     pixels = make_pixels(batch, inputs, pose or plain_pose(len(batch["hu"])))
     if augment is not None and generator is not None:
-        slices, masks = pixels[:, : inputs.neighbours], pixels[:, inputs.neighbours :]
-        of = batch["vertebra"].cpu()
-        kept = torch.rand(_count(of), generator=generator) >= augment.forget_mask
-        masks = masks * kept[of, None, None, None].to(masks.device)
-        pixels = torch.cat([vary_intensity(slices, augment, generator), masks], dim=1)
+        slices, masks = pixels[:, : inputs.channels - inputs.mask], pixels[:, -1:]
+        pixels = vary_intensity(slices, augment, generator)
+        if inputs.mask:
+            of = batch["vertebra"].cpu()
+            kept = torch.rand(_count(of), generator=generator) >= augment.forget_mask
+            masks = masks * kept[of, None, None, None].to(masks.device)
+            pixels = torch.cat([pixels, masks], dim=1)
     return normalise(pixels, inputs)
 
 

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from storage_schemas.vertebrae import CERVICAL
 from training.cohort import Study
 from training.config import InputConfig, RunConfig
-from training.encoders import build_encoder, run_encoder, start_encoder
+from training.encoders import build_encoder, read_classifier, run_encoder, start_encoder
 from training.features import encode_necks, keep_features
 from training.inputs import cover_patches, index_slices
 from training.models import is_ours, load_model, read_model_type
@@ -52,7 +52,7 @@ from training.shards import RoundShards
 from training.slices import STATISTICS_BATCHES, counting_anew, draw_order, keeps_statistics
 from training.trainer import Loss, RoundWork, Trained, fit
 
-_ALONE = LossShares(patient=0.0, vertebra=0.5, position=0.5)
+_ALONE = LossShares(patient=0.0)
 _STUDIES_AT_ONCE = 4
 """Of which all positions go through the encoder together."""
 
@@ -78,11 +78,14 @@ def start_sequence_model(
         found, inputs = load_sequence_model(folder)
         return _freeze(found, config), inputs
     torch.manual_seed(config.seed)
+    head = None
     if folder is None:
-        encoder = build_encoder(config.model, inputs, config.seed)
+        encoder, head = build_encoder(config.model, inputs, config.seed)
     else:
         encoder, normalisation = start_encoder(folder, inputs)
         inputs = replace(inputs, **normalisation)  # type: ignore[arg-type]
+        if is_ours(folder):
+            head = read_classifier(load_model(folder)[0])
     torch.manual_seed(config.seed)
     settings = config.sequence
     model = CervicalSequenceModel(
@@ -97,9 +100,8 @@ def start_sequence_model(
         )
     )
     model.encoder.load_state_dict(encoder.state_dict())
-    if folder is not None and is_ours(folder):
-        weight, bias = list(load_model(folder)[0].classifier.parameters())[-2:]
-        model.classifier.load_state_dict({"weight": weight, "bias": bias})
+    if head is not None:
+        model.classifier.load_state_dict(head.state_dict())
     return _freeze(model, config), inputs
 
 
@@ -245,7 +247,11 @@ def _plan(
             ]
         ),
     )
-    return _Round(index, find_targets(shards, index), np.arange(order.size).reshape(order.shape))
+    targets = find_targets(shards, index)
+    # A vertebra's label adds nothing where it is known of each of these slices what it shows.
+    said = (~np.isnan(targets.position) | ~index.valid).all(axis=2)
+    targets.vertebra[said] = np.nan
+    return _Round(index, targets, np.arange(order.size).reshape(order.shape))
 
 
 def _shared(batch: int) -> int:

@@ -40,20 +40,34 @@ class LocalizerNetwork(nn.Module):
             strides=(2,) * (len(config.channels) - 1),
             num_res_units=config.units,
         )
-        head = nn.Conv3d(config.channels[0], len(CLASSES) * voxels, kernel_size=1)
+        hidden = 2 * config.channels[0]
+        last = nn.Conv3d(hidden, len(CLASSES) * voxels, kernel_size=1)
         with torch.no_grad():
             # Most voxels are background. A network that has yet to learn so learns nothing else.
-            prior = torch.full((len(CLASSES), voxels), 0.0)
+            prior = torch.zeros(len(CLASSES), voxels)
             prior[CLASSES.index(BACKGROUND)] = BACKGROUND_LOGIT
-            assert head.bias is not None
-            head.bias.copy_(prior.flatten())
-            head.weight.mul_(0.3)
-        self.head = nn.Sequential(nn.PReLU(), head)
+            cast(Tensor, last.bias).copy_(prior.flatten())
+            last.weight.mul_(0.3)
+        # It sees the voxels themselves too: the features know which vertebra, the HU where bone is.
+        self.head = nn.Sequential(
+            nn.Conv3d(config.channels[0] + voxels, hidden, kernel_size=1), nn.PReLU(), last
+        )
 
     def forward(self, hu: Tensor) -> Tensor:
         """Map (batch, 1, S, S, S), float32, HU to logits (batch, classes, S, S, S)."""
+        return unfold_blocks(self.head(self.see(hu)), self._block)
+
+    def see(self, hu: Tensor) -> Tensor:
+        """Map HU to features and voxels of each place, (batch, channels, places along z, y, x)."""
         seen = (hu.clamp(LOW_HU, HIGH_HU) - LOW_HU) * (2 / (HIGH_HU - LOW_HU)) - 1
-        return unfold_blocks(self.head(self.unet(fold_blocks(seen, self._block))), self._block)
+        folded = fold_blocks(seen, self._block)
+        return torch.cat([self.unet(folded), folded], dim=1)
+
+    def name(self, features: Tensor, sample: Tensor, place: Tensor) -> Tensor:
+        """Logits of chosen places only, (places, classes, block^3); see `training.place_loss`."""
+        chosen = features.flatten(2)[sample, :, place]
+        named = self.head(chosen[..., None, None, None])
+        return cast(Tensor, named.reshape(len(chosen), len(CLASSES), -1))
 
 
 class LocalizerGraph(nn.Module):

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from training.config import InputConfig, ModelConfig, TrainConfig
 from training.models import build_model
-from training.ranks import is_first, join_ranks, leave_ranks
+from training.ranks import is_first, joined_ranks
 from training.trainer import RoundWork, fit
 
 INPUTS = InputConfig(size=32)
@@ -59,8 +59,7 @@ def train(checkpoint: Path, batch_size: int, accumulation: int) -> float:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    join_ranks()
-    found = train(Path(sys.argv[1]), *map(int, sys.argv[2:]))
-    if is_first():
-        Path(sys.argv[1]).with_suffix(".json").write_text(json.dumps(found))
-    leave_ranks()
+    with joined_ranks():
+        found = train(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+        if is_first():
+            Path(sys.argv[1]).with_suffix(".json").write_text(json.dumps(found))

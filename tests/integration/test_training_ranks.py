@@ -73,6 +73,28 @@ def test_two_ranks_have_the_gradient_of_one(
     assert_same_step((gradient(place), loss), whole)
 
 
+def test_two_ranks_walk_through_the_whole_loop_as_one_does(
+    phantom: tuple[Path, Path], tmp_path: Path
+) -> None:
+    settings = "--size 32 --patch 8 --width 32 --heads 2 --depth 1 --slices-per-round 60"
+    settings += " --rounds 2 --epochs 1 --batch-size 8 --accumulation 2"
+    settings += " --guard 0.2 --calibration 0.2 --test 0.2"
+    histories = []
+    for ranks in (1, 2):
+        run = tmp_path / str(ranks)
+        command = ["-m", "training.cli", "boost", str(phantom[1]), str(run), *settings.split()]
+        done = torchrun(ranks, *command)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout == f"model: {run / 'model'}\n"
+        assert not list(run.glob("voxels-*"))
+        lines = (run / "rounds.jsonl").read_text().splitlines()
+        histories.append([json.loads(line) for line in lines])
+    assert [line["round"] for line in histories[1]] == [1, 2]
+    for one, two in zip(*histories, strict=True):
+        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
+        assert two["candidates"] == pytest.approx(one["candidates"], rel=1e-2)
+
+
 def test_ranks_that_cannot_share_a_step_evenly_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -148,10 +148,12 @@ def test_position_embeddings_of_a_larger_input_are_those_learnt_interpolated() -
 
 def test_a_built_encoder_is_that_of_the_slice_model_of_the_same_seed() -> None:
     config = ModelConfig(family="resnet", patch=8, width=32, depth=1)
-    encoder = build_encoder(config, SIX, 3)
-    reference = build_model(config, INPUTS, 3).base_model
+    encoder, head = build_encoder(config, SIX, 3)
+    reference = build_model(config, INPUTS, 3).eval()
     filled = torch.cat([noise(), torch.zeros(2, 3, 32, 32)], dim=1)
-    assert torch.equal(pooled(encoder, filled), pooled(reference, noise()))
+    found = head(pooled(encoder, filled))
+    with torch.no_grad():
+        assert torch.equal(found, reference(noise()).logits)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -95,7 +95,7 @@ def heat(model: PreTrainedModel, pixels: Tensor) -> Tensor:
 def make(kind: str, family: Family, seed: int = 0) -> PreTrainedModel:
     if kind == "slice":
         return build_model(SETTINGS[family], INPUTS, seed)
-    encoder = build_encoder(SETTINGS[family], INPUTS, seed)
+    encoder, _ = build_encoder(SETTINGS[family], INPUTS, seed)
     config = CervicalSequenceConfig(encoder.config, positions=POSITIONS, width=8)
     model = CervicalSequenceModel(config)
     model.encoder.load_state_dict(encoder.state_dict())

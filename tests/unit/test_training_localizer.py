@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from monai.losses import DiceCELoss
 
 from pipeline.network import choose_network, open_network
 from storage_schemas.errors import RunError, UsageError
@@ -18,6 +19,7 @@ from storage_schemas.vertebrae import CERVICAL
 from tests.overviews import SIDE, make_masked_store, make_overview
 from training import localizer as stage
 from training import onnx_file
+from training import place_loss as place_loss_room
 from training.cli import main
 from training.config import CubeAugmentConfig, LocalizerConfig
 from training.level_scores import (
@@ -30,6 +32,7 @@ from training.level_scores import (
 from training.localizer import train_localizer
 from training.localizer_state import LocalizerTraining, SavedTraining
 from training.onnx_file import export_network
+from training.place_loss import DRAWN_SHARE, draw_places, place_loss
 from training.unet import LocalizerNetwork, build_network, fold_blocks, unfold_blocks
 
 TINY = LocalizerConfig(
@@ -105,6 +108,10 @@ def test_the_constant_guess_is_the_mean_box_and_the_commonest_voxels() -> None:
     assert second.dice is None
 
 
+def as_classes(levels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(levels).long()[None, None]
+
+
 # ---- the network -------------------------------------------------------------------------------
 
 
@@ -122,6 +129,53 @@ def test_a_new_network_thinks_most_of_everything_is_background() -> None:
     with torch.inference_mode():
         background = network(hu).softmax(dim=1)[:, 0].mean()
     assert background > 0.8
+
+
+def test_named_places_are_those_of_the_whole_cube() -> None:
+    network = build_network(TINY, 0).eval()
+    hu, levels = make_overview(0)
+    cube = torch.from_numpy(hu).float()[None, None]
+    places = draw_places(as_classes(levels), TINY.block, torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        named = network.name(network.see(cube), places.sample, places.place)
+        whole = fold_blocks(network(cube), TINY.block).reshape(1, 9, 8, -1)
+    expected = whole[0, :, :, places.place].permute(2, 0, 1)
+    assert torch.allclose(named, expected, atol=1e-5)
+
+
+def test_every_place_with_a_vertebra_is_judged_and_others_stand_for_their_like() -> None:
+    levels = make_overview(0)[1]
+    places = draw_places(as_classes(levels), 2, torch.Generator().manual_seed(0))
+    assert int((places.classes > 0).sum()) == int((levels > 0).sum())
+    holds = (places.classes > 0).any(dim=1)
+    assert set(places.weight[holds].tolist()) == {1.0}
+    assert set(places.weight[~holds].tolist()) == {1 / DRAWN_SHARE}
+    assert places.weight.sum() == pytest.approx((SIDE // 2) ** 3, rel=0.1)
+
+
+def test_the_loss_over_places_is_that_over_all_voxels(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = make_overview(0)[1]
+    truth = as_classes(levels)
+    logits = torch.randn(1, 9, SIDE, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    logits[:, 0] += 4
+    peers = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+
+    def loss_of(seed: int) -> float:
+        places = draw_places(truth, 2, torch.Generator().manual_seed(seed))
+        folded = fold_blocks(logits, 2).reshape(9, 8, -1)
+        return float(place_loss(folded[:, :, places.place].permute(2, 0, 1), places))
+
+    whole = float(peers(logits, truth))
+    assert np.mean([loss_of(seed) for seed in range(20)]) == pytest.approx(whole, abs=0.01)
+    monkeypatch.setattr(place_loss_room, "DRAWN_SHARE", 1.0)
+    assert loss_of(0) == pytest.approx(whole, abs=1e-3)
+
+
+def test_a_cube_without_vertebrae_has_a_loss_too() -> None:
+    nothing = torch.zeros(1, 1, 8, 8, 8, dtype=torch.int64)
+    places = draw_places(nothing, 2, torch.Generator().manual_seed(0))
+    logits = torch.zeros(len(places.place), 9, 8)
+    assert float(place_loss(logits, places)) == pytest.approx(np.log(9), abs=1e-5)
 
 
 @pytest.mark.parametrize(

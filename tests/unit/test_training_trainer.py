@@ -22,8 +22,8 @@ from training.config import (
 )
 from training.models import build_model
 from training.shards import RoundShards
-from training.slices import draw_order, train_slices
-from training.trainer import RoundWork
+from training.slices import draw_order, refresh_statistics, train_slices
+from training.trainer import RoundWork, parameter_groups
 
 INPUTS = InputConfig(size=32, crop_mm=32, trim_mm=0)
 STILL = AugmentConfig(rotate_degrees=0, shift_mm=0, scale=0, gain=0, offset=0, noise=0)
@@ -241,3 +241,71 @@ def test_the_rate_rises_in_the_warm_up_and_falls_to_nothing() -> None:
     assert rates[peak] == pytest.approx(1e-3)
     assert rates == sorted(rates[: peak + 1]) + sorted(rates[peak + 1 :], reverse=True)
     assert rates[-1] < 2e-5
+
+
+def rates(model: PreTrainedModel, decay: float) -> dict[str, float]:
+    groups = parameter_groups(model, ONE_STEP, work(ONE_STEP, layer_decay=decay))
+    rate = {
+        id(p): group["lr"] / ONE_STEP.learning_rate for group in groups for p in group["params"]
+    }
+    return {name: rate[id(parameter)] for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_rate_falls_from_the_head_to_the_embedding_layer_by_layer(family: Family) -> None:
+    found = rates(build(family), 0.5)
+    top = {v for n, v in found.items() if n.startswith("classifier")}
+    bottom = {v for n, v in found.items() if "embed" in n}
+    layers = sorted(set(found.values()))
+    assert top == {1.0}
+    assert bottom == {layers[0]}
+    # Two layers of the ViT, three stages of the residual network, the embedding, and the head.
+    assert layers == [0.5**n for n in reversed(range(len(layers)))]
+    assert len(layers) == {"vit": 4, "resnet": 5}[family]
+
+
+def test_without_decay_all_rates_are_the_same_and_no_parameter_is_lost() -> None:
+    model = build("resnet")
+    assert set(rates(model, 1.0).values()) == {1.0}
+    assert len(rates(model, 1.0)) == len(list(model.parameters()))
+
+
+def test_only_matrices_have_weight_decay() -> None:
+    for group in parameter_groups(build(), ONE_STEP, work(ONE_STEP)):
+        for parameter in group["params"]:
+            expected = ONE_STEP.weight_decay if parameter.ndim > 1 else 0
+            assert group["weight_decay"] == expected
+
+
+def test_the_average_lies_between_the_start_and_the_end_and_is_not_kept_unasked() -> None:
+    model, start = build(), weights(build())
+    task = work(LEARN, average=0.5)
+    settings = RunConfig(inputs=INPUTS, augment=STILL, train=LEARN)
+    trained = train_slices(model, INPUTS, mirrored_crops(), settings, task)
+    assert trained.average is not None
+    average = torch.cat([trained.average[n].flatten() for n, _ in model.named_parameters()])
+    moved, behind = (weights(model) - start).norm(), (weights(model) - average).norm()
+    assert 0 < behind < moved
+    assert train_slices(build(), INPUTS, mirrored_crops(), settings, work(LEARN)).average is None
+
+
+def test_statistics_counted_anew_are_those_of_the_rounds_inputs() -> None:
+    model = build("resnet")
+    settings = RunConfig(inputs=INPUTS, augment=STILL, train=LEARN)
+    seen: list[Tensor] = []
+    norm = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    handle = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    norm.running_mean.fill_(99)
+    refresh_statistics(model, INPUTS, mirrored_crops(), settings, work(LEARN))
+    handle.remove()
+    means = torch.stack([batch.mean(dim=(0, 2, 3)) for batch in seen])
+    torch.testing.assert_close(norm.running_mean, means.mean(dim=0))
+    assert norm.momentum == 0.1
+    assert not model.training
+
+
+def test_a_model_without_statistics_is_left_alone() -> None:
+    model = build()
+    settings = RunConfig(inputs=INPUTS, augment=STILL, train=LEARN)
+    refresh_statistics(model, INPUTS, mirrored_crops(), settings, work(LEARN))
+    assert torch.equal(weights(model), weights(build()))
