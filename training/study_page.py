@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import matplotlib
 import matplotlib.image
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_schemas.pages import page_templates
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.readings import KeySlice, LevelReading
@@ -90,10 +90,8 @@ def _origin(origins: Origins, level: str, z: int) -> Mapping[str, Any]:
 def render_page(answer: StudyAnswer, origins: Origins) -> str:
     """One HTML page without any outside reference: probabilities, and the slices behind them."""
     chances = dict(zip(LABEL_COLUMNS, answer.probabilities, strict=True))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("training"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("study.html.j2").render(
+    template = page_templates("training").get_template("study.html.j2")
+    return template.render(
         answer=answer,
         chances=chances,
         levels=[

@@ -34,14 +34,18 @@ NOT_RUN = {
     "make demo": "takes minutes, and what it does is run here piece by piece",
     "make setup": "makes the environment that this test runs in",
     "from dask_jobqueue import SLURMCluster": "needs a SLURM cluster",
+    "torchrun --standalone --nproc-per-node 4 -m training.cli boost STORE RUN": "needs several "
+    "GPUs; test_training_ranks.py runs it on two processes",
     "napari --plugin napari-ome-zarr STORE/volumes.zarr/<study>/C4": "needs a screen",
 }
 SMALL = {
     "cspine-training localizer": "--preset demo --size 32 --steps 2",
     "cspine-training boost": "--preset demo --size 32 --patch 8 --width 16 --rounds 1 "
-    "--slices-per-round 100 --epochs 0.5 --guard 0.2 --calibration 0.2 --test 0.2",
+    "--slices-per-round 100 --epochs 0.5 --guard 0.15 --calibration 0.45 --test 0.15",
 }
 """What is added to commands whose defaults want hours; everything else runs as it stands."""
+TABLES = ("segmentations", "train.csv", "train_bounding_boxes.csv", "sample_submission.csv")
+"""Of SOURCE, that lie beside it."""
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], Callable[[], argparse.ArgumentParser]]] = {
     "cspine-pipeline": (pipeline_cli.main, pipeline_cli.parser),
     "cspine-training": (training_cli.main, training_cli.parser),
@@ -82,8 +86,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with SOURCE and its tables, in which README's commands have run."""
     root = tmp_path_factory.mktemp("documents")
     make_cohort(root / "SOURCE", studies=20, size=48, slices=24, workers=1)
-    for name in ("segmentations", "train.csv", "train_bounding_boxes.csv"):
+    for name in TABLES:
         (root / "SOURCE" / name).rename(root / name)
+    first = min((root / "SOURCE" / "train_images").iterdir())
+    (root / "NEW").symlink_to(first, target_is_directory=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:

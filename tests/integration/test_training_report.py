@@ -182,6 +182,16 @@ def test_ink_stands_out_from_the_paper_in_light_and_dark(
             assert abs(brightness(colour) - brightness(paper)) > 150
 
 
+def test_one_object_says_where_the_page_is(
+    written: Written, tmp_path: Path, capsys: Captured
+) -> None:
+    out = tmp_path / "r.html"
+    assert main(["report", str(written.run), str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"stage": "report", "bytes": out.stat().st_size, "report": str(out)}
+    assert out.read_bytes() == written.report.read_bytes()
+
+
 def test_an_evaluation_of_another_version_is_one_clear_line(
     written: Written, tmp_path: Path, capsys: Captured
 ) -> None:
