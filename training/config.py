@@ -411,6 +411,9 @@ class LocalizerConfig:
         AdamW's; the rate warms up, then falls to zero along a cosine.
     warmup : float
         Share of the steps.
+    settle : float
+        Share of the steps, the last, in which cubes are no longer turned, scaled or shifted: their
+        labels are sampled by nearest neighbour when they are, and what is a voxel thin frays.
     average : float
         How much of the averaged weights, which are the ones exported, each step leaves as it is.
     folds, fold : int
@@ -430,6 +433,7 @@ class LocalizerConfig:
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup: float = 0.05
+    settle: float = 0.1
     average: float = 0.995
     folds: int = 5
     fold: int = 0
@@ -445,8 +449,9 @@ class LocalizerConfig:
             raise _invalid(f"{len(self.channels)} stages of blocks of {self.block} do not fit")
         if min(self.steps, self.batch_size, self.units) < 1 or self.learning_rate <= 0:
             raise _invalid("steps, batch size, units and learning rate must be positive")
-        if not (0 <= self.warmup < 1 and 0 <= self.average < 1) or self.weight_decay < 0:
-            raise _invalid("warm-up and average are shares, weight decay is at least 0")
+        shares = (self.warmup, self.settle, self.average)
+        if min(shares) < 0 or max(shares) >= 1 or self.weight_decay < 0:
+            raise _invalid("warm-up, settle and average are shares, weight decay is at least 0")
         if self.folds < 2 or not 0 <= self.fold < self.folds:
             raise _invalid(f"fold {self.fold} of {self.folds}: at least 2, numbered from 0")
         if self.margin_mm < 0:
@@ -463,10 +468,11 @@ LOCALIZER_PRESETS: Mapping[str, LocalizerConfig] = MappingProxyType(
         # Learns a phantom cohort of 200 small studies in two minutes on two cores.
         "demo": LocalizerConfig(
             size=64,
-            channels=(16, 32, 64, 128),
-            steps=800,
-            batch_size=2,
-            learning_rate=1e-2,
+            channels=(32, 64, 128),
+            steps=1_200,
+            batch_size=1,
+            learning_rate=7e-3,
+            settle=0.3,
             average=0.99,
             augment=CubeAugmentConfig(rotate_degrees=6.0, shift_mm=8.0, scale=0.08),
         ),

@@ -9,6 +9,7 @@ saw, beside a guess that looks at no picture. Then they become one ONNX file wit
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -177,7 +178,10 @@ def _draw_batch(
     hu = torch.from_numpy(overviews.hu[chosen]).to(device).float()[:, None]
     classes = torch.from_numpy(overviews.classes[chosen]).to(device)[:, None]
     length_mm = torch.from_numpy(overviews.spacing_mm[chosen]) * config.size
-    hu, classes = look(hu, classes, draw_looks(length_mm, config.augment, generator))
+    augment = config.augment
+    if step >= config.steps * (1 - config.settle):
+        augment = replace(augment, rotate_degrees=0.0, shift_mm=0.0, scale=0.0)
+    hu, classes = look(hu, classes, draw_looks(length_mm, augment, generator))
     places = draw_places(classes, config.block, generator)
     return vary_hu(hu, config.augment, generator), places
 

@@ -286,6 +286,18 @@ def test_equal_seeds_train_equally_and_others_do_not(
     assert not all(map(torch.equal, first, other))
 
 
+def test_the_last_steps_see_cubes_as_they_are_but_for_left_and_right(
+    store: StudyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights_of(monkeypatch)
+    looks: list[torch.Tensor] = []
+    look = stage.look
+    monkeypatch.setattr(stage, "look", lambda *told: (looks.append(told[2]), look(*told))[1])
+    train_localizer(store, tmp_path / "localizer.onnx", replace(TINY, settle=0.5))
+    plain = [torch.equal(matrix.abs(), torch.eye(3, 4).expand(2, 3, 4)) for matrix in looks]
+    assert plain == [False, False, True, True]
+
+
 def test_a_damaged_state_is_refused_by_name(store: StudyStore, tmp_path: Path) -> None:
     out = tmp_path / "localizer.onnx"
     state = SavedTraining(out, {}).path
