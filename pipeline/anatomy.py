@@ -5,8 +5,9 @@ its distances from the other levels along the spine are those of a neck: C1 abov
 step apart, nothing in one place. A level that breaks a rule is left out with its reason, and the
 others are kept. Not here: the network (`pipeline.network`), bone (`pipeline.localizers`).
 
-Sizes: vertebral pitch is 13 to 23 mm in adults (bodies and discs of Panjabi et al., Spine 16(8),
-1991; Gilad and Nissan, Spine 11(2), 1986); whole cervical vertebrae have 5 to 25 cm3.
+In the neck a body and a disc are some 15 to 20 mm high (Panjabi et al., Spine 16(8), 1991; Gilad
+and Nissan, Spine 11(2), 1986). The cervical vertebrae of a VerSe mask have 13 to 19 cm3, those of
+the phantoms 5 to 19. The bounds below are wider, for children, giants, bends and coarse grids.
 """
 
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from storage_schemas.vertebrae import CERVICAL
 MIN_SCORE = 0.5
 """Mean probability inside a vertebra."""
 BRIDGE_MM = 6.0
-"""Pieces nearer than this are one vertebra: a coarse grid loses laminae, which are 3 to 6 mm thin
-(Xu et al., Clinical Orthopaedics 363, 1999)."""
+"""Pieces nearer than this are one vertebra: a coarse grid loses laminae, which are a few mm thin
+(Xu et al., Spine 24(2), 1999)."""
 SPECK_SHARE = 0.02
 """Of a level's largest piece; smaller ones are no part of a vertebra."""
 SIZE_MM3 = (1_000.0, 60_000.0)

@@ -73,7 +73,8 @@ def test_a_real_cervical_mask_is_cropped_whole_and_lies_where_its_authors_say(
         (0.0, 1.0, 0.0),
         (float(lps[1, 1]), float(lps[0, 0])),
     )
-    hu = np.where(labels > 0, 400, 30).astype(np.int16)
+    hu = np.full(labels.shape, 30, np.int16)
+    hu[labels > 0] = 400
     levels = (*CERVICAL, "T1", "T2", "T3", "T4", "T5")
     found = locate_by_mask(
         hu,
