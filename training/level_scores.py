@@ -107,15 +107,17 @@ def guess_constant(classes: Sequence[NDArray[np.uint8]]) -> ConstantGuess:
     boxes = np.full((len(CERVICAL), 3, 2), np.nan)
     voxels = np.zeros((len(CERVICAL), *classes[0].shape), bool)
     for index in range(len(CERVICAL)):
-        masks = [cube == index + 1 for cube in classes]
-        extents = [box for mask in masks if (box := _extent(mask)) is not None]
-        if not extents:
-            continue
-        boxes[index] = np.mean(extents, axis=0)
-        frequency = np.sum(masks, axis=0, dtype=np.uint32)
-        mean = round(frequency.sum() / len(extents))
-        chosen = np.argpartition(frequency.ravel(), -mean)[-mean:]
-        voxels[index].ravel()[chosen] = True
+        extents = []
+        frequency = np.zeros(classes[0].shape, np.uint32)
+        for cube in classes:
+            mask = cube == index + 1
+            frequency += mask
+            if (box := _extent(mask)) is not None:
+                extents.append(box)
+        if extents:
+            boxes[index] = np.mean(extents, axis=0)
+            mean = round(frequency.sum() / len(extents))
+            voxels[index].ravel()[np.argpartition(frequency.ravel(), -mean)[-mean:]] = True
     return ConstantGuess(boxes, voxels)
 
 
@@ -172,8 +174,8 @@ def _judge(
     number = CERVICAL.index(level) + 1
     below = np.bincount(truth[voxels], minlength=len(CLASSES))
     # Where it lies on no vertebra at all, the first of equals is the background.
-    likest = int(np.append(0, below[1:]).argmax())
-    misnamed = bool(voxels.any()) and likest != number
+    likeliest = int(np.append(0, below[1:]).argmax())
+    misnamed = bool(voxels.any()) and likeliest != number
     there = truth == number
     if not there.any():
         return Finding(level, None, None, misnamed)

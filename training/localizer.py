@@ -7,6 +7,7 @@ saw, beside a guess that looks at no picture. Then they become one ONNX file wit
 """
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage_schemas.canonical import sha256_json
-from storage_schemas.errors import RunError
+from storage_schemas.errors import RunError, UsageError
 from storage_schemas.localizer import LocalizerCard
 from storage_schemas.progress import StageProgress
 from storage_schemas.store import StudyStore
@@ -72,6 +73,7 @@ def train_localizer(store: StudyStore, out: Path, config: LocalizerConfig) -> Lo
     StoreError
         Where an overview is missing or damaged.
     """
+    _check_out(out)
     masked = read_masked(store)
     folds = deal_folds(masked, config.folds, config.seed)
     studies = [study.study for study in masked]
@@ -105,6 +107,19 @@ def train_localizer(store: StudyStore, out: Path, config: LocalizerConfig) -> Lo
     write_localizer(model, card, out)
     saved.remove()
     return card
+
+
+def _check_out(out: Path) -> None:
+    """Refuse what cannot be written before hours are spent on it."""
+    reason = "" if out.suffix == ".onnx" else "OUT ends in .onnx"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir() or not os.access(out.parent, os.W_OK):
+            reason = "it cannot be written"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise UsageError("config-invalid", reason, key=str(out))
 
 
 def _train(

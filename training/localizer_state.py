@@ -64,10 +64,6 @@ class SavedTraining:
     def __init__(self, out: Path, settings: dict[str, Any]) -> None:
         self.path = out.with_name(f".{out.name}.training.safetensors")
         self._settings = settings
-        try:
-            out.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError("config-invalid", f"{error.strerror}", key=str(out)) from None
 
     def save(self, training: LocalizerTraining) -> None:
         """Write the state, whole or not at all."""
@@ -90,22 +86,21 @@ class SavedTraining:
         try:
             with safe_open(self.path, "pt") as file:
                 document = json.loads((file.metadata() or {})["cspine"])
-                step = document.pop("step")
-                same = document == self._settings
-                saved = {name: file.get_tensor(name) for name in file.keys()} if same else {}  # noqa: SIM118  # it is no dict
-        except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
+                step = int(document.pop("step"))
+                if document != self._settings:
+                    reason = "a training of other settings or studies stopped here"
+                    raise UsageError("config-invalid", f"{reason}: remove it", key=str(self.path))
+                for parameter in training.network.parameters():
+                    training.optimizer.state[parameter] = {
+                        "step": torch.tensor(float(step)),
+                        **{name: torch.zeros_like(parameter) for name in _MOMENTS},
+                    }
+                for name, tensor in _tensors(training).items():
+                    tensor.copy_(file.get_tensor(name))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError,
+                RuntimeError) as error:  # fmt: skip
             reason = f"a stopped training that cannot be read ({error}): remove the file"
             raise UsageError("config-invalid", reason, key=str(self.path)) from None
-        if not same:
-            reason = "a training of other settings or studies stopped here: remove it, or go on"
-            raise UsageError("config-invalid", f"{reason} as it began", key=str(self.path))
-        for parameter in training.network.parameters():
-            training.optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                **{name: torch.zeros_like(parameter) for name in _MOMENTS},
-            }
-        for name, tensor in _tensors(training).items():
-            tensor.copy_(saved[name])
         training.step = step
 
     def remove(self) -> None:

@@ -10,8 +10,10 @@ import onnxruntime
 import pytest
 import torch
 from monai.losses import DiceCELoss
+from safetensors.torch import save_file
 
 from pipeline.network import choose_network, open_network
+from storage_schemas.canonical import sha256_json
 from storage_schemas.errors import RunError, UsageError
 from storage_schemas.localizer import METADATA_KEY, OPSET, LocalizerCard
 from storage_schemas.store import StudyStore
@@ -32,6 +34,7 @@ from training.level_scores import (
 from training.localizer import train_localizer
 from training.localizer_state import LocalizerTraining, SavedTraining
 from training.onnx_file import export_network
+from training.overviews import deal_folds, read_masked
 from training.place_loss import DRAWN_SHARE, draw_places, place_loss
 from training.unet import LocalizerNetwork, build_network, fold_blocks, unfold_blocks
 
@@ -301,10 +304,36 @@ def test_the_last_steps_see_cubes_as_they_are_but_for_left_and_right(
 def test_a_damaged_state_is_refused_by_name(store: StudyStore, tmp_path: Path) -> None:
     out = tmp_path / "localizer.onnx"
     state = SavedTraining(out, {}).path
-    state.write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
-    with pytest.raises(UsageError, match="cannot be read") as refused:
-        train_localizer(store, out, TINY)
-    assert refused.value.key == str(state)
+    begun = LocalizerTraining.begin(TINY, torch.device("cpu"))
+    # A whole file of another making, one that lacks a weight, and no such file at all.
+    save_file({}, state)
+    others = state.read_bytes()
+    settings = {
+        "config": TINY.to_json(),
+        "folds": sha256_json(deal_folds(read_masked(store), TINY.folds, TINY.seed)),
+    }
+    save_file(
+        {f"average.{name}": value for name, value in begun.average.state_dict().items()},
+        state,
+        metadata={"cspine": json.dumps({**settings, "step": 2})},
+    )
+    for data in (others, state.read_bytes(), b"damaged"):
+        state.write_bytes(data)
+        with pytest.raises(UsageError, match="cannot be read") as refused:
+            train_localizer(store, out, TINY)
+        assert refused.value.key == str(state)
+
+
+@pytest.mark.parametrize("name", ["model.json", "model", "folder.onnx", "file/model.onnx"])
+def test_a_file_that_cannot_be_written_is_refused_first(
+    store: StudyStore, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError) as refused:
+        train_localizer(store, tmp_path / name, TINY)
+    assert refused.value.kind == "config-invalid"
+    assert refused.value.key == str(tmp_path / name)
 
 
 def test_a_loss_that_is_no_number_stops_the_training(
