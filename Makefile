@@ -7,6 +7,7 @@ DEMO ?= demo
 SOURCE ?= $(DEMO)/cohort
 STORE ?= $(DEMO)/store
 RUN ?= $(DEMO)/run
+LOCALIZER ?= $(DEMO)/localizer.onnx
 MASKS ?= $(SOURCE)/segmentations
 LABELS ?= $(SOURCE)/train.csv
 BOXES ?= $(SOURCE)/train_bounding_boxes.csv
@@ -15,11 +16,10 @@ ANSWER ?= $(DEMO)/answer
 PRESET ?= default
 RECIPE ?= boost
 # What finds the vertebrae of a new study: a trained localizer where there is one, or masks.
-LOCALIZER ?=
-FIND = $(if $(LOCALIZER),--localizer $(LOCALIZER),--masks $(MASKS))
+FIND = $(if $(wildcard $(LOCALIZER)),--localizer $(LOCALIZER),--masks $(MASKS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type bench preprocess verify train evaluate predict report ci clean
+.PHONY: help setup demo test lint type bench preprocess verify train localizer evaluate predict report ci clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ verify: setup ## prove STORE against its records
 
 train: setup ## train rounds on STORE into RUN
 	$(BIN)/cspine-training boost $(STORE) $(RUN) --preset $(PRESET) --recipe $(RECIPE)
+
+localizer: setup ## train what finds vertebrae on STORE's masks into LOCALIZER
+	$(BIN)/cspine-training localizer $(STORE) $(LOCALIZER) --preset $(PRESET)
 
 evaluate: setup ## score RUN on the locked test patients of STORE
 	$(BIN)/cspine-training evaluate $(RUN) $(STORE)

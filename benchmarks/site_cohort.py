@@ -4,7 +4,8 @@ Each hospital has its own scanner (kernel, noise, field of view) and its own pat
 break, and how often, follows from whom an emergency room sees. Falls of the old break C1 and C2,
 the road and shallow water break C5 to C7 (Goldberg et al., Distribution and Patterns of Blunt
 Traumatic Cervical Spine Injury, Ann Emerg Med 2001, doi:10.1067/mem.2001.116150). Only the neck is
-scanned, and fractures gape more than in `pipeline.phantom`, so that small models learn in minutes.
+scanned, and fractures are comminuted and gape more than in `pipeline.phantom`, so that a small ViT
+learns from random weights in minutes.
 """
 
 import csv

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from storage_schemas.annotations import STUDY_COLUMN
 from storage_schemas.errors import UsageError
+from storage_schemas.progress import say_event
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.boosting import boost
@@ -27,7 +28,6 @@ from training.config import RunConfig
 from training.judges import Verdict
 from training.members import read_members
 from training.metric import competition_loss
-from training.progress import say_event
 from training.ranks import is_first
 from training.runs import (
     BLEND,

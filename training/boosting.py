@@ -23,6 +23,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from storage_schemas.errors import RunError
+from storage_schemas.progress import StageProgress, say_event
 from storage_schemas.store import StudyStore
 from training.candidates import Decision, Weights, copy_weights, decide, list_candidates
 from training.cohort import Study, labelled, read_cohort
@@ -32,7 +33,6 @@ from training.kinds import load_any
 from training.models import is_ours
 from training.offers import offer, save_round, stack_rounds
 from training.planning import RunPlan, plan_run, write_plan
-from training.progress import StageProgress, say_event
 from training.ranks import is_first, wait
 from training.rounds import RoundPlan
 from training.runs import HISTORY, METRICS, RunFolder

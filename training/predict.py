@@ -28,7 +28,7 @@ _STUDIES_AT_ONCE = 64
 """Of which the voxels lie on the disk at the same time."""
 
 Floats = NDArray[np.float64]
-Look = Callable[[RoundShards, Sequence[Study], LevelScores], None]
+Look = Callable[[PreTrainedModel, InputConfig, RoundShards, Sequence[Study], LevelScores], None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def predict_studies(
     run: RunFolder,
     studies: Sequence[Study],
     advance: Callable[[], None],
-    look: Look = lambda shards, studies, scores: None,
+    look: Look = lambda model, inputs, shards, studies, scores: None,
     *,
     stacked: bool = False,
 ) -> Predictions:
@@ -98,7 +98,8 @@ def predict_studies(
     advance : callable
         Called after each crop is read.
     look : callable
-        Gets the voxels and the scores of a part of the studies, while both are there.
+        Gets the model (of a blend its heaviest), and the voxels and the scores of a part of the
+        studies, while both are there.
     stacked : bool
         Predict with the mixture of rounds as well, where there is one.
 
@@ -125,7 +126,7 @@ def predict_studies(
         part = studies[start : start + _STUDIES_AT_ONCE]
         with open_shards(store, part, run.path, advance, masks=masks) as shards:
             found = [entry.score(shards, part) for entry in members]
-            look(shards, part, found[0])
+            look(members[0].model, members[0].inputs, shards, part, found[0])
             scores.append(found[0].score)
             probabilities.append(_mix(members, found))
             if rounds:

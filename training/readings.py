@@ -4,6 +4,7 @@ A sequence model weighs the positions of a vertebra itself. Of a slice model the
 the vertebra's score have equal weights, and all others none.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -69,7 +70,11 @@ class LevelReading:
 
 
 def read_study(
-    model: PreTrainedModel, inputs: InputConfig, shards: RoundShards, study: str
+    model: PreTrainedModel,
+    inputs: InputConfig,
+    shards: RoundShards,
+    study: str,
+    levels: Sequence[str] = CERVICAL,
 ) -> tuple[LevelReading, ...]:
     """Look at a study as the model did, C1 first; levels without a crop are left out.
 
@@ -80,19 +85,25 @@ def read_study(
     shards : RoundShards
         Of this study, at least.
     study : str
+    levels : sequence of str
+        Those that are read.
     """
     model.to(device())
     if isinstance(model, CervicalSequenceModel):
-        return _read_sequence(model, inputs, shards, study)
-    return _read_slices(model, inputs, shards, study)
+        return _read_sequence(model, inputs, shards, study, levels)
+    return _read_slices(model, inputs, shards, study, levels)
 
 
 def _read_slices(
-    model: PreTrainedModel, inputs: InputConfig, shards: RoundShards, study: str
+    model: PreTrainedModel,
+    inputs: InputConfig,
+    shards: RoundShards,
+    study: str,
+    levels: Sequence[str],
 ) -> tuple[LevelReading, ...]:
     found = []
     for crop, vertebra in enumerate(shards.vertebrae):
-        if vertebra.study != study:
+        if vertebra.study != study or vertebra.level not in levels:
             continue
         index = index_slices(shards, [crop], inputs.trim_mm)
         logits = slice_logits(model, inputs, shards, index)
@@ -116,7 +127,11 @@ def _read_slices(
 
 
 def _read_sequence(
-    model: CervicalSequenceModel, inputs: InputConfig, shards: RoundShards, study: str
+    model: CervicalSequenceModel,
+    inputs: InputConfig,
+    shards: RoundShards,
+    study: str,
+    levels: Sequence[str],
 ) -> tuple[LevelReading, ...]:
     index, output = read_necks(model, inputs, shards, [study])
     weights, logits = (
@@ -124,6 +139,8 @@ def _read_sequence(
     )
     found = []
     for level in np.flatnonzero(index.crop[0] >= 0):
+        if CERVICAL[level] not in levels:
+            continue
         valid = index.valid[0, level]
         z = index.z[0, level][valid]
         keys = np.sort(np.argsort(weights[level][valid])[-KEYS:])

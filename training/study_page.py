@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import matplotlib
 import matplotlib.image
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_schemas.pages import page_templates
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.readings import KeySlice, LevelReading
@@ -90,10 +90,8 @@ def _origin(origins: Origins, level: str, z: int) -> Mapping[str, Any]:
 def render_page(answer: StudyAnswer, origins: Origins) -> str:
     """One HTML page without any outside reference: probabilities, and the slices behind them."""
     chances = dict(zip(LABEL_COLUMNS, answer.probabilities, strict=True))
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("training"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("study.html.j2").render(
+    template = page_templates("training").get_template("study.html.j2")
+    return template.render(
         answer=answer,
         chances=chances,
         levels=[
@@ -103,8 +101,8 @@ def render_page(answer: StudyAnswer, origins: Origins) -> str:
                 "bars": _bars(reading),
                 "keys": [
                     {
-                        "picture": _png(_shade(key)),
-                        "plain": _png(_grey(key.picture)),
+                        "picture": _png(shade(key)),
+                        "plain": _png(grey(key.picture)),
                         "weight": reading.weights[reading.slices.index(key.z)],
                         **_origin(origins, reading.level, key.z),
                     }
@@ -126,15 +124,16 @@ def _bars(reading: LevelReading) -> list[dict[str, Any]]:
     ]
 
 
-def _grey(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
+def grey(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """A picture as red, green and blue, shape (size, size, 3), 0 to 1."""
     return np.repeat(picture[..., None] / 255, 3, axis=2)
 
 
-def _shade(key: KeySlice) -> NDArray[np.float64]:
-    """The picture with its heat over it."""
+def shade(key: KeySlice) -> NDArray[np.float64]:
+    """The same, with its heat over it."""
     heat = key.heat.astype(np.float64)[..., None]
     colours = matplotlib.colormaps["inferno"](key.heat)[..., :3]
-    shaded: NDArray[np.float64] = _grey(key.picture) * (1 - _HEAT * heat) + colours * _HEAT * heat
+    shaded: NDArray[np.float64] = grey(key.picture) * (1 - _HEAT * heat) + colours * _HEAT * heat
     return shaded
 
 

@@ -130,7 +130,9 @@ def test_a_blend_says_the_weighted_mean_of_what_its_runs_say(site: Site, tmp_pat
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_a_blend_is_evaluated_on_the_same_locked_patients(site: Site, capsys: Captured) -> None:
+def test_a_blend_is_evaluated_on_the_same_locked_patients_and_reported(
+    site: Site, tmp_path: Path, capsys: Captured
+) -> None:
     assert main(["evaluate", str(site.blend), str(site.store), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     splits = json.loads((site.slices / "splits.json").read_text())
@@ -139,6 +141,10 @@ def test_a_blend_is_evaluated_on_the_same_locked_patients(site: Site, capsys: Ca
         f"| model | {found['losses']['model']['all']:.3f} |"
         in (site.blend / "README.md").read_text()
     )
+    assert main(["report", str(site.blend), str(tmp_path / "r.html")]) == 0
+    page = (tmp_path / "r.html").read_text()
+    for member in json.loads((site.blend / "blend.json").read_text())["members"]:
+        assert f"<td>{member['folder']}</td><td>{member['run']}</td>" in page
 
 
 def test_two_missing_levels_are_predicted_with_a_warning_and_explained(
@@ -183,3 +189,8 @@ def test_folds_give_out_of_fold_predictions_of_all_but_the_locked_patients(
     assert len(found) == 36 - len(locked)
     assert not set(found) & set(locked)
     assert set(predict(site, run, tmp_path / "p.csv")) == set(found) | set(locked)
+    assert main(["evaluate", str(run), str(site.store)]) == 0
+    assert main(["report", str(run), str(tmp_path / "r.html")]) == 0
+    page = (tmp_path / "r.html").read_text()
+    assert re.findall(r"<h3>(fold-\d)</h3>", page) == ["fold-1", "fold-2"]
+    assert page.count("1 of 1 planned rounds") == 2
