@@ -117,10 +117,9 @@ def _is_frozen(model: CervicalSequenceModel) -> bool:
 
 
 def count_positions(study: Study, config: RunConfig) -> int:
-    """Positions of a study's labelled vertebrae: what the encoder sees of it."""
-    trim, most = config.inputs.trim_mm, config.sequence.positions
+    """Slices of a study's labelled vertebrae: what positions are drawn from."""
     return sum(
-        min(most, len(vertebra.slices(trim)))
+        len(vertebra.slices(config.inputs.trim_mm))
         for vertebra in study.vertebrae
         if vertebra.fractured is not None
     )
@@ -195,15 +194,18 @@ def train_sequences(
         trained = fit(model, dataset, round_.order, loss, config=config.train, work=work)
     if not config.sequence.head_epochs:
         return trained
-    if trained.average is not None:
-        # The heads are to read what the average says: from here on it is the model.
-        model.load_state_dict({**model.state_dict(), **trained.average})
-        refresh_sequences(model, inputs, shards, config, work)
     patients = sum(1 for study in shards.studies if study.labels)
     steps = max(1, round(config.sequence.head_epochs * patients / config.sequence.head_batch))
     quiet = replace(work, steps=steps, log=lambda line: None, checkpoint=None, average=0.0)
     _train_heads(model, inputs, shards, config, quiet)
-    return Trained(trained.loss, None)
+    if trained.average is None:
+        return trained
+    heads = {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if not name.startswith("encoder.")
+    }
+    return Trained(trained.loss, {**trained.average, **heads})
 
 
 @dataclass(frozen=True)

@@ -142,13 +142,33 @@ def test_the_heads_learn_last_and_the_encoder_before_them() -> None:
     assert all(parameter.requires_grad for parameter in with_head.parameters())
 
 
-def test_an_average_is_what_the_heads_read() -> None:
+def test_the_average_is_of_the_encoder_and_its_heads_are_those_that_learnt_last() -> None:
     shards, _ = make_round(8)
     model, trained = train(CONFIG, shards, steps=6, average=0.5)
-    assert trained.average is None
+    assert trained.average is not None
     raw, _ = train(CONFIG, shards, steps=6)
-    name = "classifier.weight"
-    assert not torch.equal(model.state_dict()[name], raw.state_dict()[name])
+    for name, value in raw.named_parameters():
+        assert torch.equal(model.state_dict()[name], value), name
+        if not name.startswith("encoder."):
+            assert torch.equal(trained.average[name], value), name
+    assert not all(torch.equal(trained.average[n], v) for n, v in raw.named_parameters())
+
+
+def test_of_boxed_patients_the_encoder_learns_as_that_of_the_slice_model() -> None:
+    shards, _ = make_round(6)
+    config = replace(
+        CONFIG,
+        augment=AugmentConfig(),
+        sequence=replace(CONFIG.sequence, drawn=1, head_epochs=0),
+    )
+    assert sum(SEQUENCE.count(study, config) for study in shards.studies) == sum(
+        KINDS["slice"].count(study, config) for study in shards.studies
+    )
+    model, _ = train(config, shards, steps=4)
+    slices, inputs = KINDS["slice"].start(config, None)
+    KINDS["slice"].train(slices, inputs, shards, config, work(steps=4))
+    for name, value in slices.base_model.state_dict().items():
+        torch.testing.assert_close(model.encoder.state_dict()[name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet"])
@@ -162,10 +182,10 @@ def test_drawn_boxes_change_what_is_learned(family: Family) -> None:
     assert not all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
-def test_positions_of_labelled_vertebrae_are_what_a_study_counts() -> None:
+def test_slices_of_labelled_vertebrae_are_what_a_study_counts() -> None:
     crops = [make_vertebra((n, 8, 8), level=f"C{n}", fractured=0) for n in (3, 5, 7)]
     crops.append(make_vertebra((6, 8, 8), level="C6", fractured=None))
-    assert SEQUENCE.count(Study("1.1", "1.1", "", None, tuple(crops)), CONFIG) == 3 + 5 + 5
+    assert SEQUENCE.count(Study("1.1", "1.1", "", None, tuple(crops)), CONFIG) == 3 + 5 + 7
 
 
 def test_a_frozen_encoder_stays_and_its_heads_learn_from_kept_features(tmp_path: Path) -> None:
