@@ -26,14 +26,13 @@ from storage_schemas.errors import UsageError
 from storage_schemas.progress import StageProgress, result_console, say_event
 from storage_schemas.store import StudyStore
 from training.config import (
-    LOCALIZER_PRESETS,
     ORDERS,
     POOLINGS,
     PRESETS,
     RECIPES,
-    LocalizerConfig,
     RunConfig,
 )
+from training.localizer_config import LOCALIZER_PRESETS, LocalizerConfig
 from training.runs import OUT_OF_FOLD, RunFolder
 
 Rows = list[tuple[str, object]]

@@ -23,7 +23,6 @@ from training import localizer as stage
 from training import onnx_file
 from training import place_loss as place_loss_room
 from training.cli import main
-from training.config import CubeAugmentConfig, LocalizerConfig
 from training.level_scores import (
     guess_constant,
     judge_classes,
@@ -32,6 +31,7 @@ from training.level_scores import (
     score_levels,
 )
 from training.localizer import train_localizer
+from training.localizer_config import CubeAugmentConfig, LocalizerConfig
 from training.localizer_state import LocalizerTraining, SavedTraining
 from training.onnx_file import export_network
 from training.overviews import deal_folds, read_masked
