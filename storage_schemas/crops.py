@@ -228,7 +228,7 @@ def read_layout(metadata: bytes, path: str) -> ArrayLayout:
     return layout
 
 
-def decode_shard(shard: bytes, layout: ArrayLayout, path: str) -> Voxels:
+def decode_shard(shard: bytes, layout: ArrayLayout, path: str, out: Voxels | None = None) -> Voxels:
     """Decode a whole shard, every chunk under its checksum.
 
     Parameters
@@ -239,6 +239,8 @@ def decode_shard(shard: bytes, layout: ArrayLayout, path: str) -> Voxels:
         From `read_layout`.
     path : str
         Key of the array, for errors.
+    out : ndarray, shape (z, y, x), optional
+        C-contiguous, of the layout's dtype: where to decode to, which saves a copy.
 
     Returns
     -------
@@ -247,16 +249,18 @@ def decode_shard(shard: bytes, layout: ArrayLayout, path: str) -> Voxels:
     Raises
     ------
     StoreError
-        ``array-damaged``, naming the array and the chunk.
+        ``array-damaged``, naming the array and the chunk; `out` then holds anything.
     """
     index_bytes = 16 * layout.slabs
     if len(shard) < index_bytes + 4 or not _checksum_holds(shard[-index_bytes - 4 :]):
         raise _damaged(path, _DAMAGED_INDEX)
     index = np.frombuffer(shard, "<u8", 2 * layout.slabs, len(shard) - index_bytes - 4)
-    out = np.empty(layout.shard_shape, layout.dtype)
+    decoded = np.empty(layout.shape, layout.dtype) if out is None else out
     view = memoryview(shard)
     for number, (offset, length) in enumerate(index.reshape(-1, 2).tolist()):
-        slab = out[number * layout.slab : (number + 1) * layout.slab]
+        place = decoded[number * layout.slab : (number + 1) * layout.slab]
+        # The last chunk is stored whole, and may reach beyond the array.
+        slab = place if len(place) == layout.slab else np.empty(layout.chunk_shape, layout.dtype)
         name = f"chunk {number}/0/0"
         if offset + length > len(shard) - index_bytes - 4 or length < 4 + 16:
             raise _damaged(path, name)
@@ -267,10 +271,12 @@ def decode_shard(shard: bytes, layout: ArrayLayout, path: str) -> Voxels:
         if int.from_bytes(chunk[4:8], "little") != slab.nbytes:
             raise _damaged(path, name)
         blosc.decompress(chunk[:-4], slab)
-    decoded = out[: layout.shape[0]]
-    if (decoded == _FILL[layout.dtype]).any():
-        raise _damaged(path, "a voxel of the fill value")
-    return cast(Voxels, decoded)
+        if slab is not place:
+            place[:] = slab[: len(place)]
+        # The fill value is the lowest int16 and the highest uint8; looking for an end is cheapest.
+        if (place.min() if layout.dtype == "int16" else place.max()) == _FILL[layout.dtype]:
+            raise _damaged(path, f"{name}, a voxel of the fill value,")
+    return decoded
 
 
 def _damaged(path: str, part: str) -> StoreError:

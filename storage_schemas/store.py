@@ -215,15 +215,19 @@ class StudyStore:
         layout = crops.read_layout(self._get(f"{VOLUMES}/{path}/zarr.json", path), path)
         return self.read_shard(path, layout)
 
-    def read_shard(self, path: str, layout: crops.ArrayLayout) -> crops.Voxels:
+    def read_shard(
+        self, path: str, layout: crops.ArrayLayout, out: crops.Voxels | None = None
+    ) -> crops.Voxels:
         """Read an array whose shape and dtype are known, from a table or a record: one request.
+
+        With `out` it is decoded to there.
 
         Raises
         ------
         StoreError
             ``array-missing`` or ``array-damaged``; a wrong layout reads as damage too.
         """
-        return crops.decode_shard(self._get(f"{VOLUMES}/{path}/c/0/0/0", path), layout, path)
+        return crops.decode_shard(self._get(f"{VOLUMES}/{path}/c/0/0/0", path), layout, path, out)
 
     def read_crop(self, study: str, level: str, *, mask: bool = True) -> Crop:
         """Read one vertebra, with its mask where one is stored (and `mask` asks for it).

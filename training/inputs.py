@@ -106,28 +106,35 @@ def gather_slices(
         (batch, 4), x, y, width and height of the fracture in pixels, NaN where none was drawn;
         where `mask` asks for it, ``mask`` (batch, 1, rows, columns), uint8.
     """
-    crops = [shards.crop(index) for index in crop]
-    chosen = [shards.vertebrae[index] for index in crop]
-    shape = np.array([voxels.shape[1:] for voxels in crops])
-    spacing = np.array([vertebra.spacing_mm[1:] for vertebra in chosen], np.float32)
-    nowhere = (math.nan,) * 4
-    boxes = [vertebra.boxes.get(int(i), nowhere) for vertebra, i in zip(chosen, z, strict=True)]
+    shape = shards.shapes[crop, 1:]
     around = np.array(order_neighbours(neighbours))
-    hu = np.full((len(crops), neighbours, *shape.max(axis=0)), AIR_HU, np.int16)
-    for row, (voxels, middle) in enumerate(zip(crops, z, strict=True)):
-        near = np.clip(middle + around, 0, len(voxels) - 1)
-        hu[row, :, : voxels.shape[1], : voxels.shape[2]] = voxels[near]
-    inside = np.zeros((len(crops), 1, *hu.shape[2:]) if mask else 0, np.uint8)
-    for row in range(len(inside)):
-        picture = shards.mask(crop[row])[z[row]]
-        inside[row, 0, : picture.shape[0], : picture.shape[1]] = picture
+    hu = np.full((len(crop), neighbours, *shape.max(axis=0)), AIR_HU, np.int16)
+    inside = np.zeros((len(crop), 1, *hu.shape[2:]) if mask else 0, np.uint8)
+    boxes = np.full((len(crop), 4), np.nan, np.float32)
+    for row, (index, middle) in enumerate(zip(crop.tolist(), z.tolist(), strict=True)):
+        voxels = shards.crop(index)
+        _, height, width = voxels.shape
+        hu[row, :, :height, :width] = _neighbours(voxels, middle, around)
+        if mask:
+            inside[row, 0, :height, :width] = shards.mask(index)[middle]
+        if box := shards.vertebrae[index].boxes.get(middle):
+            boxes[row] = box
     masks = {"mask": torch.from_numpy(inside)} if mask else {}
     return masks | {
         "hu": torch.from_numpy(hu),
         "shape": torch.from_numpy(shape),
-        "spacing_mm": torch.from_numpy(spacing),
-        "box": torch.tensor(boxes, dtype=torch.float32),
+        "spacing_mm": torch.from_numpy(shards.spacings_mm[crop, 1:]),
+        "box": torch.from_numpy(boxes),
     }
+
+
+def _neighbours(
+    voxels: NDArray[np.int16], middle: int, around: NDArray[np.int64]
+) -> NDArray[np.int16]:
+    """The slices around one, its last again beyond the crop; three that lie inside are a view."""
+    if len(around) == 3 and 0 < middle < len(voxels) - 1:
+        return voxels[middle - 1 : middle + 2]
+    return voxels[np.clip(middle + around, 0, len(voxels) - 1)]
 
 
 def plain_pose(count: int) -> Pose:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -20,7 +21,7 @@ from storage_schemas.crops import ArrayLayout
 from storage_schemas.objects import REQUESTS
 from storage_schemas.store import StudyStore
 from training.cohort import Study, Vertebra
-from training.ranks import agree, is_first, wait
+from training.ranks import agree, is_first, ranks, wait
 from training.runs import VOXELS, unwritable
 
 MASKS = "masks"
@@ -55,7 +56,7 @@ class RoundShards:
 
     def crop(self, index: int) -> NDArray[np.int16]:
         """One crop, shape (z, y, x), int16, HU: a view, nothing is copied."""
-        return self._view(self.voxels, index)
+        return self._view(self._plain, index)
 
     def mask(self, index: int) -> NDArray[np.uint8]:
         """The mask of one crop, shape (z, y, x), uint8: a view, or zeros where none was read."""
@@ -64,8 +65,28 @@ class RoundShards:
         return self._view(self.masks, index)
 
     def _view(self, of: NDArray[Any], index: int) -> NDArray[Any]:
-        start, stop = self.offsets[index : index + 2]
+        start, stop = self._ends[index], self._ends[index + 1]
         return of[start:stop].reshape(self.vertebrae[index].shape)
+
+    @cached_property
+    def shapes(self) -> NDArray[np.int64]:
+        """The shape of each crop, (vertebrae, 3), z, y, x."""
+        return np.array([vertebra.shape for vertebra in self.vertebrae], np.int64).reshape(-1, 3)
+
+    @cached_property
+    def spacings_mm(self) -> NDArray[np.float32]:
+        """The spacing of each crop, (vertebrae, 3), z, y, x."""
+        spacings = [vertebra.spacing_mm for vertebra in self.vertebrae]
+        return np.array(spacings, np.float32).reshape(-1, 3)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return cast(list[int], self.offsets.tolist())
+
+    @cached_property
+    def _plain(self) -> NDArray[np.int16]:
+        # Views of a memmap cost several times those of an array, and there is one for each crop.
+        return self.voxels.view(np.ndarray)
 
 
 @contextmanager
@@ -146,14 +167,16 @@ def _read_shards(
     masks: bool,
 ) -> None:
     shape = (int(offsets[-1]),)
-    voxels = np.memmap(path, np.int16, "r+", shape=shape)
+    file = np.memmap(path, np.int16, "r+", shape=shape)
+    voxels = file.view(np.ndarray)
     # A new file is all zeros: unknown.
     inside = np.memmap(path.with_name(MASKS), np.uint8, "r+", shape=shape) if masks else None
 
     def read(index: int) -> None:
         vertebra = vertebrae[index]
         place = slice(offsets[index], offsets[index + 1])
-        voxels[place] = store.read_shard(vertebra.path, vertebra.layout).reshape(-1)
+        whole = voxels[place].reshape(vertebra.shape)
+        store.read_shard(vertebra.path, vertebra.layout, whole)
         if inside is not None and vertebra.masked:
             layout = ArrayLayout(vertebra.shape, "uint8")
             inside[place] = store.read_shard(vertebra.mask_path, layout).reshape(-1)
@@ -166,6 +189,7 @@ def _read_shards(
             # Without this, the pool would first read all the other shards.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    voxels.flush()
-    if inside is not None:
-        inside.flush()
+    if ranks() > 1:
+        file.flush()  # another machine may map it
+        if inside is not None:
+            inside.flush()
