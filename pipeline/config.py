@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.network import NetworkFile
 from storage_schemas.canonical import sha256_json
 from storage_schemas.errors import UsageError
 from storage_schemas.vertebrae import CERVICAL, LEVELS, MASK_LABELS
 
-RESULT_VERSION = "1"
+RESULT_VERSION = "2"
 """Raised whenever the same input and settings would give another result."""
 
 Layout = Literal["study", "scan"]
@@ -15,14 +16,16 @@ Layout = Literal["study", "scan"]
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """The settings that decide what comes out of a study; their digest stands in its record.
+    """The settings that decide what comes out of a study; a digest of them stands in its record.
 
     Parameters
     ----------
     masks : str or None
-        URL of a folder of ``<study>.nii`` or ``<study>.nii.gz``; studies without one get no crops.
+        URL of a folder of ``<study>.nii`` or ``<study>.nii.gz``.
     mask_labels : str
         How the masks number the vertebrae, from `storage_schemas.vertebrae.MASK_LABELS`.
+    localizer : NetworkFile or None
+        What finds the vertebrae of studies without a mask; where it is None they get no crops.
     vertebrae : tuple of str
         The levels to crop.
     margin_mm : float
@@ -38,6 +41,7 @@ class StudyConfig:
 
     masks: str | None = None
     mask_labels: str = "rsna"
+    localizer: NetworkFile | None = None
     vertebrae: tuple[str, ...] = CERVICAL
     margin_mm: float = 8.0
     strict: bool = False
@@ -53,18 +57,29 @@ class StudyConfig:
             raise UsageError("config-invalid", f"--vertebrae {sorted(unknown)}: no such levels")
         if not 0 <= self.margin_mm <= 100:
             raise UsageError("config-invalid", f"--margin {self.margin_mm} mm: not in 0 to 100")
+        if self.localizer and not set(self.vertebrae) & set(CERVICAL):
+            raise UsageError(
+                "config-invalid", "--localizer finds C1 to C7, --vertebrae asks for none"
+            )
 
-    @property
-    def sha256(self) -> str:
-        """Digest of the settings; the masks count by content, in a study's inputs, not by URL."""
+    def digest(self, *, masked: bool) -> str:
+        """Digest of the settings that decide over a study with a mask, or over one without.
+
+        The masks count by content, in a study's inputs, and the localizer by its digest; so a
+        localizer that comes later touches no study that was cropped by its mask.
+        """
+        if masked:
+            locating = {"mask_labels": self.mask_labels}
+        else:
+            locating = {"localizer": self.localizer.sha256 if self.localizer else ""}
         return sha256_json(
             {
                 "version": RESULT_VERSION,
-                "mask_labels": self.mask_labels,
                 "vertebrae": self.vertebrae,
                 "margin_mm": self.margin_mm,
                 "strict": self.strict,
                 "hash_keys": self.hash_keys,
                 "max_bad_share": self.max_bad_share,
             }
+            | locating
         )

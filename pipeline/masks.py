@@ -5,13 +5,12 @@ are never flipped by hand: two affines say where a voxel lies, and a mask that t
 bone is refused by `pipeline.localizers`.
 """
 
-import io
 import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
@@ -22,6 +21,14 @@ from storage_schemas.geometry import Box, StackGeometry
 MAX_BYTES = 4 << 30
 """The largest mask: 1024 slices of 1024 x 1024 voxels in 32 bits."""
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_PIECE = 1 << 12
+"""Bytes of a gzip stream that are inflated at a time."""
+_MAX_RATIO = 1032
+"""Deflate makes no byte into more."""
+_VOXEL_MM = (0.01, 100.0)
+_FARTHEST_MM = 1e5
+_FLAT = 1e-3
+"""Of the volume that three unit axes span; what is oblique spans 1, and what is sheared most."""
 _NEGLIGIBLE = 1e-3
 """Voxels; an axis that contributes less to an index than this is left out of it."""
 
@@ -32,7 +39,6 @@ _UNREADABLE = (
     zlib.error,
     np.linalg.LinAlgError,
     HeaderDataError,
-    ImageFileError,
     WrapStructError,
 )
 
@@ -81,23 +87,31 @@ def read_mask(data: bytes, key: str) -> LabelMask:
         affine, or is larger than `MAX_BYTES`.
     """
     try:
-        image = nib.Nifti1Image.from_stream(io.BytesIO(_inflate(data)))
-        shape = tuple(int(n) for n in image.shape)
-        if len(shape) != 3 or np.prod(shape, dtype=object) * 8 > 2 * MAX_BYTES:
+        stored = _inflate(data)
+        header = _header(stored)
+        shape = tuple(int(n) for n in header.get_data_shape())
+        if len(shape) < 3 or set(shape[3:]) - {1} or np.prod(shape, dtype=object) > MAX_BYTES // 4:
             raise ValueError(f"shape {shape}")
-        if image.header["sform_code"] == 0 and image.header["qform_code"] == 0:
+        if header["sform_code"] == 0 and header["qform_code"] == 0:
             raise ValueError("no affine (sform and qform codes are 0)")
-        inverse = np.linalg.inv(np.asarray(image.affine, np.float64))
-        if not np.isfinite(inverse).all():
-            raise ValueError("the affine has no inverse")
-        labels = _labels(image.dataobj, shape)
+        affine = np.asarray(header.get_best_affine(), np.float64)
+        # Written so that what is not a number fails too.
+        if not (abs(affine[:3, 3]) < _FARTHEST_MM).all():
+            raise ValueError(f"the affine puts it at {affine[:3, 3]} mm")
+        sides = np.linalg.norm(affine[:3, :3], axis=0)
+        if not ((sides > _VOXEL_MM[0]) & (sides < _VOXEL_MM[1])).all():
+            raise ValueError(f"the affine has voxels of {sides} mm")
+        if abs(np.linalg.det(affine[:3, :3] / sides)) < _FLAT:
+            raise ValueError("the affine has no inverse: its axes lie in one plane")
+        index_from_lps = np.asarray(np.linalg.inv(affine) @ _RAS_FROM_LPS, np.float64)
+        labels = _labels(stored, header, shape[:3])
     except _UNREADABLE as error:
         raise StudyError("mask-unreadable", str(error), key=key) from None
-    return LabelMask(labels, inverse @ _RAS_FROM_LPS)
+    return LabelMask(labels, index_from_lps)
 
 
 def sample_mask(
-    mask: LabelMask,
+    index_from_lps: NDArray[np.float64],
     value: NDArray[np.bool_],
     corner: tuple[int, int, int],
     geometry: StackGeometry,
@@ -107,8 +121,8 @@ def sample_mask(
 
     Parameters
     ----------
-    mask : LabelMask
-        Gives the affine.
+    index_from_lps : ndarray, shape (4, 4)
+        The mask's, as in `LabelMask`.
     value : ndarray, bool, shape (i, j, k)
         The part of the mask, True where it counts; False all around it.
     corner : tuple of int
@@ -124,7 +138,7 @@ def sample_mask(
     """
     z, y, x = (np.arange(side.start, side.stop) for side in box)
     origins = geometry.to_lps(np.stack([z, 0 * z, 0 * z], axis=-1))
-    matrix = mask.index_from_lps
+    matrix = index_from_lps
     slices = origins @ matrix[:3, :3].T + matrix[:3, 3] - corner
     rows = matrix[:3, :3] @ np.multiply(geometry.column_direction, geometry.pixel_spacing[0])
     columns = matrix[:3, :3] @ np.multiply(geometry.row_direction, geometry.pixel_spacing[1])
@@ -146,13 +160,15 @@ def sample_mask(
     return np.broadcast_to(found, (len(z), len(y), len(x)))
 
 
-def box_around(mask: LabelMask, extent: Box, geometry: StackGeometry) -> Box | None:
+def box_around(
+    index_from_lps: NDArray[np.float64], extent: Box, geometry: StackGeometry
+) -> Box | None:
     """The box of the volume that surely holds a box of the mask; None where they do not meet."""
     corners = np.stack(
         np.meshgrid(*[(side.start - 0.5, side.stop - 0.5) for side in extent], indexing="ij"),
         axis=-1,
     ).reshape(-1, 3)
-    lps = np.linalg.inv(mask.index_from_lps)
+    lps = np.linalg.inv(index_from_lps)
     indices = geometry.to_index(corners @ lps[:3, :3].T + lps[:3, 3])
     low = np.floor(indices.min(0)).astype(int)
     high = np.ceil(indices.max(0)).astype(int) + 1
@@ -165,23 +181,49 @@ def box_around(mask: LabelMask, extent: Box, geometry: StackGeometry) -> Box | N
     return sides[0], sides[1], sides[2]
 
 
-def _inflate(data: bytes) -> bytes:
+def _inflate(data: bytes) -> bytes | memoryview:
     """Gunzip within bounds; plain data pass through."""
     if data[:2] != b"\x1f\x8b":
         return data
-    stream = zlib.decompressobj(wbits=31)
-    inflated = stream.decompress(data, MAX_BYTES)
-    if not stream.eof:
-        raise ValueError(f"the gzip stream is cut, or holds more than {MAX_BYTES} bytes")
-    return inflated
+    # What the stream's end says of its size, as far as deflate can reach (RFC 1952, 2.3.1).
+    size = min(int.from_bytes(data[-4:], "little"), MAX_BYTES, _MAX_RATIO * len(data))
+    inflated = np.empty(size, np.uint8)
+    stream, view, done = zlib.decompressobj(wbits=31), memoryview(data), 0
+    # Piece by piece, so that each is copied while it is still in the processor's cache.
+    for start in range(0, len(data), _PIECE):
+        piece = np.frombuffer(stream.decompress(view[start : start + _PIECE]), np.uint8)
+        if done + piece.size > size:
+            break
+        inflated[done : done + piece.size] = piece
+        done += piece.size
+    if not stream.eof or done != size:
+        raise ValueError(f"the gzip stream is cut, or does not hold the {size} bytes that it says")
+    return inflated.data
 
 
-def _labels(values: NDArray[np.generic], shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Whole labels 0 to 255 as uint8, converted slab by slab: float64 masks are common."""
+def _header(stored: bytes | memoryview) -> Any:
+    """Read a header of NIfTI-1 or NIfTI-2, told apart by its size, in either byte order."""
+    newer = bytes(stored[:4]) in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
+    form = nib.Nifti2Header if newer else nib.Nifti1Header
+    return form(bytes(stored[: form.sizeof_hdr]))
+
+
+def _labels(stored: bytes | memoryview, header: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Whole labels 0 to 255 as uint8; the stored bytes themselves where these are."""
+    kind, start = header.get_data_dtype(), header.get_data_offset()
+    if kind.kind not in "iuf":
+        raise ValueError(f"the values are {kind}, not numbers")
+    values = np.frombuffer(stored, kind, int(np.prod(shape)), start).reshape(shape, order="F")
+    slope, inter = header.get_slope_inter()
+    plain = slope in (None, 1) and inter in (None, 0)
+    if plain and kind == np.uint8:
+        return np.asarray(values, np.uint8)
     labels = np.empty(shape, np.uint8, order="F")
+    # Slab by slab: float64 masks are common.
     for k in range(shape[2]):
-        slab = np.asarray(values[..., k])
-        np.copyto(labels[..., k], slab, casting="unsafe")
+        slab = values[..., k] if plain else values[..., k] * slope + inter
+        with np.errstate(invalid="ignore"):
+            np.copyto(labels[..., k], slab, casting="unsafe")
         if not np.array_equal(labels[..., k], slab):
             raise ValueError("the values are not whole labels from 0 to 255")
     return labels

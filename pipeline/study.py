@@ -12,11 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.candidates import check_identity, check_share
 from pipeline.config import StudyConfig
 from pipeline.cropping import box_bounds, crop_box, crop_mask
 from pipeline.listing import StudyListing, fetch
-from pipeline.localizers import LocatedVertebra, locate_by_mask
+from pipeline.localizers import (
+    Localization,
+    LocatedVertebra,
+    Overview,
+    locate_by_mask,
+    locate_by_network,
+)
 from pipeline.masks import read_mask
+from pipeline.network import open_network
 from pipeline.overview import make_overview
 from pipeline.volume import StudyVolume, read_volume
 from storage_schemas import crops
@@ -34,7 +42,7 @@ from storage_schemas.records import (
     Vertebra,
     check_study,
 )
-from storage_schemas.store import OVERVIEW, StudyStore
+from storage_schemas.store import OVERVIEW, OVERVIEW_LEVELS, StudyStore
 
 SALT_VARIABLE = "CSPINE_PATIENT_SALT"
 
@@ -56,6 +64,8 @@ class StudyRow:
         Fetched and stored.
     seconds : float
         Wall time of the task.
+    locate_seconds : float
+        Of these, what finding the vertebrae took, by mask or by network.
     """
 
     study: str
@@ -69,6 +79,7 @@ class StudyRow:
     bytes_in: int = 0
     bytes_out: int = 0
     seconds: float = 0.0
+    locate_seconds: float = 0.0
 
 
 def run_study(
@@ -88,7 +99,8 @@ def run_study(
         For decoding; all cores by default.
     """
     started = time.perf_counter()
-    record, objects = process_study(listing, config, threads)
+    times: dict[str, float] = {}
+    record, objects = process_study(listing, config, threads, times)
     StudyStore(store_url).commit(record, objects)
     refused = sum(entry.outcome != "stored" for entry in record.inputs)
     return StudyRow(
@@ -103,11 +115,15 @@ def run_study(
         bytes_in=listing.size,
         bytes_out=sum(map(len, objects.values())),
         seconds=time.perf_counter() - started,
+        locate_seconds=times.get("locate", 0.0),
     )
 
 
 def process_study(
-    listing: StudyListing, config: StudyConfig, threads: int | None = None
+    listing: StudyListing,
+    config: StudyConfig,
+    threads: int | None = None,
+    times: dict[str, float] | None = None,
 ) -> tuple[StudyRecord, dict[str, bytes]]:
     """Turn one study's objects into its record and the objects to store.
 
@@ -119,6 +135,8 @@ def process_study(
         What to do with them.
     threads : int, optional
         For decoding; all cores by default.
+    times : dict, optional
+        Gets the wall time in seconds of ``locate``.
 
     Returns
     -------
@@ -128,17 +146,22 @@ def process_study(
         By key below ``volumes.zarr``; empty for a quarantined study.
     """
     inputs = _Inputs(listing, config)
+    times = {} if times is None else times
     try:
         study = check_study(listing.study)
         volume = read_volume(inputs.read(), threads=threads)
         inputs.note_volume(volume)
-        if volume.study not in ("", study):
-            raise StudyError("study-mixed", f"its headers say study {volume.study}", key=study)
-        _check_share(inputs, config)
+        check_identity(study, volume.study)
+        check_share((row.outcome for row in inputs.rows()), config.max_bad_share)
         if config.strict and volume.geometry.classes != ("regular",):
             raise StudyError("geometry-irregular", "+".join(volume.geometry.classes), key=study)
-        located = _locate(listing, config, volume)
-        return _commit(listing, config, volume, located, inputs)
+        overview = make_overview(volume.hu, volume.geometry)
+        began = time.perf_counter()
+        try:
+            found = _locate(listing, config, volume, overview)
+        finally:
+            times["locate"] = time.perf_counter() - began
+        return _commit(listing, config, volume, overview, found, inputs)
     except StudyError as error:
         for refusal in getattr(error, "refused", ()):
             inputs.note_refusal(refusal)
@@ -158,7 +181,7 @@ def quarantine(
         study=listing.key,
         patient=listing.key,
         outcome="quarantined",
-        config_sha256=config.sha256,
+        config_sha256=config.digest(masked=listing.mask is not None),
         input_sha256=listing.sha256,
         inputs=inputs,
         kind=error.kind,
@@ -222,69 +245,62 @@ class _Inputs:
         )
 
 
-def _check_share(inputs: _Inputs, config: StudyConfig) -> None:
-    """Few bad slices cost themselves alone; many cost the study. Other series are not bad."""
-    rows = inputs.rows()
-    of_stack = [row for row in rows if row.outcome not in ("not-in-stack", "sop-class-unsupported")]
-    bad = sum(row.outcome != "stored" for row in of_stack)
-    if bad > config.max_bad_share * len(of_stack):
-        raise StudyError(
-            "too-many-bad-slices",
-            f"{bad} of {len(of_stack)} slices are refused, at most {config.max_bad_share:.0%} may",
-        )
-
-
 def _locate(
-    listing: StudyListing, config: StudyConfig, volume: StudyVolume
-) -> list[LocatedVertebra] | None:
-    """The vertebrae that are in sight; None where nothing can look for them."""
-    if listing.mask is None:
-        return None
+    listing: StudyListing, config: StudyConfig, volume: StudyVolume, overview: Overview
+) -> Localization:
+    """Find the vertebrae that were asked for: by the study's mask, else by the network."""
+    sight = (volume.hu, volume.geometry, overview)
+    if listing.mask is not None:
+        mask = read_mask(_fetch_mask(listing.mask.key), listing.study)
+        return locate_by_mask(*sight, mask, config.mask_labels, config.vertebrae)
+    if config.localizer is not None:
+        return locate_by_network(*sight, open_network(config.localizer), config.vertebrae)
+    reason = "the study has no mask and the run no localizer"
+    return Localization("", (), dict.fromkeys(config.vertebrae, (NOT_LOCALIZED, reason)))
+
+
+def _fetch_mask(url: str) -> bytes:
     try:
-        data = ObjectFolder(listing.mask.key).get("")
+        return ObjectFolder(url).get("")
     except OSError as error:
         reason = f"{type(error).__name__}: {error.strerror or error}"
-        raise RunError("object-unreadable", reason, key=listing.mask.key) from None
-    mask = read_mask(data, listing.study)
-    located = locate_by_mask(volume.hu, volume.geometry, mask, config.vertebrae, config.mask_labels)
-    if not located:
-        wanted = f"{config.vertebrae[0]} to {config.vertebrae[-1]}"
-        raise StudyError("vertebra-not-found", f"the mask holds none of {wanted}")
-    return located
+        raise RunError("object-unreadable", reason, key=url) from None
 
 
 def _commit(
     listing: StudyListing,
     config: StudyConfig,
     volume: StudyVolume,
-    located: list[LocatedVertebra] | None,
+    overview: Overview,
+    localization: Localization,
     inputs: _Inputs,
 ) -> tuple[StudyRecord, dict[str, bytes]]:
     """Crop, encode and describe."""
     study = listing.study
-    localizer = "" if located is None else f"mask:{config.mask_labels}"
-    cube, affine = make_overview(volume.hu, volume.geometry)
+    cube, affine = overview
     objects = crops.create_group(study, {"cspine": {"schema": crops.SCHEMA, "study": study}})
-    objects |= crops.create_array(
-        f"{study}/{OVERVIEW}", cube, {"cspine": {"study": study, "affine": affine.tolist()}}
-    )
-    found = {entry.level: entry for entry in located or ()}
+    block = {"cspine": {"study": study, "affine": affine.tolist()}}
+    objects |= crops.create_array(f"{study}/{OVERVIEW}", cube, block)
+    if localization.overview_levels is not None:
+        levels = localization.overview_levels
+        objects |= crops.create_array(f"{study}/{OVERVIEW_LEVELS}", levels, block)
+    found = {entry.level: entry for entry in localization.vertebrae}
     vertebrae = []
     for level in config.vertebrae:
         if level not in found:
-            vertebrae.append(_absent(level, looked=located is not None))
+            vertebrae.append(Vertebra(level, *localization.missing[level]))
             continue
-        vertebra, written = _crop(found[level], volume, config, study, localizer)
+        vertebra, written = _crop(found[level], volume, config, study, localization.localizer)
         vertebrae.append(vertebra)
         objects |= written
     record = StudyRecord(
         study=study,
         patient=_patient(volume) or study,
         outcome="committed",
-        config_sha256=config.sha256,
+        config_sha256=config.digest(masked=listing.mask is not None),
         input_sha256=listing.sha256,
         inputs=inputs.rows(),
-        localizer=localizer,
+        localizer=localization.localizer,
         volume=_volume_record(volume, inputs),
         vertebrae=tuple(vertebrae),
         arrays=tuple(_read_back(objects)),
@@ -295,12 +311,6 @@ def _commit(
         ),
     )
     return record, objects
-
-
-def _absent(level: str, *, looked: bool) -> Vertebra:
-    if looked:
-        return Vertebra(level, "vertebra-not-found", "the mask does not hold it")
-    return Vertebra(level, NOT_LOCALIZED, "the study has no mask and the run no localizer")
 
 
 def _crop(

@@ -38,6 +38,7 @@ STUDIES = pa.schema(
         pa.field("transfer_syntax", pa.string()),  # joined by "+"
         pa.field("decoder", pa.string()),  # joined by "+"
         pa.field("localizer", pa.string()),
+        pa.field("overview_levels", pa.bool_()),  # whether its mask is stored on the overview
         pa.field("hu_sha256", pa.string()),
         *(pa.field(name, pa.int8()) for name in LABEL_COLUMNS),
     ]

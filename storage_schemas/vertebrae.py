@@ -17,6 +17,11 @@ LUMBAR = tuple(f"L{i}" for i in range(1, 6))
 LEVELS = CERVICAL + THORACIC + LUMBAR
 """Every level that a crop may be keyed by, from head to feet."""
 
+LEVEL_NUMBERS: Mapping[str, int] = MappingProxyType(
+    {level: 1 + i for i, level in enumerate(LEVELS)}
+)
+"""How the store's own label arrays number the levels: C1 to C7 are 1 to 7, T1 is 8, L5 is 24."""
+
 PATIENT_OVERALL = "patient_overall"
 LABEL_COLUMNS = (PATIENT_OVERALL, *CERVICAL)
 """The eight targets of the competition, in the order of its csv."""
@@ -52,9 +57,7 @@ def parse_levels(text: str) -> tuple[str, ...]:
     """
     names = {name.strip().upper() for name in text.split(",") if name.strip()}
     if unknown := sorted(names - set(LEVELS)):
-        raise UsageError(
-            "config-invalid", f"--vertebrae knows {LEVELS[0]} to {LEVELS[-1]}, not {unknown}"
-        )
+        raise UsageError("config-invalid", f"levels are {LEVELS[0]} to {LEVELS[-1]}, not {unknown}")
     if not names:
-        raise UsageError("config-invalid", "--vertebrae names no level")
+        raise UsageError("config-invalid", "no level is named")
     return tuple(level for level in LEVELS if level in names)

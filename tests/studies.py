@@ -13,6 +13,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 SLICES, ROWS, COLUMNS = 32, 40, 48
 SPACING = (2.0, 0.8, 0.5)
+LIFE_SIZE = (4.0, 1.6, 1.2)
+"""Spacing that makes the blocks as large as vertebrae, for localizers that know anatomy."""
 LEVELS = 7
 
 
@@ -30,7 +32,12 @@ def labels() -> NDArray[np.uint8]:
     return mask
 
 
-def slice_dataset(study: str, z: int, pixels: NDArray[np.int16]) -> Dataset:
+def slice_dataset(
+    study: str,
+    z: int,
+    pixels: NDArray[np.int16],
+    spacing: tuple[float, float, float] = SPACING,
+) -> Dataset:
     """One slice: 16-bit signed, intercept -1024, with instance 1 on top."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -44,9 +51,9 @@ def slice_dataset(study: str, z: int, pixels: NDArray[np.int16]) -> Dataset:
     dataset.Modality = "CT"
     dataset.PatientID = f"patient of {study}"
     dataset.InstanceNumber = SLICES - z
-    dataset.ImagePositionPatient = [-12.0, -16.0, 100.0 + SPACING[0] * z]
+    dataset.ImagePositionPatient = [-12.0, -16.0, 100.0 + spacing[0] * z]
     dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-    dataset.PixelSpacing = list(SPACING[1:])
+    dataset.PixelSpacing = list(spacing[1:])
     dataset.Rows, dataset.Columns = pixels.shape
     dataset.SamplesPerPixel = 1
     dataset.PhotometricInterpretation = "MONOCHROME2"
@@ -58,31 +65,35 @@ def slice_dataset(study: str, z: int, pixels: NDArray[np.int16]) -> Dataset:
     return dataset
 
 
-def write_study(source: Path, study: str, seed: int = 0) -> NDArray[np.int16]:
+def write_study(
+    source: Path, study: str, seed: int = 0, spacing: tuple[float, float, float] = SPACING
+) -> NDArray[np.int16]:
     """Write ``<source>/<study>/<n>.dcm`` and return the volume that it holds."""
     folder = source / study
     folder.mkdir(parents=True)
     hu = volume(seed)
     for z in range(SLICES):
-        dataset = slice_dataset(study, z, hu[z])
+        dataset = slice_dataset(study, z, hu[z], spacing)
         dataset.save_as(folder / f"{dataset.InstanceNumber}.dcm", enforce_file_format=True)
     return hu
 
 
-def write_mask(masks: Path, study: str) -> None:
+def write_mask(masks: Path, study: str, spacing: tuple[float, float, float] = SPACING) -> None:
     """Write ``<masks>/<study>.nii`` in RAS, with y flipped against the image rows."""
     masks.mkdir(parents=True, exist_ok=True)
-    z, y, x = SPACING
+    z, y, x = spacing
     affine = np.diag([-x, y, z, 1.0])
     affine[:3, 3] = [12.0, 16.0 - y * (ROWS - 1), 100.0]
     data = np.ascontiguousarray(labels()[:, ::-1].transpose(2, 1, 0))
     nib.Nifti1Image(data, affine).to_filename(masks / f"{study}.nii")
 
 
-def write_cohort(root: Path, studies: int = 3) -> tuple[Path, Path]:
+def write_cohort(
+    root: Path, studies: int = 3, spacing: tuple[float, float, float] = SPACING
+) -> tuple[Path, Path]:
     """Write studies 1.2.1, 1.2.2, ... with masks; returns the folders of both."""
     source, masks = root / "source", root / "masks"
     for number in range(1, studies + 1):
-        write_study(source, f"1.2.{number}", seed=number)
-        write_mask(masks, f"1.2.{number}")
+        write_study(source, f"1.2.{number}", number, spacing)
+        write_mask(masks, f"1.2.{number}", spacing)
     return source, masks

@@ -23,6 +23,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from storage_schemas.errors import RunError
+from storage_schemas.progress import StageProgress, say_event
 from storage_schemas.store import StudyStore
 from training.candidates import Decision, Weights, copy_weights, decide, list_candidates
 from training.cohort import Study, labelled, read_cohort
@@ -32,7 +33,6 @@ from training.kinds import load_any
 from training.models import is_ours
 from training.offers import offer, save_round, stack_rounds
 from training.planning import RunPlan, plan_run, write_plan
-from training.progress import StageProgress, say_event
 from training.ranks import is_first, wait
 from training.rounds import RoundPlan
 from training.runs import HISTORY, METRICS, RunFolder
@@ -103,7 +103,7 @@ def boost(store: StudyStore, run: RunFolder, config: RunConfig, start: Path | No
         plan.splits.choose(studies, side) for side in ("calibration", "guard", "train")
     )
     with (
-        _load(store, run, calibration + guard, "read judges") as shards,
+        _load(store, run, plan, calibration + guard, "read judges") as shards,
         write_scalars(run.tensorboard) as scalars,
     ):
         judges = Judges(calibration, guard, train, shards)
@@ -147,7 +147,7 @@ def _run_round(
     model, before = incumbent.model, copy_weights(incumbent.model)
     base = sum(earlier.steps for earlier in plan.rounds[: entry.number - 1])
     studies = [study for study in judges.train if study.study in {*entry.studies, *entry.replay}]
-    with _load(store, run, studies, f"read round {entry.number}") as shards:
+    with _load(store, run, plan, studies, f"read round {entry.number}") as shards:
         with StageProgress(f"train round {entry.number}", entry.steps, "steps") as progress:
             log = _tell(run, entry.number, base, progress, scalars)
             work = _work(run, plan, entry, incumbent, log)
@@ -260,12 +260,12 @@ def _line(
 
 @contextmanager
 def _load(
-    store: StudyStore, run: RunFolder, studies: Sequence[Study], stage: str
+    store: StudyStore, run: RunFolder, plan: RunPlan, studies: Sequence[Study], stage: str
 ) -> Iterator[RoundShards]:
-    crops = sum(len(study.vertebrae) for study in studies)
+    crops, masks = sum(len(study.vertebrae) for study in studies), plan.config.inputs.mask
     with (
         StageProgress(stage, crops, "crops") as progress,
-        open_shards(store, studies, run.path, progress.advance) as shards,
+        open_shards(store, studies, run.path, progress.advance, masks=masks) as shards,
     ):
         progress.finish()
         yield shards

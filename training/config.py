@@ -10,12 +10,14 @@ from typing import Any, Literal, cast, get_args
 
 from storage_schemas.errors import UsageError
 
-RecipeName = Literal["boost", "seed", "joint"]
+RecipeName = Literal["boost", "seed", "joint", "sequence"]
 RECIPES: tuple[str, ...] = get_args(RecipeName)
 Family = Literal["vit", "resnet"]
 Order = Literal["shuffled", "site"]
 ORDERS: tuple[str, ...] = get_args(Order)
 Window = tuple[float, float]
+Pooling = Literal["lstm", "attention"]
+POOLINGS: tuple[str, ...] = get_args(Pooling)
 
 
 @dataclass(frozen=True)
@@ -30,21 +32,30 @@ class SplitConfig:
         Share that fits the map from logits to probabilities.
     test : float
         Share that is locked until `evaluate`.
+    folds : int
+        Parts of all patients but the locked ones, each of which is held out by one run; then the
+        shares of guard and calibration are half of the part each. 0 makes no such parts.
+    fold : int
+        The part that is held out, from 1.
     """
 
     guard: float = 0.1
     calibration: float = 0.1
     test: float = 0.2
+    folds: int = 0
+    fold: int = 0
 
     def __post_init__(self) -> None:
         held = (self.guard, self.calibration, self.test)
         if min(held) <= 0 or sum(held) >= 1:
             raise _invalid(f"held-out shares {held}: each above 0, together below 1")
+        if self.folds and (self.folds < 2 or not 0 <= self.fold <= self.folds):
+            raise _invalid(f"fold {self.fold} of {self.folds}: 2 folds at least")
 
 
 @dataclass(frozen=True)
 class InputConfig:
-    """How native slices of a crop become a model's three channels; saved beside the model.
+    """How native slices of a crop become a model's channels; saved beside the model.
 
     Parameters
     ----------
@@ -57,10 +68,15 @@ class InputConfig:
         channels are a slice and its two neighbours; under three they are the slice alone, once
         under each.
     mean, std : tuple of float
-        Of each channel: subtracted from the windowed values, then divided into them.
+        Of the three middle channels: subtracted from the windowed values, then divided into them.
+        Further neighbours take the average of the three.
     trim_mm : float
         How much of a crop's lower and upper end is no input of its own: the pipeline's margin,
         where the neighbouring vertebra is seen better than this one.
+    neighbours : int
+        Slices that are channels, an odd number of 3 or more.
+    mask : bool
+        Whether the vertebra's mask is one more channel; 0 where none is known.
     """
 
     size: int = 224
@@ -69,6 +85,13 @@ class InputConfig:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     trim_mm: float = 8.0
+    neighbours: int = 3
+    mask: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Of the input."""
+        return self.neighbours + self.mask
 
     def __post_init__(self) -> None:
         if self.size < 8 or not 8 <= self.crop_mm <= 500:
@@ -81,6 +104,10 @@ class InputConfig:
             raise _invalid(f"windows {self.windows}: the lower HU come first")
         if min(self.std) <= 0 or self.trim_mm < 0:
             raise _invalid(f"std {self.std}, trim {self.trim_mm} mm")
+        if self.neighbours < 3 or not self.neighbours % 2:
+            raise _invalid(f"an odd number of neighbours from 3, not {self.neighbours}")
+        if self.neighbours > 3 and len(self.windows) > 1:
+            raise _invalid("several windows show one slice, so there are no further neighbours")
 
 
 @dataclass(frozen=True)
@@ -120,6 +147,62 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class SequenceConfig:
+    """How a vertebra is read as a sequence; of the recipe `sequence` alone.
+
+    Parameters
+    ----------
+    positions : int
+        Slices of a vertebra that are looked at, at most.
+    drawn : int
+        Of these, how many are drawn each time that a vertebra is trained on: fewer slices of more
+        vertebrae make a better step.
+    pooling : {"lstm", "attention"}
+        Whether positions read each other before they are weighed.
+    width, layers : int
+        Features a direction, and layers, of the LSTM over the positions.
+    patient_width : int
+        Features a direction of the LSTM over the seven vertebrae.
+    dropout : float
+        Before each of the two.
+    frozen : bool
+        Train the heads alone, on features that are kept.
+    head_epochs : float
+        Draws of the patients for the heads, which learn last and from features.
+    head_batch : int
+        Patients a step of them.
+    head_rate : float
+        Their peak learning rate.
+    """
+
+    positions: int = 15
+    drawn: int = 8
+    pooling: Pooling = "lstm"
+    width: int = 256
+    layers: int = 2
+    patient_width: int = 32
+    dropout: float = 0.1
+    frozen: bool = False
+    head_epochs: float = 20.0
+    head_batch: int = 16
+    head_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        counts = (
+            self.positions,
+            self.drawn,
+            self.width,
+            self.layers,
+            self.patient_width,
+            self.head_batch,
+        )
+        if min(counts) < 1 or self.head_epochs < 0 or self.head_rate <= 0:
+            raise _invalid("positions, widths, layers, batch and rate of the heads are positive")
+        if self.pooling not in POOLINGS or not 0 <= self.dropout < 1:
+            raise _invalid(f"pooling by {' or '.join(POOLINGS)}, dropout a share below 1")
+
+
+@dataclass(frozen=True)
 class AugmentConfig:
     """How training inputs vary; each value is the largest deviation, drawn evenly.
 
@@ -130,6 +213,8 @@ class AugmentConfig:
         Scale and gain as a share of 1, the offset as a share of the window.
     noise : float
         Standard deviation, as a share of the window; its own size is drawn too.
+    forget_mask : float
+        Share of the vertebrae whose mask is hidden, so that a model does well without.
     """
 
     rotate_degrees: float = 12.0
@@ -138,6 +223,7 @@ class AugmentConfig:
     gain: float = 0.1
     offset: float = 0.05
     noise: float = 0.03
+    forget_mask: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -246,12 +332,12 @@ class RunConfig:
 
     Parameters
     ----------
-    recipe : {"boost", "seed", "joint"}
+    recipe : {"boost", "seed", "joint", "sequence"}
         See `training.recipes`.
     seed : int
         Of the splits, the rounds, the weights and the draws.
     boost : BoostConfig
-        Of the recipe `boost`; `seed` and `joint` take none of it.
+        Of the recipes `boost` and `sequence`; `seed` and `joint` take none of it.
     """
 
     recipe: RecipeName = "boost"
@@ -262,6 +348,7 @@ class RunConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     boost: BoostConfig = field(default_factory=BoostConfig)
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""
@@ -286,8 +373,9 @@ PRESETS: Mapping[str, RunConfig] = MappingProxyType(
             inputs=InputConfig(size=144),
             model=ModelConfig(family="resnet", patch=16, width=96, depth=1),
             augment=AugmentConfig(gain=0.05, noise=0.02),
-            train=TrainConfig(slices_per_round=2_500, epochs=2.0, learning_rate=2e-3),
+            train=TrainConfig(slices_per_round=2_500, epochs=2.5, learning_rate=2e-3),
             boost=BoostConfig(step_lengths=(0.5, 1.0)),
+            sequence=SequenceConfig(drawn=1, width=32, patient_width=16, dropout=0.4),
         ),
     }
 )

@@ -14,25 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 from sklearn.calibration import calibration_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from storage_schemas.errors import UsageError
+from storage_schemas.progress import StageProgress
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import LABEL_COLUMNS
+from training.cards import renew_card
 from training.cohort import Study, label_table, labelled, read_cohort
 from training.config import RunConfig
 from training.curves import SPECIFICITY, mean_figures, rank_figures
-from training.examples import ExampleTiles
+from training.examples import ExampleCases
 from training.judges import mean_by_patient
 from training.metric import (
     best_constants,
     bootstrap_difference,
     class_prior,
     competition_loss,
+    cross_entropy,
     exam_losses,
+    exam_weights,
     target_losses,
 )
 from training.predict import Predictions, predict_studies
-from training.progress import StageProgress
+from training.recipes import RECIPES
 from training.runs import EVALUATION, SETTINGS, SPLITS, RunFolder
 from training.splits import Splits
 
@@ -58,6 +63,7 @@ CURVES = (LABEL_COLUMNS[0], "levels")
 DRAWS = 1000
 """Resamples of the patients."""
 Floats = NDArray[np.float64]
+Curve = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -71,12 +77,16 @@ class Evaluation:
     losses : mapping
         For the model, the mixture and each constant the competition's loss, under ``all``, and that
         of each target alone.
+    intervals : mapping
+        For the model, the mixture and each constant the 95 % interval of each of `losses`.
     figures : mapping
         For the model and the mixture, for each of `GROUPS`, each of `FIGURES`: its value, and the
         low and high end of its 95 % interval; None where the test lacks one class.
     curves : mapping
-        For the model and the mixture, for each of `CURVES`, the points of the calibration curve:
-        mean probability and share of broken ones, in up to ten groups of as many exams.
+        For the model and the mixture, for each of `CURVES`, the points of three curves.
+        ``calibration``: mean probability and share of broken ones, in up to ten groups of as many
+        exams. ``roc``: share of false alarms and sensitivity, and ``precision_recall``: sensitivity
+        and precision, at every threshold; both None where the test lacks one class.
     sites : mapping
         For each scanner its studies, and the losses of the model and the best constant there.
     worst_site : str
@@ -86,15 +96,16 @@ class Evaluation:
     gain_interval : tuple of two floats
         Its 95 % interval.
     exams : tuple
-        For each study its labels and probabilities.
+        For each study its labels, its probabilities and its loss.
     """
 
     patients: int
     studies: int
     broken: int
     losses: Mapping[str, Mapping[str, float]]
+    intervals: Mapping[str, Mapping[str, tuple[float, float]]]
     figures: Mapping[str, Mapping[str, Mapping[str, tuple[float, float, float] | None]]]
-    curves: Mapping[str, Mapping[str, tuple[tuple[float, float], ...]]]
+    curves: Mapping[str, Mapping[str, Mapping[str, Curve | None]]]
     sites: Mapping[str, Mapping[str, float]]
     worst_site: str
     gain: float
@@ -107,9 +118,21 @@ class Evaluation:
         model, constant = self.losses[MODEL]["all"], self.losses[BEST]["all"]
         return f"locked test: model {model:.3f}, best constant {constant:.3f}"
 
+    def rows(self) -> list[tuple[str, object]]:
+        """What it comes to, for a table."""
+        low, high = self.gain_interval
+        return [
+            ("locked test patients", self.patients),
+            ("studies", self.studies),
+            ("broken", self.broken),
+            *((f"loss of the {name}", f"{self.losses[name]['all']:.3f}") for name in self.figures),
+            ("loss of the best constant", f"{self.losses[BEST]['all']:.3f}"),
+            ("below the best constant by", f"{self.gain:.3f}, 95 % {low:.3f} to {high:.3f}"),
+        ]
+
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Evaluation":
-        """Read what `evaluate` wrote; raises TypeError on anything else."""
+        """Read what `evaluate` wrote; raises KeyError or TypeError on anything else."""
         low, high = document["gain_interval"]
         return cls(**{**document, "gain_interval": (low, high), "exams": tuple(document["exams"])})
 
@@ -130,7 +153,7 @@ def evaluate(store: StudyStore, run: RunFolder) -> Evaluation:
     studies = labelled(read_cohort(store), store.url)
     test, train = _chosen(studies, splits, "test", store), _chosen(studies, splits, "train", store)
     crops = sum(len(study.vertebrae) for study in test)
-    examples = ExampleTiles(config.inputs)
+    examples = ExampleCases()
     with StageProgress("read test", crops, "crops") as progress:
         predictions = predict_studies(
             store, run, test, progress.advance, examples.look, stacked=True
@@ -138,6 +161,7 @@ def evaluate(store: StudyStore, run: RunFolder) -> Evaluation:
     examples.write(run)
     found = _compare(test, train, predictions, config.seed)
     run.write(EVALUATION, asdict(found))
+    renew_card(run, RECIPES[config.recipe].kind)
     return found
 
 
@@ -182,9 +206,13 @@ def _compare(
             name: {"all": competition_loss(labels, p), **target_losses(labels, p)}
             for name, p in rivals.items()
         },
+        intervals={name: _loss_intervals(labels, p, weights) for name, p in rivals.items()},
         figures={name: _figures(labels, p, weights) for name, p in models.items()},
         curves={
-            name: {group: _curve(labels[:, GROUPS[group]], p[:, GROUPS[group]]) for group in CURVES}
+            name: {
+                group: _curves(labels[:, GROUPS[group]].ravel(), p[:, GROUPS[group]].ravel())
+                for group in CURVES
+            }
             for name, p in models.items()
         },
         sites=sites,
@@ -192,11 +220,12 @@ def _compare(
         gain=competition_loss(labels, rivals[BEST]) - competition_loss(labels, rivals[MODEL]),
         gain_interval=bootstrap_difference(constant, ours, seed=seed),
         exams=tuple(
-            {"study": name, "labels": truth, "probabilities": p}
-            for name, truth, p in zip(
+            {"study": name, "labels": truth, "probabilities": p, "loss": loss}
+            for name, truth, p, loss in zip(
                 predictions.studies,
                 labels.tolist(),
                 predictions.probabilities.tolist(),
+                exam_losses(labels, predictions.probabilities).tolist(),
                 strict=True,
             )
         ),
@@ -228,15 +257,41 @@ def _interval(drawn: Floats) -> tuple[float, float, float] | None:
     """The value itself, and the 95 % interval of the resamples that have one."""
     if np.isnan(drawn[0]):
         return None
-    low, high = np.nanquantile(drawn[1:], [0.025, 0.975]) if len(drawn) > 1 else drawn[[0, 0]]
-    return float(drawn[0]), float(low), float(high)
+    return float(drawn[0]), *_quantiles(drawn)
 
 
-def _curve(labels: NDArray[np.int64], probabilities: Floats) -> tuple[tuple[float, float], ...]:
-    observed, said = calibration_curve(
-        labels.ravel(), probabilities.ravel(), n_bins=10, strategy="quantile"
-    )
-    return tuple(zip(said.tolist(), observed.tolist(), strict=True))
+def _loss_intervals(
+    labels: NDArray[np.int64], probabilities: Floats, weights: Floats
+) -> dict[str, tuple[float, float]]:
+    """The 95 % interval of the competition's loss and of each target's, over the resamples."""
+    exams = exam_weights(labels)
+    losses = exams * cross_entropy(labels, probabilities)
+    drawn = {"all": weights @ losses.sum(axis=1) / weights.sum(axis=1)}
+    each = (weights @ losses) / (weights @ exams)
+    drawn |= dict(zip(LABEL_COLUMNS, each.T, strict=True))
+    return {name: _quantiles(values) for name, values in drawn.items()}
+
+
+def _quantiles(drawn: Floats) -> tuple[float, float]:
+    low, high = np.nanquantile(drawn[1:], [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _curves(labels: NDArray[np.int64], probabilities: Floats) -> dict[str, Curve | None]:
+    observed, said = calibration_curve(labels, probabilities, n_bins=10, strategy="quantile")
+    found: dict[str, Curve | None] = {"calibration": _points(said, observed)}
+    if labels.min() == labels.max():
+        return found | {"roc": None, "precision_recall": None}
+    false_alarms, sensitivity, _ = roc_curve(labels, probabilities)
+    precision, recall, _ = precision_recall_curve(labels, probabilities, drop_intermediate=True)
+    return found | {
+        "roc": _points(false_alarms, sensitivity),
+        "precision_recall": _points(recall, precision),
+    }
+
+
+def _points(x: Floats, y: Floats) -> Curve:
+    return tuple(zip(x.tolist(), y.tolist(), strict=True))
 
 
 def _compare_sites(

@@ -5,7 +5,6 @@ kind claims is a slice model. Everything else (rounds, candidates, the guard, ca
 is the same for all kinds.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,16 @@ from transformers import PreTrainedModel
 
 from training.cohort import Study
 from training.config import InputConfig, RunConfig
-from training.models import build_model, load_model, start_model
+from training.models import build_model, load_model, read_model_type, start_model
 from training.scoring import LevelScores, score_studies
+from training.sequence_model import MODEL_TYPE, load_sequence_model
+from training.sequences import (
+    count_positions,
+    refresh_sequences,
+    score_necks,
+    start_sequence_model,
+    train_sequences,
+)
 from training.shards import RoundShards
 from training.slices import count_slices, refresh_statistics, train_slices
 from training.trainer import RoundWork, Trained
@@ -68,7 +75,16 @@ SLICE = Kind(
     score=score_studies,
 )
 
-KINDS: Mapping[str, Kind] = MappingProxyType({"slice": SLICE})
+SEQUENCE = Kind(
+    start=start_sequence_model,
+    load=load_sequence_model,
+    count=count_positions,
+    train=train_sequences,
+    refresh=refresh_sequences,
+    score=score_necks,
+)
+
+KINDS: Mapping[str, Kind] = MappingProxyType({"slice": SLICE, MODEL_TYPE: SEQUENCE})
 """By the name that recipes use, which is also the ``model_type`` of all but slice models."""
 
 
@@ -85,11 +101,7 @@ def load_any(folder: Path) -> Model:
     UsageError
         ``model-invalid`` as `Kind.load` finds it.
     """
-    try:
-        model_type = json.loads((folder / "config.json").read_text())["model_type"]
-    except (OSError, ValueError, KeyError, TypeError):
-        model_type = ""  # the loader says what is wrong
-    return kind_of(str(model_type)).load(folder)
+    return kind_of(read_model_type(folder)).load(folder)  # the loader says what is wrong
 
 
 def score_any(

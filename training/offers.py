@@ -2,15 +2,16 @@
 
 import shutil
 
-import jinja2
 from transformers import PreTrainedModel
 
 from storage_schemas.errors import RunError
+from training.cards import render_card
 from training.cohort import label_table
 from training.judges import Judges, Verdict
 from training.metric import competition_loss
 from training.models import save_model
 from training.planning import RunPlan
+from training.recipes import RECIPES
 from training.runs import CALIBRATION, HISTORY, STACK, RunFolder, unwritable
 from training.stacking import Stack, fit_weights, mix
 
@@ -34,7 +35,13 @@ def save_round(
         model,
         plan.config.inputs,
         run.round_model(number),
-        card=_card(plan, number, verdict, judges),
+        card=render_card(
+            run,
+            number,
+            RECIPES[plan.config.recipe].kind,
+            loss=verdict.loss,
+            best_constant=judges.best_constant,
+        ),
         documents={CALIBRATION: verdict.calibration.to_json()},
     )
     run.write(run.judged(number), verdict.to_json())
@@ -75,19 +82,3 @@ def offer(run: RunFolder, number: int) -> None:
         shutil.copytree(run.round_model(number), partial)
         shutil.rmtree(run.model, ignore_errors=True)
         partial.rename(run.model)
-
-
-def _card(plan: RunPlan, number: int, verdict: Verdict, judges: Judges) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("training"), undefined=jinja2.StrictUndefined, autoescape=False
-    )
-    return environment.get_template("card.md.j2").render(
-        config=plan.config,
-        inputs=plan.config.inputs,
-        number=number,
-        seen=plan.rounds[:number],
-        rounds=len(plan.rounds),
-        start="random weights" if plan.start is None else f"`{plan.start.name}`",
-        loss=verdict.loss,
-        best_constant=judges.best_constant,
-    )

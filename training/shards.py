@@ -12,16 +12,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_schemas.crops import ArrayLayout
 from storage_schemas.objects import REQUESTS
 from storage_schemas.store import StudyStore
 from training.cohort import Study, Vertebra
 from training.ranks import agree, is_first, ranks, wait
 from training.runs import VOXELS, unwritable
+
+MASKS = "masks"
+"""The file of the masks, beside that of the voxels."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +39,34 @@ class RoundShards:
         Memory-mapped, read-only.
     offsets : ndarray, shape (vertebrae + 1,), int64
         Where each crop begins.
+    masks : ndarray, shape (voxels,), uint8, or None
+        1 inside the vertebra, 0 outside or unknown; None where nobody asked for them.
+    folder : Path or None
+        Where what is made of the crops may be kept longer than they are.
+    studies : tuple of Study
+        Whose crops these are, with what is known of the patients.
     """
 
     vertebrae: tuple[Vertebra, ...]
     voxels: NDArray[np.int16]
     offsets: NDArray[np.int64]
+    masks: NDArray[np.uint8] | None = None
+    folder: Path | None = None
+    studies: tuple[Study, ...] = ()
 
     def crop(self, index: int) -> NDArray[np.int16]:
         """One crop, shape (z, y, x), int16, HU: a view, nothing is copied."""
+        return self._view(self._plain, index)
+
+    def mask(self, index: int) -> NDArray[np.uint8]:
+        """The mask of one crop, shape (z, y, x), uint8: a view, or zeros where none was read."""
+        if self.masks is None:
+            return np.zeros(self.vertebrae[index].shape, np.uint8)
+        return self._view(self.masks, index)
+
+    def _view(self, of: NDArray[Any], index: int) -> NDArray[Any]:
         start, stop = self._ends[index], self._ends[index + 1]
-        return self._plain[start:stop].reshape(self.vertebrae[index].shape)
+        return of[start:stop].reshape(self.vertebrae[index].shape)
 
     @cached_property
     def shapes(self) -> NDArray[np.int64]:
@@ -73,6 +95,8 @@ def open_shards(
     studies: Iterable[Study],
     folder: Path,
     advance: Callable[[], None] = lambda: None,
+    *,
+    masks: bool = False,
 ) -> Iterator[RoundShards]:
     """Read the crops of some studies; the file under `folder` is gone when the block ends.
 
@@ -86,6 +110,8 @@ def open_shards(
         On a disk with room for the voxels: two bytes each.
     advance : callable
         Called after each crop.
+    masks : bool
+        Read the masks too, one byte a voxel.
 
     Raises
     ------
@@ -94,6 +120,7 @@ def open_shards(
     RunError
         ``run-unwritable`` where the disk has no room for them.
     """
+    studies = tuple(studies)
     vertebrae = tuple(vertebra for study in studies for vertebra in study.vertebrae)
     sizes = [int(np.prod(vertebra.shape)) for vertebra in vertebrae]
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
@@ -106,11 +133,20 @@ def open_shards(
                 )
                 path = Path(place) / "voxels"
                 _reserve(path, 2 * int(offsets[-1]))
-            _read_shards(store, vertebrae, path, offsets, advance)
+                if masks:
+                    _reserve(path.with_name(MASKS), int(offsets[-1]))
+            _read_shards(store, vertebrae, path, offsets, advance, masks)
         path = Path(agree(str(path)))
-        voxels = cast(NDArray[np.int16], np.memmap(path, np.int16, "r", shape=(int(offsets[-1]),)))
-        yield RoundShards(vertebrae, voxels, offsets)
+        voxels = cast(NDArray[np.int16], _map(path, np.int16, offsets))
+        inside = _map(path.with_name(MASKS), np.uint8, offsets) if masks else None
+        yield RoundShards(
+            vertebrae, voxels, offsets, cast(NDArray[np.uint8] | None, inside), folder, studies
+        )
         wait()  # the first one removes the file
+
+
+def _map(path: Path, dtype: type, offsets: NDArray[np.int64]) -> NDArray[Any]:
+    return np.memmap(path, dtype, "r", shape=(int(offsets[-1]),))
 
 
 def _reserve(path: Path, size: int) -> None:
@@ -128,14 +164,22 @@ def _read_shards(
     path: Path,
     offsets: NDArray[np.int64],
     advance: Callable[[], None],
+    masks: bool,
 ) -> None:
-    file = np.memmap(path, np.int16, "r+", shape=(int(offsets[-1]),))
+    shape = (int(offsets[-1]),)
+    file = np.memmap(path, np.int16, "r+", shape=shape)
     voxels = file.view(np.ndarray)
+    # A new file is all zeros: unknown.
+    inside = np.memmap(path.with_name(MASKS), np.uint8, "r+", shape=shape) if masks else None
 
     def read(index: int) -> None:
         vertebra = vertebrae[index]
-        place = voxels[offsets[index] : offsets[index + 1]].reshape(vertebra.shape)
-        store.read_shard(vertebra.path, vertebra.layout, place)
+        place = slice(offsets[index], offsets[index + 1])
+        whole = voxels[place].reshape(vertebra.shape)
+        store.read_shard(vertebra.path, vertebra.layout, whole)
+        if inside is not None and vertebra.masked:
+            layout = ArrayLayout(vertebra.shape, "uint8")
+            inside[place] = store.read_shard(vertebra.mask_path, layout).reshape(-1)
 
     with ThreadPoolExecutor(REQUESTS) as pool:
         try:
@@ -147,3 +191,5 @@ def _read_shards(
             raise
     if ranks() > 1:
         file.flush()  # another machine may map it
+        if inside is not None:
+            inside.flush()

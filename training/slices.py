@@ -34,7 +34,7 @@ from training.scoring import device
 from training.shards import RoundShards
 from training.trainer import Loss, RoundWork, Trained, fit
 
-_STATISTICS_BATCHES = 16
+STATISTICS_BATCHES = 16
 """Batches that tell a batch normalisation anew what it sees."""
 
 
@@ -92,22 +92,34 @@ def refresh_statistics(
     The mean of two networks' statistics is not what the network between them sees (Izmailov et al.,
     Averaging Weights Leads to Wider Optima, UAI 2018, section 3.2). All ranks count alike.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    if not norms:
+    if not keeps_statistics(model):
         return
     index, order = _plan(shards, inputs, config, work)
     dataset = SliceDataset(shards, index)
+    with counting_anew(model):
+        for number, items in enumerate(order[:STATISTICS_BATCHES]):
+            batch = {k: v.to(device()) for k, v in dataset.__getitems__(items.tolist()).items()}
+            generator = torch.Generator().manual_seed(work.seed * 1_000_003 + number)
+            pose = draw_pose(len(items), config.augment, generator)
+            pixels = vary_intensity(make_pixels(batch, inputs, pose), config.augment, generator)
+            model(pixel_values=normalise(pixels, inputs))
+
+
+def keeps_statistics(model: PreTrainedModel) -> bool:
+    """Whether a model has batch normalisations."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+@contextmanager
+def counting_anew(model: PreTrainedModel) -> Iterator[None]:
+    """Let batch normalisations take the plain mean over the batches that pass within the block."""
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
+        norm.momentum = None
     model.to(device()).train()
-    for number, items in enumerate(order[:_STATISTICS_BATCHES]):
-        batch = {k: v.to(device()) for k, v in dataset.__getitems__(items.tolist()).items()}
-        generator = torch.Generator().manual_seed(work.seed * 1_000_003 + number)
-        pose = draw_pose(len(items), config.augment, generator)
-        pixels = vary_intensity(make_pixels(batch, inputs, pose), config.augment, generator)
-        model(pixel_values=normalise(pixels, inputs))
+    yield
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()

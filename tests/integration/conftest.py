@@ -8,6 +8,8 @@ import torch
 
 from pipeline.cli import main
 from pipeline.phantom import make_cohort
+from tests.runs import SETTINGS
+from training.cli import main as training_main
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -30,3 +32,11 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     masks = ["--masks", str(cohort / "segmentations")]
     assert main(["run", str(cohort), str(store), "--serial", *masks, *annotations]) == 0
     return cohort, store
+
+
+@pytest.fixture(scope="session")
+def whole(phantom: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `boost` on the phantom's store that nothing disturbed; not to be written to."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert training_main(["boost", str(phantom[1]), str(run), *SETTINGS]) == 0
+    return run

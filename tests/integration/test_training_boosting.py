@@ -20,17 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from storage_schemas.errors import RunError
+from tests.runs import SETTINGS
 from training import boosting, models, planning, shards
 from training.candidates import Decision, copy_weights, decide
 from training.cli import main
 from training.kinds import SLICE
 from training.trainer import RoundWork, Trained
 
-SETTINGS = [
-    *("--preset", "demo", "--size", "32", "--patch", "8", "--width", "16"),
-    *("--rounds", "3", "--slices-per-round", "60", "--epochs", "1.5", "--batch-size", "16"),
-    *("--guard", "0.2", "--calibration", "0.2", "--test", "0.2", "--checkpoint-steps", "2"),
-]
 Captured = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
 
@@ -54,14 +50,6 @@ def same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def store(phantom: tuple[Path, Path]) -> Path:
     return phantom[1]
-
-
-@pytest.fixture(scope="module")
-def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `boost` that nothing disturbed."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    assert train(store, run) == 0
-    return run
 
 
 def test_the_guard_loss_never_rises_and_follows_the_decisions(whole: Path) -> None:

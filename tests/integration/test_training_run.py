@@ -193,7 +193,8 @@ def test_evaluate_and_report_say_the_same_verdict(
     verdict = capsys.readouterr().out.splitlines()[-1]
     assert re.fullmatch(r"locked test: model \d\.\d{3}, best constant \d\.\d{3}", verdict)
     assert main(["report", str(run), str(tmp_path / "out" / "page.html")]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == verdict
+    told = capsys.readouterr().out.splitlines()
+    assert (told[0], told[-1]) == (verdict, f"report: {tmp_path / 'out' / 'page.html'}")
     page = (tmp_path / "out" / "page.html").read_text()
     assert verdict in page
     assert not re.search(r"(src|href)=.?(?!data:)(https?:|/|\w+\.)", page)
@@ -204,7 +205,7 @@ def test_evaluation_is_of_the_locked_patients_and_knows_one_half(
 ) -> None:
     assert main(["evaluate", str(run), str(site.store), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == json.loads((run / "evaluation.json").read_text())
+    assert found == {"stage": "evaluate"} | json.loads((run / "evaluation.json").read_text())
     splits = json.loads((run / "splits.json").read_text())
     assert sorted(exam["study"] for exam in found["exams"]) == splits["test"]
     assert found["losses"]["constant 0.5"]["all"] == pytest.approx(0.693147, abs=1e-6)
@@ -486,13 +487,13 @@ def test_the_installed_command_predicts_and_says_nothing_but_its_own_lines(
 ) -> None:
     command = Path(sys.executable).with_name("cspine-training")
     done = subprocess.run(
-        [command, "predict", run, site.store, tmp_path / "p.csv"],
+        [command, "predict", run, site.store, tmp_path / "p.csv", "--json"],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"table: {tmp_path / 'p.csv'}\n"
+    assert json.loads(done.stdout)["table"] == str(tmp_path / "p.csv")
     events = [json.loads(line) for line in done.stderr.splitlines()]
-    assert events[-1] == {"stage": "predict", "studies": 20, "levels_without_crop_by_prior": 0}
+    assert {"stage": "predict", "studies": 20, "levels_without_crop_by_prior": 0} in events

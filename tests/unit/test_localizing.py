@@ -1,18 +1,23 @@
 """From a label mask to a crop: `pipeline.masks`, `pipeline.localizers`, `pipeline.cropping`."""
 
 import gzip
+from collections.abc import Callable
 from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from pipeline.cropping import box_bounds, crop_box, crop_mask
 from pipeline.localizers import LocatedVertebra, locate_by_mask
+from pipeline.maskparts import draw_levels, split_mask
 from pipeline.masks import read_mask
+from pipeline.overview import make_overview, overview_geometry
 from storage_schemas.errors import StudyError
 from storage_schemas.geometry import StackGeometry
+from storage_schemas.vertebrae import LEVELS
 
 SHAPE = (12, 40, 48)
 BLOCK = np.s_[3:7, 10:22, 20:40]
@@ -54,14 +59,27 @@ def nifti(geometry: StackGeometry, mask: NDArray[np.generic], *, flip: str = "")
     return nib.Nifti1Image(np.ascontiguousarray(data), affine).to_bytes()
 
 
+def with_affine(data: bytes, turn: NDArray[np.float64]) -> bytes:
+    """The file with another sform, whose rows stand at byte 280 of a NIfTI-1 header."""
+    rows = np.hstack([turn, np.zeros((3, 1))]).astype("<f4")
+    return data[:280] + rows.tobytes() + data[328:]
+
+
 def without_affine_rows(data: bytes) -> bytes:
-    """Zeros for srow_x, srow_y and srow_z, which stand at byte 280 of a NIfTI-1 header."""
-    return data[:280] + bytes(48) + data[328:]
+    return with_affine(data, np.zeros((3, 3)))
 
 
 def located(geometry: StackGeometry, data: bytes, hu: NDArray[np.int16]) -> LocatedVertebra:
-    (found,) = locate_by_mask(hu, geometry, read_mask(data, "m.nii"), ("C3",), "rsna")
+    (found,) = locate(geometry, data, hu)
     return found
+
+
+def locate(
+    geometry: StackGeometry, data: bytes, hu: NDArray[np.int16], convention: str = "rsna"
+) -> list[LocatedVertebra]:
+    mask = read_mask(data, "m.nii")
+    overview = make_overview(hu, geometry)
+    return list(locate_by_mask(hu, geometry, overview, mask, convention, LEVELS).vertebrae)
 
 
 @pytest.mark.parametrize("flip", ["", "x", "y", "z", "xy", "yz", "xyz"])
@@ -97,12 +115,57 @@ def test_a_mask_of_an_uneven_stack_is_placed_by_position() -> None:
     assert box_bounds(found.extent) == (3, 7, 10, 22, 20, 40)
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int16, np.uint8, np.int32])
-def test_masks_of_any_number_type_and_gzip_are_read(dtype: type) -> None:
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int16, np.uint8, np.int32, ">i2"])
+def test_masks_of_any_number_type_and_gzip_are_read(dtype: type | str) -> None:
     geometry = stack()
     data = nifti(geometry, labels().astype(dtype))
     for stored in (data, gzip.compress(data)):
         assert box_bounds(located(geometry, stored, scan()).extent) == (3, 7, 10, 22, 20, 40)
+
+
+def _nifti_2(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    return nib.Nifti2Image(np.asarray(image.dataobj), image.affine)
+
+
+def _big_endian(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    return nib.Nifti1Image(
+        np.asarray(image.dataobj), image.affine, nib.Nifti1Header(endianness=">")
+    )
+
+
+def _big_endian_nifti_2(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    return nib.Nifti2Image(
+        np.asarray(image.dataobj), image.affine, nib.Nifti2Header(endianness=">")
+    )
+
+
+def _one_time_step(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    return nib.Nifti1Image(np.asarray(image.dataobj)[..., None, None], image.affine)
+
+
+def _scaled(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    scaled = nib.Nifti1Image(np.asarray(image.dataobj).astype(np.int16) * 2, image.affine)
+    scaled.header.set_slope_inter(0.5, 0)
+    return scaled
+
+
+def _qform_alone(image: nib.Nifti1Image) -> nib.Nifti1Image:
+    turned = nib.Nifti1Image(np.asarray(image.dataobj), None)
+    turned.set_qform(image.affine, code=1)
+    return turned
+
+
+@pytest.mark.parametrize(
+    "stored", [_nifti_2, _big_endian, _big_endian_nifti_2, _one_time_step, _scaled, _qform_alone]
+)
+def test_masks_of_any_header_are_read(
+    stored: Callable[[nib.Nifti1Image], nib.Nifti1Image],
+) -> None:
+    geometry = stack()
+    image = nib.Nifti1Image.from_bytes(nifti(geometry, labels()))
+    found = located(geometry, stored(image).to_bytes(), scan())
+    assert box_bounds(found.extent) == (3, 7, 10, 22, 20, 40)
+    assert found.inside.all()
 
 
 def test_stray_voxels_far_from_the_vertebra_are_left_out() -> None:
@@ -122,11 +185,13 @@ def test_a_vertebra_in_several_pieces_stays_whole() -> None:
     assert int(found.inside.sum()) == int((mask == 3).sum())
 
 
-def test_levels_that_the_mask_lacks_are_left_out() -> None:
+def test_levels_that_the_mask_lacks_and_values_without_a_level_are_left_out() -> None:
     geometry = stack()
-    mask = read_mask(nifti(geometry, labels()), "m.nii")
-    found = locate_by_mask(scan(), geometry, mask, ("C1", "C3", "T12"), "rsna")
+    mask = labels()
+    mask[3:7, 10:12, 20:40] = 200
+    found = locate(geometry, nifti(geometry, mask), scan())
     assert [vertebra.level for vertebra in found] == ["C3"]
+    assert box_bounds(found[0].extent) == (3, 7, 12, 22, 20, 40)
 
 
 @pytest.mark.parametrize(
@@ -141,9 +206,28 @@ def test_levels_that_the_mask_lacks_are_left_out() -> None:
 )
 def test_each_convention_names_its_labels(convention: str, value: int, level: str) -> None:
     geometry = stack()
-    mask = read_mask(nifti(geometry, labels(value)), "m.nii")
-    (found,) = locate_by_mask(scan(), geometry, mask, (level,), convention)
+    (found,) = locate(geometry, nifti(geometry, labels(value)), scan(), convention)
     assert found.level == level
+
+
+@pytest.mark.parametrize("flip", ["", "xyz"])
+@pytest.mark.parametrize("tilt", [0.0, 0.3])
+def test_every_level_of_a_mask_is_drawn_on_the_overview_where_it_lies(
+    flip: str, tilt: float
+) -> None:
+    geometry = stack(tilt=tilt)
+    mask = labels()
+    mask[8:11, 10:22, 20:40] = 19
+    hu = scan()
+    hu[mask > 0] = 500
+    mask[0, 0, 0] = 19  # a stray
+    cube, affine = make_overview(hu, geometry)
+    read = read_mask(nifti(geometry, mask, flip=flip), "m.nii")
+    drawn = draw_levels(read, split_mask(read, "rsna"), overview_geometry(affine))
+    assert set(np.unique(drawn)) == {0, 3, 19}
+    # The overview repeats this small stack's voxels, by whole ones; that shifts edges by a half.
+    assert (cube[ndimage.binary_erosion(drawn > 0, iterations=3)] == 500).all()
+    assert (cube[~ndimage.binary_dilation(drawn > 0, iterations=3)] < 500).all()
 
 
 def test_a_mask_off_the_bone_is_refused() -> None:
@@ -172,6 +256,14 @@ def test_a_mask_of_another_place_is_refused() -> None:
         nifti(stack(), labels())[:-100],
         nifti(stack(), labels() + np.float32(0.5)),
         nifti(stack(), labels().astype(np.int16) * 100),
+        nifti(stack(), labels() * np.float64(np.nan)),
+        nifti(stack(), labels() * np.float64(1e300)),
+        nifti(stack(), labels().astype(np.complex64)),
+        nifti(stack(), labels().astype([("R", "u1"), ("G", "u1"), ("B", "u1")])),
+        nib.Nifti1Image(np.zeros((3, 3, 3, 2), np.uint8), np.eye(4)).to_bytes(),
+        with_affine(nifti(stack(), labels()), np.diag([1e30, 1, 1])),
+        with_affine(nifti(stack(), labels()), np.array([[1, 0, 1], [0, 1, 0], [1, 0, 1.0001]])),
+        with_affine(nifti(stack(), labels()), np.diag([np.nan, 1, 1])),
         nib.Nifti1Image(np.zeros((3, 3), np.uint8), np.eye(4)).to_bytes(),
         without_affine_rows(nifti(stack(), labels())),
         nib.Nifti1Image(np.zeros((3, 3, 3), np.uint8), None).to_bytes(),
@@ -184,6 +276,14 @@ def test_a_mask_of_another_place_is_refused() -> None:
         "cut",
         "halves",
         "over 255",
+        "not a number",
+        "far over 255",
+        "complex",
+        "colours",
+        "two time steps",
+        "huge voxels",
+        "flat affine",
+        "affine of no numbers",
         "flat",
         "singular affine",
         "no affine",

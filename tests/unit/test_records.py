@@ -55,7 +55,10 @@ def example() -> StudyRecord:
             ),
             Vertebra("C2", "vertebra-not-found", "the mask does not hold it"),
         ),
-        arrays=(StoredArray("1.2.3/C1/0", (2, 3, 4), "int16", "ee", 120),),
+        arrays=(
+            StoredArray("1.2.3/C1/0", (2, 3, 4), "int16", "ee", 120),
+            StoredArray("1.2.3/overview_levels", (128, 128, 128), "uint8", "ab", 900),
+        ),
         metadata=(("1.2.3/C1/zarr.json", "ff"),),
     )
 

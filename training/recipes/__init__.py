@@ -7,7 +7,10 @@ from training.recipes.boost import BOOST
 from training.recipes.joint import JOINT
 from training.recipes.recipe import PLAIN, Recipe
 from training.recipes.seed import SEED
+from training.recipes.sequence import SEQUENCE
 
 __all__ = ["PLAIN", "RECIPES", "Recipe"]
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType({"boost": BOOST, "seed": SEED, "joint": JOINT})
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {"boost": BOOST, "seed": SEED, "joint": JOINT, "sequence": SEQUENCE}
+)

@@ -1,0 +1,340 @@
+"""How well C1 to C7 are found in phantom patients that a localizer never saw, and how fast.
+
+    python benchmarks/localizer.py [--quick] [--json FILE] [--model OUT.onnx] [--store STORE]
+
+Without --model one is trained first: by the demo preset on the masks of STORE, or of phantoms made
+here; with --quick on fewer of them, in a coarser cube. Then new patients of all sites are scanned
+and found by the pipeline's own way from overview to boxes. Dice is over voxels of the network's
+cube; a box is the crop that the pipeline would cut from the volume. Beside it stands a guess that
+looks at no picture: the mean place of each vertebra in the training studies. Seconds are those of
+one core; of this network and the default one of 128 voxels a side the slower counts.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from claims import Claim, describe_machine, report
+from numpy.typing import NDArray
+
+from pipeline.anatomy import name_vertebrae
+from pipeline.config import StudyConfig
+from pipeline.cropping import crop_box
+from pipeline.localizers import LocatedVertebra, locate_by_network
+from pipeline.network import Network, choose_network, open_network
+from pipeline.overview import make_overview, shrink_overview
+from pipeline.phantom.patient import draw_patient
+from pipeline.phantom.render import Grid, render_patient
+from pipeline.phantom.scanner import INTERCEPT, SITES, acquire
+from storage_schemas import crops
+from storage_schemas.catalog import make_table
+from storage_schemas.crops import AIR_HU
+from storage_schemas.errors import StudyError
+from storage_schemas.geometry import StackGeometry
+from storage_schemas.store import OVERVIEW, OVERVIEW_LEVELS, VOLUMES, StudyStore
+from storage_schemas.vertebrae import CERVICAL
+
+# What needs torch is imported where it is used: every process that scans patients opens this file.
+
+PACKAGES = ("numpy", "torch", "monai", "onnx", "onnxruntime")
+LEARNT, TESTED = "learnt", "tested"
+SEEDS = {LEARNT: 1, TESTED: 2}
+"""Of the patients; the cohorts that `cspine-pipeline phantom` makes are drawn otherwise."""
+MARGIN_MM = StudyConfig().margin_mm
+ENOUGH = 0.95
+"""Of a vertebra's voxels, the share that its box must hold."""
+
+
+@dataclass(frozen=True)
+class ScannedPatient:
+    """A new patient, as the pipeline holds it before it looks for vertebrae.
+
+    Parameters
+    ----------
+    site : str
+    hu : ndarray, shape (z, y, x), int16, HU
+    labels : ndarray, shape (z, y, x), uint8
+        The truth, in the store's numbers.
+    geometry : StackGeometry
+    """
+
+    site: str
+    hu: NDArray[np.int16]
+    labels: NDArray[np.uint8]
+    geometry: StackGeometry
+
+    def overview_levels(self, affine: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """The truth on the overview's grid, by nearest neighbour; no axis is turned here."""
+        origin = np.array(self.geometry.positions[0])[::-1]
+        places = [
+            (np.arange(128) * affine[2 - axis, axis] + affine[2 - axis, 3] - origin[axis])
+            / self.geometry.spacing[axis]
+            for axis in range(3)
+        ]
+        nearest = [
+            np.rint(place).astype(int).clip(0, side - 1)
+            for place, side in zip(places, self.labels.shape, strict=True)
+        ]
+        return self.labels[np.ix_(*nearest)]
+
+
+def scan_patient(number: int, purpose: str, pixels: int, slices: int) -> ScannedPatient:
+    """Draw and scan one patient; sites take turns."""
+    random = np.random.default_rng([SEEDS[purpose], number])
+    site = SITES[number % len(SITES)]
+    patient = draw_patient(random)
+    pixel = random.uniform(*site.fov_mm) / pixels
+    side = (np.arange(pixels) - (pixels - 1) / 2) * pixel
+    # From below T2 to above the foramen magnum, as the neck is scanned.
+    low, high = -100 * patient.size - random.uniform(2, 12), 54 * patient.size + 28
+    grid = Grid(
+        side + random.normal(0, 4),
+        side + 10 + random.normal(0, 4),
+        np.linspace(low, high + random.uniform(-6, 6), slices),
+    )
+    scan = render_patient(patient, {}, grid, random)
+    hu = acquire(scan.hu, grid, site, random) + np.int16(INTERCEPT)
+    positions = tuple((float(grid.x[0]), float(grid.y[0]), float(z)) for z in grid.z)
+    geometry = StackGeometry(grid.shape, positions, (1, 0, 0), (0, 1, 0), (pixel, pixel))
+    return ScannedPatient(site.name, np.maximum(hu, AIR_HU), scan.labels, geometry)
+
+
+def scan_patients(count: int, purpose: str, *, quick: bool) -> list[ScannedPatient]:
+    """Scan patients on all cores."""
+    pixels, slices = (128, 64) if quick else (192, 80)
+    cores = len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
+        return list(
+            pool.map(
+                scan_patient, range(count), [purpose] * count, [pixels] * count, [slices] * count
+            )
+        )
+
+
+def store_overviews(patients: Sequence[ScannedPatient], folder: Path) -> StudyStore:
+    """A store that holds what a localizer learns from, and nothing else."""
+    store = StudyStore.create(str(folder))
+    rows: list[dict[str, object]] = []
+    for number, patient in enumerate(patients):
+        study = f"2.25.{number + 1}"
+        cube, affine = make_overview(patient.hu, patient.geometry)
+        block = {"cspine": {"study": study, "affine": affine.tolist()}}
+        objects = crops.create_array(f"{study}/{OVERVIEW}", cube, block)
+        levels = patient.overview_levels(affine)
+        objects |= crops.create_array(f"{study}/{OVERVIEW_LEVELS}", levels, block)
+        store.objects.put_all({f"{VOLUMES}/{key}": data for key, data in objects.items()})
+        counts = dict.fromkeys(("objects", "refused", "source_bytes"), 0)
+        row = {"study": study, "patient": study, "scanner": patient.site, "outcome": "committed"}
+        rows.append({**row, "kind": "", "overview_levels": True, **counts})
+    store.write_table("studies", make_table("studies", rows))
+    return store
+
+
+# ---- scores --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LevelResult:
+    """One vertebra of one patient: found, and guessed without a look.
+
+    Parameters
+    ----------
+    level : str
+    dice, dice_volume : float
+        Over the network's cube, and over the volume.
+    held : float
+        Share of its voxels in the volume that its crop holds.
+    wrong : bool
+        Whether what was found lies more on another vertebra, or on none.
+    guess_dice, guess_held : float
+    """
+
+    level: str
+    dice: float
+    dice_volume: float
+    held: float
+    wrong: bool
+    guess_dice: float
+    guess_held: float
+
+
+def score_patient(
+    patient: ScannedPatient, network: Network, guess: Any
+) -> tuple[list[LevelResult], float]:
+    """Find a patient's vertebrae and compare; also the seconds of a core that finding took."""
+    from training.level_scores import judge_guess
+    from training.overviews import level_classes, shrink_classes
+
+    overview = make_overview(patient.hu, patient.geometry)
+    started = time.process_time()  # on one thread, and whatever else the machine does
+    try:
+        found = locate_by_network(patient.hu, patient.geometry, overview, network, CERVICAL)
+        located = {vertebra.level: vertebra for vertebra in found.vertebrae}
+    except StudyError:
+        located = {}
+    seconds = time.process_time() - started
+    cube, affine = shrink_overview(*overview, network.size)
+    named, _ = name_vertebrae(network.look(cube), affine)
+    parts = {vertebra.part.level: vertebra.part for vertebra in named}
+    factor = len(overview[0]) // network.size
+    truth = shrink_classes(level_classes(patient.overview_levels(overview[1])), factor)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    guesses = judge_guess(guess, truth, spacing.tolist(), MARGIN_MM)
+    results = []
+    for number, (level, guessed) in enumerate(zip(CERVICAL, guesses, strict=True), start=1):
+        inside = np.zeros(truth.shape, bool)
+        if level in parts:
+            inside[parts[level].extent] = parts[level].inside
+        held, dice, wrong = _score_volume(patient, number, located.get(level))
+        result = LevelResult(
+            level, _dice(inside, truth == number), dice, held, wrong,
+            guessed.dice or 0.0, guessed.held or 0.0,
+        )  # fmt: skip
+        results.append(result)
+    return results, seconds
+
+
+def _score_volume(
+    patient: ScannedPatient, number: int, found: LocatedVertebra | None
+) -> tuple[float, float, bool]:
+    """Share of the vertebra that the crop holds, Dice, and whether the name is wrong."""
+    there = patient.labels == number
+    if found is None:
+        return 0.0, 0.0, False
+    inside = np.zeros(there.shape, bool)
+    inside[found.extent] = found.inside
+    below = np.bincount(patient.labels[inside], minlength=2)
+    wrong = int(np.append(0, below[1:]).argmax()) != number
+    box = crop_box(found.extent, patient.geometry, MARGIN_MM)
+    return float(there[box].sum() / there.sum()), _dice(inside, there), wrong
+
+
+def _dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
+    return float(2 * (one & other).sum() / (one.sum() + other.sum()))
+
+
+def learn_guess(store: StudyStore, size: int, folder: Path) -> Any:
+    """The constant guess of a store's studies."""
+    from training.level_scores import guess_constant
+    from training.overviews import open_overviews, read_masked
+
+    studies = [study.study for study in read_masked(store)]
+    with open_overviews(store, studies, size, folder) as overviews:
+        return guess_constant(list(overviews.classes))
+
+
+def time_default(folder: Path) -> float:
+    """Seconds of a core that the default network takes; its weights do not matter here."""
+    from training.localizer_config import LocalizerConfig
+    from training.onnx_file import export_network
+    from training.unet import build_network
+
+    config = LocalizerConfig()
+    cube = np.zeros((1, 1, *[config.size] * 3), np.float32)
+    model, _ = export_network(build_network(config, 0), config.size, cube)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    path = folder / "default.onnx"
+    path.write_bytes(model.SerializeToString())
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    times = []
+    for _ in range(3):
+        started = time.process_time()
+        session.run(None, {"overview": cube})
+        times.append(time.process_time() - started)
+    return min(times)
+
+
+# ---- the run -------------------------------------------------------------------------------------
+
+
+def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[Claim]]:
+    """Train where nothing is given, scan, find, and sum up."""
+    from training.localizer import train_localizer
+    from training.localizer_config import LOCALIZER_PRESETS
+
+    if options.store:
+        store = StudyStore.open(options.store)
+    else:
+        learnt = scan_patients(40 if options.quick else 160, LEARNT, quick=options.quick)
+        store = store_overviews(learnt, folder / "store")
+    model = options.model
+    if model is None:
+        model = folder / "localizer.onnx"
+        config = LOCALIZER_PRESETS["demo"]
+        if options.quick:
+            config = replace(config, size=32, steps=500, folds=20)
+        started = time.perf_counter()
+        train_localizer(store, model, config)
+        print(f"trained in {time.perf_counter() - started:.0f} s")
+    network = open_network(choose_network(str(model)))
+    guess = learn_guess(store, network.size, folder)
+    results: list[LevelResult] = []
+    times = []
+    patients = scan_patients(20 if options.quick else 40, TESTED, quick=options.quick)
+    for patient in patients:
+        found, seconds = score_patient(patient, network, guess)
+        results += found
+        times.append(seconds)
+    default = time_default(folder)
+    sites = sorted({patient.site for patient in patients})
+    print(f"{len(patients)} new patients of {', '.join(sites)}; cube of {network.size} voxels")
+    print(f"seconds of a core: {np.median(times):.2f} a study, default network {default:.2f}")
+    rows = [
+        summarise(level, [result for result in results if result.level == level])
+        for level in CERVICAL
+    ]
+    whole = summarise("all", results)
+    claims = [
+        Claim("Dice", whole["Dice"], 0.85),
+        Claim("boxes covering 95%", whole["boxes covering 95%"], 0.97),
+        Claim("levels named wrongly", whole["named wrongly"], 0, "lower"),
+        Claim("inference s per study", max(float(np.median(times)), default), 3, "lower"),
+    ]
+    return [*rows, whole], claims
+
+
+def summarise(name: str, results: Sequence[LevelResult]) -> dict[str, Any]:
+    """One row of the table."""
+
+    def mean(values: Sequence[float]) -> float:
+        return float(np.mean(values))
+
+    return {
+        "level": name,
+        "vertebrae": len(results),
+        "Dice": mean([r.dice for r in results]),
+        "Dice in the volume": mean([r.dice_volume for r in results]),
+        "constant's Dice": mean([r.guess_dice for r in results]),
+        "boxes covering 95%": mean([r.held >= ENOUGH for r in results]),
+        "constant's boxes": mean([r.guess_held >= ENOUGH for r in results]),
+        "not found": sum(r.dice_volume == 0 for r in results),
+        "named wrongly": sum(r.wrong for r in results),
+    }
+
+
+def main() -> None:
+    """Measure, print, and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="under a minute, rougher figures")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--model", type=Path, metavar="OUT.onnx", help="score this one")
+    parser.add_argument("--store", metavar="STORE", help="learn from this store's masks")
+    options = parser.parse_args()
+    machine = describe_machine(PACKAGES)
+    with tempfile.TemporaryDirectory(prefix="cspine-localizer-") as folder:
+        rows, claims = measure(options, Path(folder))
+    report(machine, rows, claims, options.json)
+
+
+if __name__ == "__main__":
+    main()
