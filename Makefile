@@ -12,7 +12,11 @@ MASKS ?= $(SOURCE)/segmentations
 LABELS ?= $(SOURCE)/train.csv
 BOXES ?= $(SOURCE)/train_bounding_boxes.csv
 OUT ?= $(DEMO)/predictions.csv
+ANSWER ?= $(DEMO)/answer
 PRESET ?= default
+RECIPE ?= boost
+# What finds the vertebrae of a new study: a trained localizer where there is one, or masks.
+FIND = $(if $(wildcard $(LOCALIZER)),--localizer $(LOCALIZER),--masks $(MASKS))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint type bench preprocess verify train localizer evaluate predict report ci clean
@@ -55,7 +59,7 @@ verify: setup ## prove STORE against its records
 	$(BIN)/cspine-pipeline verify $(STORE)
 
 train: setup ## train rounds on STORE into RUN
-	$(BIN)/cspine-training boost $(STORE) $(RUN) --preset $(PRESET)
+	$(BIN)/cspine-training boost $(STORE) $(RUN) --preset $(PRESET) --recipe $(RECIPE)
 
 localizer: setup ## train what finds vertebrae on STORE's masks into LOCALIZER
 	$(BIN)/cspine-training localizer $(STORE) $(LOCALIZER) --preset $(PRESET)
@@ -63,8 +67,13 @@ localizer: setup ## train what finds vertebrae on STORE's masks into LOCALIZER
 evaluate: setup ## score RUN on the locked test patients of STORE
 	$(BIN)/cspine-training evaluate $(RUN) $(STORE)
 
-predict: setup ## predict every study of STORE with RUN into OUT
+predict: setup ## predict every study of STORE with RUN into OUT, or one STUDY (a folder of DICOM) into ANSWER
+ifdef STUDY
+	$(BIN)/cspine-pipeline run $(STUDY) $(ANSWER)/store --layout scan --serial $(FIND)
+	$(BIN)/cspine-training predict $(RUN) $(ANSWER)/store $(ANSWER)/predictions.csv --explain $(ANSWER)
+else
 	$(BIN)/cspine-training predict $(RUN) $(STORE) $(OUT)
+endif
 
 report: setup ## write the pages about STORE and RUN
 	$(BIN)/cspine-pipeline report $(STORE) $(DEMO)/preprocessing.html

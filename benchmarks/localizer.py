@@ -238,7 +238,7 @@ def learn_guess(store: StudyStore, size: int, folder: Path) -> Any:
 
 def time_default(folder: Path) -> float:
     """Seconds of a core that the default network takes; its weights do not matter here."""
-    from training.config import LocalizerConfig
+    from training.localizer_config import LocalizerConfig
     from training.onnx_file import export_network
     from training.unet import build_network
 
@@ -263,8 +263,8 @@ def time_default(folder: Path) -> float:
 
 def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[Claim]]:
     """Train where nothing is given, scan, find, and sum up."""
-    from training.config import LOCALIZER_PRESETS
     from training.localizer import train_localizer
+    from training.localizer_config import LOCALIZER_PRESETS
 
     if options.store:
         store = StudyStore.open(options.store)

@@ -11,6 +11,7 @@ from pipeline.limits import Limits
 from pipeline.pixeldata import check_pixels
 from pipeline.stack import Candidate, Stack, find_stack
 from storage_schemas.errors import SliceError, StudyError
+from storage_schemas.records import STORED
 
 
 class NoVolumeError(StudyError):
@@ -68,11 +69,52 @@ def choose_stack(candidates: list[Candidate], refused: list[SliceError], limits:
 
 def _outside(candidates: list[Candidate], stack: Stack | None) -> list[SliceError]:
     inside = {id(c) for place in stack.places for c in place} if stack else set()
+    other = (
+        "of another stack than the one that is read"
+        if stack
+        else "of no stack of two slices or more"
+    )
     return [
-        leave_out(c, "a localizer" if c.plane.localizer else "of another stack")
+        leave_out(c, "a localizer" if c.plane.localizer else other)
         for c in candidates
         if id(c) not in inside
     ]
+
+
+def check_identity(study: str, found: str) -> None:
+    """Refuse headers of another study than the one asked for; an empty UID is of any.
+
+    Raises
+    ------
+    StudyError
+        ``study-mixed``.
+    """
+    if found not in ("", study):
+        raise StudyError("study-mixed", f"its headers say study {found}", key=study)
+
+
+def check_share(outcomes: Iterable[str], most: float) -> None:
+    """Few bad slices cost themselves alone; many cost the study. Other series are not bad.
+
+    Parameters
+    ----------
+    outcomes : iterable of str
+        ``stored``, or the kind of its refusal, of each object.
+    most : float
+        The greatest share of bad ones.
+
+    Raises
+    ------
+    StudyError
+        ``too-many-bad-slices``.
+    """
+    of_stack = [kind for kind in outcomes if kind not in ("not-in-stack", "sop-class-unsupported")]
+    bad = sum(kind != STORED for kind in of_stack)
+    if bad > most * len(of_stack):
+        raise StudyError(
+            "too-many-bad-slices",
+            f"{bad} of {len(of_stack)} slices are refused, at most {most:.0%} may",
+        )
 
 
 def leave_out(candidate: Candidate, why: str) -> SliceError:

@@ -1,16 +1,22 @@
 """The store's tables, rebuilt from the records alone, with the labels that the user has today."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import PurePosixPath
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.stack import Orientation
 from storage_schemas.annotations import FractureBox
+from storage_schemas.canonical import sha256_json
 from storage_schemas.catalog import TABLES, make_table
+from storage_schemas.errors import StoreError
 from storage_schemas.records import (
     CROPPED,
     STORED,
+    RecordHead,
     StudyRecord,
     StudyVolumeRecord,
     Vertebra,
@@ -19,6 +25,9 @@ from storage_schemas.store import OVERVIEW_LEVELS, StudyStore
 from storage_schemas.vertebrae import LABEL_COLUMNS
 
 Row = dict[str, Any]
+_RECORDS_AT_ONCE = 64
+_ORIGIN = b"origin"
+"""In the metadata of each table: a digest of what it was built from."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +61,54 @@ def build_tables(store: StudyStore, annotations: Annotations) -> dict[str, int]:
     dict of str to int
         Rows a table.
     """
-    rows: dict[str, list[Row]] = {name: [] for name in TABLES}
-    for record in store.records():
-        rows["studies"].append(_study_row(record, annotations.labels.get(record.study, {})))
-        rows["quarantine"].extend(_quarantine_rows(record))
-        rows["vertebrae"].extend(_vertebra_rows(record, annotations))
-        rows["slices"].extend(_slice_rows(record, annotations))
-    for name, table_rows in rows.items():
-        store.write_table(name, make_table(name, table_rows))
-    return {name: len(table_rows) for name, table_rows in rows.items()}
+    origin = _origin(records_sha256(store.heads()), annotations)
+    parts: dict[str, list[pa.Table]] = {name: [make_table(name, [])] for name in TABLES}
+    records = store.records()
+    # A part at a time: rows as Python objects take ten times the room of columns.
+    while some := list(islice(records, _RECORDS_AT_ONCE)):
+        rows = {
+            "studies": [_study_row(r, annotations.labels.get(r.study, {})) for r in some],
+            "vertebrae": [row for r in some for row in _vertebra_rows(r, annotations)],
+            "slices": [row for r in some for row in _slice_rows(r, annotations)],
+            "quarantine": [row for r in some for row in _quarantine_rows(r)],
+        }
+        for name, part in rows.items():
+            parts[name].append(make_table(name, part))
+    tables = {name: pa.concat_tables(several) for name, several in parts.items()}
+    for name, table in tables.items():
+        metadata = {**table.schema.metadata, _ORIGIN: origin}
+        store.write_table(name, table.replace_schema_metadata(metadata))
+    return {name: table.num_rows for name, table in tables.items()}
+
+
+def refresh_tables(store: StudyStore, annotations: Annotations, records: str) -> None:
+    """Rebuild all tables unless they were built from these records and annotations.
+
+    Parameters
+    ----------
+    store, annotations
+        As for `build_tables`.
+    records : str
+        From `records_sha256`, of the store as it is.
+    """
+    try:
+        *_, last = TABLES  # the one that is written last
+        built = store.read_table(last).schema.metadata.get(_ORIGIN)
+    except StoreError:
+        built = None
+    if built != _origin(records, annotations):
+        build_tables(store, annotations)
+
+
+def records_sha256(heads: Iterable[RecordHead | StoreError]) -> str:
+    """A digest of a store's records, damaged ones by their names."""
+    return sha256_json(
+        [(h.study, h.sha256) if isinstance(h, RecordHead) else (h.key, h.kind) for h in heads]
+    )
+
+
+def _origin(records: str, annotations: Annotations) -> bytes:
+    return sha256_json([records, asdict(annotations)]).encode()
 
 
 def _study_row(record: StudyRecord, labels: Mapping[str, int]) -> Row:

@@ -6,58 +6,54 @@ configuration; 3 the run could not finish.
 
 import argparse
 import json
-import logging
+import os
 import sys
-import traceback
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from pipeline.catalog import Annotations, build_tables
+from pipeline.arguments import levels, number, positive_number, seconds, share, size
+from pipeline.catalog import Annotations, build_tables, refresh_tables
 from pipeline.config import StudyConfig
-from pipeline.inspect import inspect_studies, render
-from pipeline.listing import guess_layout, list_studies
+from pipeline.inspect import READABLE, inspect_studies, render
+from pipeline.listing import guess_layout, list_studies, open_source
 from pipeline.network import choose_network
 from pipeline.phantom import FAULTS, make_cohort
-from pipeline.progress import StageProgress, say_event, show_table
-from pipeline.report import GALLERY, render_report
 from pipeline.run import Executor, RunSummary, execute, plan_run
 from pipeline.runlog import RunLog
 from pipeline.study import StudyRow
 from pipeline.verify import verify_store
 from storage_schemas.annotations import check_studies, read_boxes, read_labels
-from storage_schemas.errors import CspineError, RunError, UsageError
+from storage_schemas.commandline import (
+    OneLineParser,
+    add_shared_flags,
+    run_command,
+    tell_summary,
+)
+from storage_schemas.errors import RunError, UsageError
 from storage_schemas.objects import ObjectFolder
+from storage_schemas.progress import StageProgress, say_event, show_table
 from storage_schemas.store import StudyStore
-from storage_schemas.vertebrae import CERVICAL, MASK_LABELS, parse_levels
+from storage_schemas.vertebrae import CERVICAL, MASK_LABELS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    options = parser().parse_args(arguments)
-    # Libraries report what this project already reports, with less.
-    logging.getLogger("distributed").setLevel(logging.ERROR)
-    try:
-        return int(options.command(options))
-    except CspineError as error:
-        if options.verbose:
-            traceback.print_exc()
-        print(f"cspine-pipeline: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("cspine-pipeline: stopped; what is committed stays", file=sys.stderr)
-        return 3
+    """Run one command and return its exit code; every error is one line."""
+    # Dask reports what this project already reports, with less; its workers inherit this.
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")
+    return run_command(parser(), arguments, stopped="what is committed stays")
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser("cspine-pipeline", description="DICOM studies to vertebra crops")
+    top = OneLineParser("cspine-pipeline", description="DICOM studies to vertebra crops")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     phantom = commands.add_parser("phantom", help="make a synthetic cohort as real DICOM files")
     phantom.add_argument("out", metavar="OUT", type=Path)
     phantom.add_argument("--studies", type=int, default=30)
-    phantom.add_argument("--seed", type=int, default=0)
+    phantom.add_argument("--seed", type=number, default=0)
     phantom.add_argument("--size", type=int, default=256, help="rows and columns of a slice")
     phantom.add_argument("--slices", type=int, help="slices of a study (default: about 100)")
     phantom.add_argument("--faults", action="store_true", help="add a study of each bad kind")
@@ -85,13 +81,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--localizer", metavar="model.onnx", help="finds the vertebrae of studies without a mask"
     )
-    run.add_argument("--vertebrae", type=parse_levels, default=CERVICAL, metavar="C1,...")
+    run.add_argument("--vertebrae", type=levels, default=CERVICAL, metavar="C1,...")
     run.add_argument("--margin", type=float, default=8.0, metavar="MM")
     run.add_argument(
         "--strict", action="store_true", help="quarantine studies whose geometry is not regular"
     )
     _add_annotations(run)
-    run.add_argument("--limit", type=_positive, metavar="N", help="only the first N studies")
+    run.add_argument("--limit", type=positive_number, metavar="N", help="only the first N studies")
     run.add_argument(
         "--hash-keys",
         action="store_true",
@@ -100,21 +96,23 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--repair", action="store_true", help="verify first, and redo what is damaged")
     run.add_argument(
         "--memory",
-        type=_bytes,
+        type=size,
         default="4GiB",
         metavar="SIZE",
         help="of each local worker (default: 4GiB)",
     )
     run.add_argument(
         "--study-seconds",
-        type=float,
+        type=seconds,
         default=3600.0,
         metavar="S",
         help="after which a study's worker is given up (default: 3600)",
     )
     run.add_argument("--performance-report", metavar="OUT.html", help="write Dask's own report")
     where = run.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=_positive, metavar="N", help="local worker processes")
+    where.add_argument(
+        "--workers", type=positive_number, metavar="N", help="local worker processes"
+    )
     where.add_argument("--serial", action="store_true", help="in this process, without Dask")
     where.add_argument("--scheduler", metavar="ADDR", help="tcp:// or tls:// address")
     where.add_argument("--scheduler-file", metavar="F")
@@ -129,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
     verify.add_argument("--layout", choices=("study", "scan"), default="study")
     verify.add_argument(
         "--cross-check",
-        type=float,
+        type=share,
         default=0.0,
         metavar="FRACTION",
         help="of SOURCE's objects, decode so many with a second decoder, too",
@@ -144,32 +142,26 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write a page of counts and pictures")
     report.add_argument("store", metavar="STORE")
     report.add_argument("out", metavar="OUT.html", type=Path)
-    report.add_argument("--gallery", type=int, default=GALLERY, help="studies with pictures")
+    report.add_argument(
+        "--gallery",
+        type=number,
+        default=10,
+        metavar="N",
+        help="studies whose slices can be scrolled (default: 10)",
+    )
+    report.add_argument(
+        "--pages", action="store_true", help="write pages of every study's pictures beside OUT.html"
+    )
+    report.add_argument("--source", metavar="SOURCE", help="link refused objects to it")
     report.set_defaults(command=_report)
 
-    for command in commands.choices.values():
-        command.add_argument("--json", action="store_true", help="print one summary object last")
-        command.add_argument("--verbose", action="store_true", help="show tracebacks")
+    add_shared_flags(commands)
     return top
 
 
 def _add_annotations(command: argparse.ArgumentParser) -> None:
     command.add_argument("--labels", metavar="train.csv")
     command.add_argument("--boxes", metavar="train_bounding_boxes.csv")
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
-
-
-def _bytes(text: str) -> int:
-    """A number of bytes with a unit, e.g. 1.5GiB."""
-    from dask.utils import parse_bytes
-
-    return int(parse_bytes(text))
 
 
 def _phantom(options: argparse.Namespace) -> int:
@@ -182,31 +174,38 @@ def _phantom(options: argparse.Namespace) -> int:
             size=options.size,
             slices=options.slices,
             faults=options.faults,
-            progress=lambda done, total: progress.advance(),
+            progress=progress.reach,
         )
     rows = [("studies", cohort.studies), ("slices", cohort.slices), ("folder", str(options.out))]
-    _tell("phantom", rows, options)
+    tell_summary("phantom", rows, options)
     return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    listings = list_studies(options.source, options.layout or guess_layout(options.source))
+    layout = options.layout or guess_layout(options.source)
+    listings = list_studies(options.source, layout)
     folder = ObjectFolder(listings[0].root)
 
     def head(key: str, count: int) -> bytes:
         try:
             return folder.get(key, 0, count)
         except OSError as error:
-            raise RunError("object-unreadable", str(error), key=folder.url_of(key)) from None
+            reason = error.strerror or str(error)
+            raise RunError("object-unreadable", reason, key=key) from None
 
     inspection = inspect_studies(
         [(study.study, [(entry.key, entry.size) for entry in study.objects]) for study in listings],
         head,
+        layout=layout,
     )
     if options.json:
-        print(json.dumps(inspection.to_json()))
+        print(json.dumps({"stage": "inspect"} | inspection.to_json()))
     else:
         render(inspection)
+        rows: list[tuple[str, object]] = [("layout", layout), ("listed", len(listings))]
+        rows.append(("readable", inspection.readable))
+        refused = Counter(s.outcome for s in inspection.studies if s.outcome != READABLE)
+        show_table("inspect", [*rows, *sorted(refused.items())])
     return 0 if inspection.readable == len(listings) else 1
 
 
@@ -248,15 +247,19 @@ def _run(options: argparse.Namespace) -> int:
     log = RunLog()
     try:
         with (
-            _executor(options) as executor,
+            _executor(options, idle=not plan.todo) as executor,
             StageProgress("run", len(plan.todo), "studies") as progress,
         ):
 
             def observe(row: StudyRow, summary: RunSummary) -> None:
                 log.add(row)
+                lines = (
+                    [f"{row.outcome}: {row.study}: {row.reason} [{row.kind}]"] if row.kind else []
+                )
                 progress.advance(
                     f"{summary.committed} committed, {summary.quarantined} quarantined, "
                     f"{summary.failed} failed, {log.rates(summary)}",
+                    lines,
                     study=row.study,
                     outcome=row.outcome,
                     kind=row.kind,
@@ -267,19 +270,29 @@ def _run(options: argparse.Namespace) -> int:
             summary = execute(plan, executor, config, store, observe, threads)
     finally:
         store.write_log(log.name, log.lines)
-    build_tables(store, annotations)
-    _tell("run", list(summary.to_json().items()), options)
+    if plan.todo:
+        build_tables(store, annotations)
+    else:
+        refresh_tables(store, annotations, plan.records)
+    tell_summary("run", list(summary.to_json().items()), options)
     return summary.exit_code
 
 
-def _executor(options: argparse.Namespace) -> AbstractContextManager[Executor]:
+def _executor(options: argparse.Namespace, *, idle: bool) -> AbstractContextManager[Executor]:
     # Dask costs a second to import, which the other commands need not pay.
     from pipeline import executors
 
-    if options.serial:
-        return nullcontext(executors.run_serially)
-    limits = executors.TaskLimits(options.study_seconds)
     report = options.performance_report
+    if options.serial:
+        if report:
+            raise UsageError("config-invalid", "--performance-report is Dask's, not for --serial")
+        return nullcontext(executors.run_serially)
+    if idle and not report:  # no cluster is worth its start
+        return nullcontext(executors.run_serially)
+    if report:
+        # Dask writes it when all is done, which is late to learn that it cannot.
+        _write(Path(report), "")
+    limits = executors.TaskLimits(options.study_seconds)
     if options.scheduler or options.scheduler_file:
         address, file = options.scheduler, options.scheduler_file
         return executors.scheduler(limits, address, file, insecure=options.insecure, report=report)
@@ -295,36 +308,58 @@ def _verify(options: argparse.Namespace) -> int:
         source = {listing.key: listing for listing in listings}
     elif options.cross_check:
         raise UsageError("config-invalid", "--cross-check needs --source, to read it again")
-    totals = {"studies": 0, "arrays": 0, "objects": 0, "decoded twice": 0, "damaged studies": 0}
+    totals = {"studies": 0, "arrays": 0, "objects": 0, "decoded_twice": 0, "damaged_studies": 0}
     with StageProgress("verify", len(store.studies()), "studies") as progress:
         for check in verify_store(store, source, options.cross_check):
             found = (1, check.arrays, check.objects, check.decoded_twice, bool(check.damage))
             for name, count in zip(totals, found, strict=True):
                 totals[name] += count
-            progress.advance(study=check.study, damage=[str(error) for error in check.damage])
-            for error in check.damage:
-                print(f"damaged: {error}", file=sys.stderr)
-    _tell("verify", list(totals.items()), options)
-    return 1 if totals["damaged studies"] else 0
+            damage = [str(error) for error in check.damage]
+            progress.advance(
+                lines=[f"damaged: {d}" for d in damage], study=check.study, damage=damage
+            )
+    tell_summary("verify", list(totals.items()), options)
+    return 1 if totals["damaged_studies"] else 0
 
 
 def _catalog(options: argparse.Namespace) -> int:
     store = StudyStore.open(options.store)
     annotations = _annotations(options)
     _check_annotations(annotations, store.studies(), options)
-    _tell("catalog", list(build_tables(store, annotations).items()), options)
+    tell_summary("catalog", list(build_tables(store, annotations).items()), options)
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    page = render_report(StudyStore.open(options.store), gallery=options.gallery)
+    # Plots cost half a second to import, which the other commands need not pay.
+    from pipeline.report import render_report
+
+    out: Path = options.out
+    store = StudyStore.open(options.store)
+    source = open_source(options.source).url_of("") if options.source else None
+    pages = f"{out.stem}-studies" if options.pages else None
+    written = size = damaged = 0
+    for page in render_report(
+        store, gallery=options.gallery, name=out.name, pages=pages, source=source
+    ):
+        size += _write(out.parent / page.name, page.html)
+        written += 1
+        damaged += len(page.damaged)
+        say_event("report", page=page.name, damage=page.damaged)
+    rows: list[tuple[str, object]] = [("pages", written), ("bytes", size), ("damaged", damaged)]
+    tell_summary("report", rows, options, {"report": out})
+    return 1 if damaged else 0
+
+
+def _write(path: Path, text: str) -> int:
+    """Write a page, and return its bytes."""
+    data = text.encode()
     try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(page)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.write_bytes(data)
     except OSError as error:
-        raise UsageError("config-invalid", f"{error.strerror}", key=str(options.out)) from None
-    print(f"report: {options.out}")
-    return 0
+        reason = f"cannot be written: {error.strerror}"
+        raise UsageError("config-invalid", reason, key=str(path)) from None
 
 
 def _annotations(options: argparse.Namespace) -> Annotations:
@@ -339,13 +374,6 @@ def _check_annotations(
 ) -> None:
     check_studies(annotations.labels, known, options.labels)
     check_studies(annotations.boxes, known, options.boxes)
-
-
-def _tell(stage: str, rows: Sequence[tuple[str, object]], options: argparse.Namespace) -> None:
-    if options.json:
-        print(json.dumps({"stage": stage} | dict(rows)))
-    else:
-        show_table(stage, rows)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ SPECIFIC = {
     "burned_in": 0x00280301,
     "intercept": 0x00281052,
     "slope": 0x00281053,
+    "unit": 0x00281054,
 }
 """The elements that are read, by the names that this project gives them (PS3.6)."""
 
@@ -236,7 +237,14 @@ def _read_dataset(key: str, data: bytes, start: int, *, implicit: bool, big: boo
             cut = True
         except _UnusualError:
             pass
-    walk = _ask_pydicom(key, data, start, implicit=implicit, big=big)
+    try:
+        walk = _ask_pydicom(key, data, start, implicit=implicit, big=big)
+    except SliceError:
+        if cut:  # which tells more than what pydicom stumbled over
+            raise SliceError(
+                "truncated", f"the header ends the {len(data)} bytes", key=key
+            ) from None
+        raise
     if walk.pixel_start is None and cut:
         walk.whole = False
     return walk

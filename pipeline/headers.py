@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
 from pipeline.elements import (
+    SPECIFIC,
     Elements,
     quiet_pydicom,
     read_elements,
@@ -34,6 +36,8 @@ _PHOTOMETRIC = {
     "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422",
     "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT",
 }  # fmt: skip
+_OTHER_UNITS = {"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
+"""What a rescale may give beside Hounsfield units (PS3.3 C.11.1.1.2); free text is no unit."""
 _UID = re.compile(r"[0-9.]{0,64}")
 _DIRECTION_TOLERANCE = 1e-3
 
@@ -152,7 +156,7 @@ def read_header(key: str, data: bytes, limits: Limits) -> Header:
         bits_allocated=number("bits_allocated"),
         bits_stored=number("bits_stored"),
         high_bit=number("high_bit"),
-        signed=bool(number("signed")),
+        signed=_signed(key, number("signed")),
         padding=_padding(key, elements),
         burned_in=_text(values.get("burned_in", b"")).upper() == "YES",
         scanner=(
@@ -213,6 +217,7 @@ def _single_plane(header: Header) -> Plane | SliceError:
         return _plane(
             {name: _decimals(name, values.get(name, b"")) for name in _KEYWORDS},
             _text(values.get("image_type", b"")),
+            _text(values.get("unit", b"")),
         )
     except ValueError as error:
         return SliceError("header-invalid", str(error), key=header.key)
@@ -251,7 +256,9 @@ def _frame_plane(header: Header, frame: int, shared: Dataset, own: Dataset) -> P
             item = _first(own, sequence) if sequence in own else _first(shared, sequence)
             values[name] = _item_decimals(name, item)
         kind = _first(own, "CTImageFrameTypeSequence") or _first(shared, "CTImageFrameTypeSequence")
-        return _plane(values, "\\".join(map(str, kind.get("FrameType") or ())))
+        rescale = _first(own, _GROUPS["slope"]) or _first(shared, _GROUPS["slope"])
+        unit = str(rescale.get("RescaleType") or "")
+        return _plane(values, "\\".join(map(str, kind.get("FrameType") or ())), unit)
     except ValueError as error:
         return SliceError("header-invalid", f"frame {frame}: {error}", key=header.key)
 
@@ -261,7 +268,9 @@ def _first(dataset: Dataset, keyword: str) -> Dataset:
     return sequence[0] if sequence else Dataset()
 
 
-def _plane(values: Mapping[str, Sequence[float]], image_type: str) -> Plane:
+def _plane(values: Mapping[str, Sequence[float]], image_type: str, unit: str) -> Plane:
+    if unit in _OTHER_UNITS:
+        raise ValueError(f"RescaleType is {unit}, not HU")
     position = _exactly(values, "position", 3)
     orientation = _exactly(values, "orientation", 6)
     spacing = _exactly(values, "spacing", 2)
@@ -346,13 +355,21 @@ def _frames(key: str, values: dict[str, bytes]) -> int:
     return frames
 
 
+def _signed(key: str, representation: int) -> bool:
+    if representation > 1:
+        why = f"PixelRepresentation is {representation}, not 0 or 1"
+        raise SliceError("header-invalid", why, key=key)
+    return representation == 1
+
+
 def _number_reader(key: str, elements: Elements) -> Callable[[str], int]:
     order: Literal["big", "little"] = "big" if elements.big_endian else "little"
 
     def number(name: str) -> int:
         raw = elements.values.get(name, b"")
         if len(raw) != 2:
-            raise SliceError("header-invalid", f"{name} has {len(raw)} bytes, not 2", key=key)
+            why = f"{keyword_for_tag(SPECIFIC[name])} has {len(raw)} bytes, not 2"
+            raise SliceError("header-invalid", why, key=key)
         return int.from_bytes(raw, order)
 
     return number

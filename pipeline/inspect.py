@@ -4,8 +4,7 @@
 Names and dates of patients are never part of it.
 """
 
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,12 +15,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.candidates import NoVolumeError, choose_stack, read_candidates
+from pipeline.candidates import (
+    check_identity,
+    check_share,
+    choose_stack,
+    read_candidates,
+    where,
+)
+from pipeline.config import Layout, StudyConfig
 from pipeline.elements import DEFLATED
 from pipeline.headers import CT_CLASSES, read_header
 from pipeline.hounsfield import check_rescale
 from pipeline.limits import Limits
-from pipeline.pixeldata import NATIVE
+from pipeline.pixeldata import NATIVE, check_length
 from pipeline.stack import (
     Candidate,
     Stack,
@@ -30,15 +36,17 @@ from pipeline.stack import (
     group_frames,
     make_geometry,
 )
-from storage_schemas.errors import SliceError
+from storage_schemas.errors import RunError, SliceError, StudyError
+from storage_schemas.objects import as_text
+from storage_schemas.progress import result_console
+from storage_schemas.records import STORED, check_study
 
 HEAD_BYTES = 1 << 16
 """What is read of an object at first; a longer header costs a second look."""
 REQUESTS = 16
 """Heads in flight."""
-_UNBOUNDED = 1_000
-"""Columns of output that is no terminal."""
-
+READABLE = "readable"
+"""The outcome of a study that gives a volume; any other is the kind that refuses it."""
 Head = Callable[[str, int], bytes]
 
 
@@ -104,7 +112,7 @@ class StudyView:
     study : str
         As the source names it.
     outcome : str
-        ``readable``, or the kind of StudyError that refuses it.
+        ``readable``, or the kind of the StudyError or RunError that a run would end in.
     reason : str
         Why it is refused; empty where it is readable.
     objects, size : int
@@ -128,18 +136,27 @@ class StudyView:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was seen of a source."""
+    """What was seen of a source.
+
+    Parameters
+    ----------
+    studies : tuple of StudyView
+    layout : {"study", "scan"}
+        How they were told apart; a run must be given the same.
+    """
 
     studies: tuple[StudyView, ...]
+    layout: Layout
 
     @property
     def readable(self) -> int:
         """Number of studies that give a volume."""
-        return sum(study.outcome == "readable" for study in self.studies)
+        return sum(study.outcome == READABLE for study in self.studies)
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain JSON values."""
         return {
+            "layout": self.layout,
             "studies": [asdict(study) for study in self.studies],
             "listed": len(self.studies),
             "readable": self.readable,
@@ -150,6 +167,7 @@ def inspect_studies(
     studies: Iterable[tuple[str, Sequence[tuple[str, int]]]],
     head: Head,
     limits: Limits = Limits(),  # noqa: B008 - frozen
+    layout: Layout = "study",
 ) -> Inspection:
     """Look at the headers of a source.
 
@@ -159,8 +177,10 @@ def inspect_studies(
         Each study's name, and the key and size in bytes of each of its objects.
     head : callable
         ``head(key, n)`` gives the first n bytes of an object, or fewer where it is shorter. Called
-        from several threads.
+        from several threads; a RunError that it raises is the study's outcome.
     limits : Limits
+    layout : {"study", "scan"}
+        How the studies were told apart.
 
     Returns
     -------
@@ -172,12 +192,13 @@ def inspect_studies(
         def read(entry: tuple[str, int]) -> tuple[str, bytes]:
             return entry[0], _read_head(head, *entry, limits)
 
-        return Inspection(
-            tuple(
-                inspect_study(name, objects, pool.map(read, objects), limits)
-                for name, objects in studies
-            )
-        )
+        def look(study: str, objects: Sequence[tuple[str, int]]) -> StudyView:
+            try:
+                return inspect_study(study, objects, pool.map(read, objects), limits)
+            except RunError as error:
+                return _view_unreadable(study, objects, error)
+
+        return Inspection(tuple(look(study, objects) for study, objects in studies), layout)
 
 
 def inspect_study(
@@ -188,16 +209,16 @@ def inspect_study(
 ) -> StudyView:
     """Look at one study, given the heads of its objects."""
     sizes = dict(objects)
-    candidates, refused = read_candidates(heads, limits)
-    stack, outcome, reason = None, "readable", ""
-    found = list(candidates)
+    found, refused = read_candidates(heads, limits)
+    stack, outcome, reason = None, READABLE, ""
     try:
-        stack = choose_stack(candidates, refused, limits)
-    except NoVolumeError as error:
+        stack = choose_stack(found, refused, limits)
+        refused += _foresee_all(stack, sizes)
+        _check_study(study, stack, refused)
+    except StudyError as error:
         outcome, reason = error.kind, error.detail
-    refused += [e for c in found if (e := _foresee(c, sizes.get(c.header.key, 0)))]
     return StudyView(
-        study=study,
+        study=as_text(study),
         outcome=outcome,
         reason=reason,
         objects=len(objects),
@@ -206,6 +227,37 @@ def inspect_study(
         series=tuple(_view_series(group, stack) for group in group_frames(found)),
         problems=_gather(refused),
     )
+
+
+def _view_unreadable(study: str, objects: Sequence[tuple[str, int]], error: RunError) -> StudyView:
+    """A study of which an object cannot be read at all."""
+    reason = f"{as_text(error.key)}: {error.detail}"
+    size = sum(size for _, size in objects)
+    return StudyView(as_text(study), error.kind, reason, len(objects), size, 0, (), ())
+
+
+def _foresee_all(stack: Stack, sizes: Mapping[str, int]) -> list[SliceError]:
+    """The refusals of a stack's frames that their headers tell; of each place one may stay."""
+    refused = []
+    for place in stack.places:
+        errors = [_foresee(candidate, sizes.get(candidate.header.key, 0)) for candidate in place]
+        refused += [error for error in errors if error]
+        whole = [c for c, error in zip(place, errors, strict=True) if not error]
+        why = f"one of {len(whole)} slices at {place[0].plane.position} mm"
+        refused += [
+            SliceError("duplicate-slice", where(c) + why, key=c.header.key) for c in whole[1:]
+        ]
+    return refused
+
+
+def _check_study(study: str, stack: Stack, refused: Sequence[SliceError]) -> None:
+    """Refuse what a run would refuse as a whole, with its own settings left as they are."""
+    check_study(study)
+    headers = [candidate.header for place in stack.places for candidate in place]
+    check_identity(study, max(header.study for header in headers))
+    outcomes = {header.key: STORED for header in headers}
+    outcomes |= {error.key: error.kind for error in refused}
+    check_share(outcomes.values(), StudyConfig().max_bad_share)
 
 
 def _read_head(head: Head, key: str, size: int, limits: Limits) -> bytes:
@@ -227,6 +279,7 @@ def _foresee(candidate: Candidate, size: int) -> SliceError | None:
     header, plane = candidate.header, candidate.plane
     try:
         check_rescale(header.key, plane.slope, plane.intercept)
+        check_length(header)
     except SliceError as error:
         return error
     start, length = header.elements.pixel_start, header.elements.pixel_length
@@ -270,25 +323,20 @@ def _gather(refused: Iterable[SliceError]) -> tuple[Problem, ...]:
     for error in sorted(refused, key=lambda e: (e.kind, e.key, e.detail)):
         by_kind.setdefault(error.kind, []).append(error)
     return tuple(
-        Problem(kind, len(errors), errors[0].key, errors[0].detail)
+        Problem(kind, len(errors), as_text(errors[0].key), errors[0].detail)
         for kind, errors in by_kind.items()
     )
 
 
 def render(inspection: Inspection, console: Console | None = None) -> None:
     """Print an inspection for people."""
-    if console is None:
-        # A file or a pipe has no width to keep within.
-        console = Console(width=None if sys.stdout.isatty() else _UNBOUNDED)
+    console = console or result_console()
     for study in inspection.studies:
         _render_study(study, console)
-    console.print(
-        f"{inspection.readable} of {len(inspection.studies)} studies can be read as a volume"
-    )
 
 
 def _render_study(study: StudyView, console: Console) -> None:
-    verdict = "[green]readable[/]" if study.outcome == "readable" else f"[red]{study.outcome}[/]"
+    verdict = "[green]readable[/]" if study.outcome == READABLE else f"[red]{study.outcome}[/]"
     console.print(
         f"[bold]{escape(study.study)}[/]  {verdict} {escape(study.reason)}"
         f"  {study.objects} objects, {study.size / 1e6:.1f} MB"

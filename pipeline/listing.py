@@ -15,7 +15,7 @@ from pipeline.config import Layout
 from pipeline.headers import read_study_uid
 from storage_schemas.canonical import sha256_json
 from storage_schemas.errors import RunError, UsageError
-from storage_schemas.objects import REQUESTS, ObjectFolder
+from storage_schemas.objects import REQUESTS, ObjectFolder, as_text
 from storage_schemas.records import is_study, stand_in_key
 
 HEAD_BYTES = 1 << 16
@@ -69,10 +69,11 @@ class StudyListing:
         return self.study if is_study(self.study) else stand_in_key(f"{self.root}/{self.study}")
 
     def shown_key(self, key: str, *, hashed: bool) -> str:
-        """An object's key as it stands in records: as it is, or as a digest of its URL."""
+        """An object's key as it stands in records: as text, or as a digest of its URL."""
         if not hashed:
-            return key
-        return hashlib.sha256(f"{self.root}/{key}".encode()).hexdigest()[:32]
+            return as_text(key)
+        name = f"{self.root}/{key}".encode(errors="surrogateescape")
+        return hashlib.sha256(name).hexdigest()[:32]
 
     @property
     def size(self) -> int:
@@ -104,7 +105,7 @@ def list_studies(source: str, layout: Layout = "study") -> list[StudyListing]:
     folder = open_source(source)
     if layout == "study" and folder.is_folder(_COMPETITION_FOLDER):
         folder = ObjectFolder(folder.url_of(_COMPETITION_FOLDER))
-    objects = [_object(key, info) for key, info in folder.find().items()]
+    objects = [_object(key, info) for key, info in _find(folder)]
     if not objects:
         raise UsageError("source-empty", "the folder holds no file", key=source)
     groups = _by_folder(objects, source) if layout == "study" else _by_header(objects, folder)
@@ -113,6 +114,15 @@ def list_studies(source: str, layout: Layout = "study") -> list[StudyListing]:
         StudyListing(study, root, tuple(sorted(members, key=lambda entry: entry.key)))
         for study, members in sorted(groups.items())
     ]
+
+
+def _find(folder: ObjectFolder) -> Iterator[tuple[str, dict[str, Any]]]:
+    """List all objects; links to folders are followed, those inside such a folder are not."""
+    for key, info in folder.find().items():
+        if info.get("islink") and folder.is_folder(key):
+            yield from folder.find(key).items()
+        else:
+            yield key, info
 
 
 def guess_layout(source: str) -> Layout:
@@ -136,8 +146,10 @@ def open_source(source: str) -> ObjectFolder:
         if folder.is_folder():
             return folder
         reason = "no such folder"
-    except (OSError, ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except (ValueError, ImportError) as error:
+        reason = str(error)
     raise UsageError("source-not-found", reason, key=source)
 
 
@@ -188,12 +200,15 @@ def _object(key: str, info: dict[str, Any], url: str = "") -> ObjectInfo:
 
 
 def _by_folder(objects: list[ObjectInfo], source: str) -> dict[str, list[ObjectInfo]]:
+    """Group by the first folder; files beside the folders form a study without a name."""
     groups: dict[str, list[ObjectInfo]] = {}
     for entry in objects:
         study, _, rest = entry.key.partition("/")
         if rest:
             groups.setdefault(study, []).append(entry)
-    if not groups:
+        elif entry.size:  # an empty one is how some stores mark a folder
+            groups.setdefault("", []).append(entry)
+    if not groups.keys() - {""}:
         raise UsageError(
             "source-empty", f"{len(objects)} files, but no folder of a study", key=source
         )
@@ -204,7 +219,10 @@ def _by_header(objects: list[ObjectInfo], folder: ObjectFolder) -> dict[str, lis
     """Group by the header's study; objects without one form a study of their folder."""
 
     def study_of(entry: ObjectInfo) -> str:
-        head = folder.get(entry.key, 0, min(entry.size, HEAD_BYTES))
+        try:
+            head = folder.get(entry.key, 0, min(entry.size, HEAD_BYTES))
+        except OSError:
+            head = b""  # whoever wants its pixels will say why
         return read_study_uid(head) or stand_in_key(folder.url_of(entry.key.rpartition("/")[0]))
 
     groups: dict[str, list[ObjectInfo]] = {}

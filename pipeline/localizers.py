@@ -113,7 +113,7 @@ def locate_by_mask(
     located = [
         found for part in wanted if (found := _locate(hu, geometry, mask.index_from_lps, part))
     ]
-    volume_mm3 = mask.voxel_mm3 * sum(int(part.inside.sum()) for part in wanted)
+    volume_mm3 = mask.voxel_mm3 * sum(np.count_nonzero(part.inside) for part in wanted)
     _check_overlap(located, geometry, volume_mm3)
     _check_bone(located)
     absent = dict.fromkeys(levels, (_NOT_FOUND, "the mask does not hold it"))
@@ -204,7 +204,7 @@ def _check_overlap(
     located: list[LocatedVertebra], geometry: StackGeometry, volume_mm3: float
 ) -> None:
     voxel_mm3 = float(np.prod(geometry.spacing))
-    seen_mm3 = voxel_mm3 * sum(int(found.inside.sum()) for found in located)
+    seen_mm3 = voxel_mm3 * sum(np.count_nonzero(found.inside) for found in located)
     if volume_mm3 and seen_mm3 < MIN_SHARE_INSIDE * volume_mm3:
         raise StudyError(
             "mask-outside-volume",
@@ -216,7 +216,7 @@ def _check_overlap(
 def _check_bone(located: list[LocatedVertebra]) -> None:
     if not located:
         return
-    voxels = [int(found.inside.sum()) for found in located]
+    voxels = [np.count_nonzero(found.inside) for found in located]
     mean = float(np.average([found.mean_hu for found in located], weights=voxels))
     if mean < BONE_HU:
         raise StudyError(

@@ -138,19 +138,28 @@ def _extents(labels: NDArray[np.uint8]) -> dict[int, Box]:
 def bounds_of(inside: NDArray[np.uint8] | NDArray[np.bool_]) -> Box | None:
     """The smallest box that holds all that is not 0; None where nothing is."""
     flat = inside.view(np.uint8)
-    x, y, z = (np.flatnonzero(flat.max(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
-    if not x.size:
+    third = _span(flat.max(axis=(0, 1)))
+    if third is None:
         return None
-    first, second, third = (slice(int(at[0]), int(at[-1]) + 1) for at in (x, y, z))
-    return first, second, third
+    plane = flat[..., third].max(axis=2)
+    first, second = _span(plane.max(axis=1)), _span(plane.max(axis=0))
+    return (first, second, third) if first and second else None
+
+
+def _span(occupied: NDArray[np.uint8]) -> slice | None:
+    at = np.flatnonzero(occupied)
+    return slice(int(at[0]), int(at[-1]) + 1) if at.size else None
 
 
 def _without_strays(part: NDArray[np.bool_], voxel_mm: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Leave out specks that lie far from the vertebra: they occur in masks that people edited.
 
     A vertebra that the scan cuts may well be in several pieces, so pieces of some size stay, and so
-    do specks near them.
+    do specks near them. What lies far from all of these leaves a gap along one axis at least.
     """
+    occupied = part.view(np.uint8)
+    if all(occupied.max(axis=others).all() for others in ((0, 1), (0, 2), (1, 2))):
+        return part
     pieces, count = ndimage.label(part, np.ones((3, 3, 3)))
     if count < 2:
         return part

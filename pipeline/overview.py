@@ -38,7 +38,7 @@ def make_overview(
         if k and z == slices[k - 1]:
             cube[k] = cube[k - 1]
         else:
-            cube[k] = np.rint(_shrink(_shrink(hu[z].astype(np.float32), size, 0), size, 1))
+            cube[k] = _shrink(hu[z], size)
     return cube, _affine(geometry, size)
 
 
@@ -85,16 +85,27 @@ def _unit(vector: NDArray[np.float64]) -> tuple[float, float, float]:
     return x, y, z
 
 
-def _shrink(image: NDArray[np.float32], size: int, axis: int) -> NDArray[np.float32]:
-    """Average an axis over `size` nearly equal runs of pixels, or repeat where there are fewer."""
+def _shrink(image: NDArray[np.int16], size: int) -> NDArray[np.float64]:
+    """Average over size x size nearly equal runs of pixels, or repeat where there are fewer."""
+    sums, rows = _sum_runs(image, size, 0)
+    sums, columns = _sum_runs(sums, size, 1)
+    return np.asarray(np.rint(sums / np.outer(rows, columns)))
+
+
+def _sum_runs(
+    image: NDArray[np.int16] | NDArray[np.int32], size: int, axis: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Sum an axis over its runs; their lengths too. Pixel by pixel of all runs at once: that is
+    several times faster than run by run."""
     length = image.shape[axis]
     edges = np.arange(size) * length // size
-    if length < size:
-        repeated: NDArray[np.float32] = image.take(edges, axis)
-        return repeated
-    runs = np.diff(np.append(edges, length)).astype(np.float32)
-    sums = np.add.reduceat(image, edges, axis)
-    return np.divide(sums, runs.reshape((-1, 1) if axis == 0 else (1, -1)), dtype=np.float32)
+    runs = np.diff(np.append(edges, length)).clip(1)
+    sums = image.take(edges, axis).astype(np.int32)
+    for further in range(1, runs.max()):
+        longer = np.expand_dims(runs > further, 1 - axis)
+        pixels = image.take(edges + further, axis, mode="clip")
+        np.add(sums, pixels, out=sums, where=True if longer.all() else longer)
+    return sums, runs
 
 
 def _length(geometry: StackGeometry) -> float:

@@ -69,6 +69,31 @@ def check_pixels(header: Header, limits: Limits) -> None:
             raise SliceError("size-over-budget", f"{size} against {budget}", key=key)
 
 
+def check_length(header: Header) -> None:
+    """Refuse pixel data whose stated length is not what the rest of the header asks for.
+
+    Raises
+    ------
+    SliceError
+        ``length-mismatch``.
+    """
+    length = header.elements.pixel_length
+    if header.syntax not in NATIVE:
+        if length is not None:
+            why = "compressed pixel data of defined length, not in fragments"
+            raise SliceError("length-mismatch", why, key=header.key)
+        return
+    if length is None:
+        raise SliceError("length-mismatch", "native pixel data of undefined length", key=header.key)
+    need = _frame_bytes(header) * header.frames
+    if length not in (need, need + need % 2):
+        raise SliceError("length-mismatch", f"{length} bytes, not {need}", key=header.key)
+
+
+def _frame_bytes(header: Header) -> int:
+    return header.rows * header.columns * (header.bits_allocated // 8)
+
+
 def read_frames(header: Header) -> list[memoryview]:
     """Cut the pixel data into frames, without copying where a frame is in one piece.
 
@@ -79,6 +104,7 @@ def read_frames(header: Header) -> list[memoryview]:
     SliceError
         ``truncated`` or ``length-mismatch``.
     """
+    check_length(header)
     if header.syntax in NATIVE:
         return _native_frames(header)
     return _encapsulated_frames(header)
@@ -86,13 +112,9 @@ def read_frames(header: Header) -> list[memoryview]:
 
 def _native_frames(header: Header) -> list[memoryview]:
     elements = header.elements
-    start, length = elements.pixel_start, elements.pixel_length
-    size = header.rows * header.columns * (header.bits_allocated // 8)
+    start, length = elements.pixel_start or 0, elements.pixel_length or 0
+    size = _frame_bytes(header)
     need = size * header.frames
-    if start is None or length is None:
-        raise SliceError("length-mismatch", "native pixel data of undefined length", key=header.key)
-    if length not in (need, need + need % 2):
-        raise SliceError("length-mismatch", f"{length} bytes, not {need}", key=header.key)
     if start + length > len(elements.data) or not elements.whole:
         found = max(0, len(elements.data) - start)
         raise SliceError("truncated", f"{found} of {length} bytes of pixels", key=header.key)
@@ -101,9 +123,6 @@ def _native_frames(header: Header) -> list[memoryview]:
 
 
 def _encapsulated_frames(header: Header) -> list[memoryview]:
-    if header.elements.pixel_length is not None:
-        why = "compressed pixel data of defined length, not in fragments"
-        raise SliceError("length-mismatch", why, key=header.key)
     table, fragments = _fragments(header)
     frames = _group(header, table, fragments)
     if len(frames) != header.frames:
@@ -147,7 +166,8 @@ def _group(
         if 0 in begin and begin <= {at for at, _ in fragments}:
             frames: list[list[memoryview]] = []
             for at, piece in fragments:
-                if at in begin:
+                # A second image in one frame would be lost, whatever the table says.
+                if at in begin or (starts(piece) and ends(frames[-1][-1])):
                     frames.append([])
                 frames[-1].append(piece)
             return frames

@@ -5,16 +5,17 @@ and a function and yields results as they come. Not here: what happens to a stud
 (`pipeline.study`), where tasks run (`pipeline.executors`).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+from pipeline.catalog import records_sha256
 from pipeline.config import Layout, StudyConfig
 from pipeline.listing import StudyListing, list_masks, list_studies
 from pipeline.study import StudyRow, quarantine, run_study
 from storage_schemas.errors import CspineError, StoreError, StudyError, UsageError
-from storage_schemas.records import StudyRecord
+from storage_schemas.records import RecordHead, StudyRecord
 from storage_schemas.store import StudyStore
 
 Task = Callable[[StudyListing], StudyRow]
@@ -35,12 +36,15 @@ class Plan:
         Masks of studies that the source does not hold.
     put_off : int
         Studies without a mask that a run of the masked ones alone leaves to a later one.
+    records : str
+        `pipeline.catalog.records_sha256` of the store when this was planned.
     """
 
     todo: tuple[StudyListing, ...]
     done: tuple[StudyRow, ...]
     orphan_masks: int = 0
     put_off: int = 0
+    records: str = ""
 
     @property
     def listed(self) -> int:
@@ -140,16 +144,24 @@ def plan_run(
     if only_masked:
         chosen = [listing for listing in chosen if listing.mask]
     put_off = len(listings) - len(chosen)
-    known = {record.study: record for record in _readable(store)}
+    heads = list(store.heads())
+    known = _known(heads)
     todo, done = [], []
     for listing in chosen[: limit or None]:
         record = known.get(listing.key)
         if record and _fits(record, listing, config):
-            done.append(_row(record))
+            done.append(_row(record, record.objects))
         else:
             todo.append(listing)
     todo.sort(key=lambda listing: (-listing.size, listing.study))
-    return Plan(tuple(todo), tuple(done), len(set(masks) - set(listed)), put_off), listed
+    plan = Plan(
+        tuple(todo),
+        tuple(done),
+        orphan_masks=len(set(masks) - set(listed)),
+        put_off=put_off,
+        records=records_sha256(heads),
+    )
+    return plan, listed
 
 
 def execute(
@@ -203,28 +215,27 @@ def _handle(
     if isinstance(error, StudyError):
         record = quarantine(listing, config, error)
         store.commit(record, {})
-        return _row(record)
+        return _row(record, len(record.inputs))
     reason = str(error) if isinstance(error, CspineError) else f"{type(error).__name__}: {error}"
     kind = error.kind if isinstance(error, CspineError) else "study-failed"
     return StudyRow(listing.study, "failed", kind, " ".join(reason.split()), len(listing.objects))
 
 
-def _readable(store: StudyStore) -> Iterator[StudyRecord]:
-    """The store's records; one that is damaged counts as missing, and its study is done again."""
-    for study in store.studies():
-        try:
-            yield store.record(study)
-        except StoreError as error:
-            if error.kind == "schema-unsupported":
-                raise
+def _known(heads: Iterable[RecordHead | StoreError]) -> dict[str, RecordHead]:
+    """The records by study; one that is damaged counts as missing, and its study is done again."""
+    known = {}
+    for head in heads:
+        if isinstance(head, RecordHead):
+            known[head.study] = head
+        elif head.kind == "schema-unsupported":
+            raise head
+    return known
 
 
-def _fits(record: StudyRecord, listing: StudyListing, config: StudyConfig) -> bool:
+def _fits(record: RecordHead, listing: StudyListing, config: StudyConfig) -> bool:
     config_sha256 = config.digest(masked=listing.mask is not None)
     return (record.input_sha256, record.config_sha256) == (listing.sha256, config_sha256)
 
 
-def _row(record: StudyRecord) -> StudyRow:
-    return StudyRow(
-        record.study, record.outcome, record.kind, record.reason, objects=len(record.inputs)
-    )
+def _row(record: StudyRecord | RecordHead, objects: int) -> StudyRow:
+    return StudyRow(record.study, record.outcome, record.kind, record.reason, objects)

@@ -2,11 +2,18 @@
 
 import json
 import time
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.run import RunSummary
 from pipeline.study import StudyRow
+from storage_schemas.store import StudyStore
+
+_NAME = "%Y%m%dT%H%M%S.%fZ"
 
 
 class RunLog:
@@ -14,7 +21,7 @@ class RunLog:
 
     def __init__(self) -> None:
         self._started = time.monotonic()
-        self.name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        self.name = datetime.now(UTC).strftime(_NAME)
         self.lines: list[str] = []
 
     def add(self, row: StudyRow) -> None:
@@ -30,3 +37,79 @@ class RunLog:
         seconds = max(time.monotonic() - self._started, 1e-3)
         slices, megabytes = summary.slices / seconds, summary.bytes_in / 1e6 / seconds
         return f"{slices:.0f} slices/s, {megabytes:.1f} MB/s"
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """A run as its log tells it.
+
+    Parameters
+    ----------
+    name : str
+        Of the log.
+    started : datetime or None
+        UTC; None where the name is none of ours.
+    rows : tuple of StudyRow
+        In the order in which studies ended.
+    ends : tuple of float
+        Seconds after the start at which each one ended.
+    unreadable : int
+        Lines that are no such row.
+    """
+
+    name: str
+    started: datetime | None
+    rows: tuple[StudyRow, ...]
+    ends: tuple[float, ...]
+    unreadable: int
+
+    @property
+    def seconds(self) -> float:
+        """From the start to the last study's end, the workers' own start included."""
+        return max(self.ends, default=0.0)
+
+    def outcomes(self) -> dict[str, int]:
+        """Studies by outcome."""
+        names = ("committed", "quarantined", "failed")
+        return {name: sum(row.outcome == name for row in self.rows) for name in names}
+
+    def rates(self, bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Slices a second along the run; a study's slices count evenly over its own time.
+
+        Returns
+        -------
+        edges : ndarray, shape (bins + 1,)
+            Seconds after the start.
+        rates : ndarray, shape (bins,)
+        """
+        edges = np.linspace(0, self.seconds, bins + 1)
+        done = np.zeros(bins + 1)
+        for row, end in zip(self.rows, self.ends, strict=True):
+            share = (edges - (end - row.seconds)) / max(row.seconds, 1e-9)
+            done += row.slices * share.clip(0, 1)
+        return edges, np.diff(done) / np.diff(edges)
+
+
+def read_runs(store: StudyStore) -> list[LoggedRun]:
+    """Read the logs of a store, oldest first."""
+    return [_read(name, lines) for name, lines in store.logs()]
+
+
+def _read(name: str, lines: Sequence[str]) -> LoggedRun:
+    rows, ends, unreadable = [], [], 0
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            end = float(entry.pop("at_seconds"))
+            row = StudyRow(**entry)
+            row = replace(row, slices=int(row.slices), seconds=float(row.seconds))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            unreadable += 1
+            continue
+        rows.append(row)
+        ends.append(end)
+    try:
+        started = datetime.strptime(name, _NAME).replace(tzinfo=UTC)
+    except ValueError:
+        started = None
+    return LoggedRun(name, started, tuple(rows), tuple(ends), unreadable)

@@ -25,6 +25,8 @@ GAP_TOLERANCE = 0.05
 """Greatest difference of a regular gap from the median gap, as a share of it."""
 MISSING_SHARE = 1 / 3
 """Of the gaps that are multiples of the median; where more are, the stack is uneven."""
+SIDEWAYS_PIXELS = 0.5
+"""How far a slice of a straight stack may lie off the line from the first to the last."""
 TILT_DEGREES = 0.5
 
 
@@ -248,7 +250,8 @@ def classify(geometry: StackGeometry, *, duplicates: bool) -> tuple[str, ...]:
     """Name what is not regular, from `storage_schemas.geometry.GEOMETRY_CLASSES`.
 
     A gap is regular within `GAP_TOLERANCE` of the median gap. One that is a whole multiple of it
-    tells of missing slices, as long as such gaps are few; any other makes the stack uneven.
+    tells of missing slices, as long as such gaps are few; any other makes the stack uneven, and so
+    does a slice that lies beside the straight line of the others.
     """
     ratios = np.abs(np.diff(geometry.offsets)) / geometry.slice_spacing
     whole = np.rint(ratios)
@@ -256,12 +259,20 @@ def classify(geometry: StackGeometry, *, duplicates: bool) -> tuple[str, ...]:
     missing = is_multiple & (whole >= 2)
     few = np.count_nonzero(missing) <= MISSING_SHARE * len(ratios)
     found = {
-        "uneven": bool((~is_multiple | (whole < 1)).any()) or not few,
+        "uneven": bool((~is_multiple | (whole < 1)).any()) or not few or not _is_straight(geometry),
         "missing": bool(missing.any()) and few,
         "duplicate": duplicates,
         "tilted": geometry.tilt_degrees > TILT_DEGREES,
     }
     return tuple(name for name, is_so in found.items() if is_so) or ("regular",)
+
+
+def _is_straight(geometry: StackGeometry) -> bool:
+    positions, offsets = np.asarray(geometry.positions), geometry.offsets
+    share = (offsets - offsets[0]) / (offsets[-1] - offsets[0])
+    line = positions[0] + share[:, None] * (positions[-1] - positions[0])
+    sideways = float(np.linalg.norm(positions - line, axis=1).max())
+    return sideways <= SIDEWAYS_PIXELS * min(geometry.pixel_spacing)
 
 
 def most_common(values: Iterable[tuple[str, ...]]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from pipeline.candidates import check_identity, check_share
 from pipeline.config import StudyConfig
 from pipeline.cropping import box_bounds, crop_box, crop_mask
 from pipeline.listing import StudyListing, fetch
@@ -150,9 +151,8 @@ def process_study(
         study = check_study(listing.study)
         volume = read_volume(inputs.read(), threads=threads)
         inputs.note_volume(volume)
-        if volume.study not in ("", study):
-            raise StudyError("study-mixed", f"its headers say study {volume.study}", key=study)
-        _check_share(inputs, config)
+        check_identity(study, volume.study)
+        check_share((row.outcome for row in inputs.rows()), config.max_bad_share)
         if config.strict and volume.geometry.classes != ("regular",):
             raise StudyError("geometry-irregular", "+".join(volume.geometry.classes), key=study)
         overview = make_overview(volume.hu, volume.geometry)
@@ -242,18 +242,6 @@ class _Inputs:
             if row.outcome not in ("", "stored")
             else replace(row, outcome=error.kind, reason=error.detail)
             for row in rows
-        )
-
-
-def _check_share(inputs: _Inputs, config: StudyConfig) -> None:
-    """Few bad slices cost themselves alone; many cost the study. Other series are not bad."""
-    rows = inputs.rows()
-    of_stack = [row for row in rows if row.outcome not in ("not-in-stack", "sop-class-unsupported")]
-    bad = sum(row.outcome != "stored" for row in of_stack)
-    if bad > config.max_bad_share * len(of_stack):
-        raise StudyError(
-            "too-many-bad-slices",
-            f"{bad} of {len(of_stack)} slices are refused, at most {config.max_bad_share:.0%} may",
         )
 
 

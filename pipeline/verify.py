@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.crosscheck import cross_check
 from pipeline.listing import StudyListing
-from storage_schemas.errors import CspineError, StoreError
+from storage_schemas.errors import CspineError, RunError, StoreError
 from storage_schemas.objects import ObjectFolder
 from storage_schemas.records import STORED, StudyRecord
 from storage_schemas.store import StudyStore
@@ -92,7 +92,7 @@ def _check_source(
     shown = {
         name: entry.key
         for entry in listing.objects
-        for name in (entry.key, listing.shown_key(entry.key, hashed=True))
+        for name in (listing.shown_key(entry.key, hashed=hashed) for hashed in (False, True))
         if name in known
     }
     unknown = {entry.key for entry in listing.objects} - set(shown.values())
@@ -101,14 +101,19 @@ def _check_source(
         yield StudyCheck(record.study, damage=(StoreError("source-changed", what, key=key),))
     folder = ObjectFolder(listing.root)
     for name, key in sorted(shown.items()):
-        data = folder.get(key)
         entry = known[name]
+        try:
+            data = folder.get(key)
+        except OSError as fault:
+            lost = RunError("object-unreadable", fault.strerror or str(fault), key=name)
+            yield StudyCheck(record.study, damage=(lost,))
+            continue
         if hashlib.sha256(data).hexdigest() != entry.sha256 and entry.sha256:
             changed = StoreError("source-changed", "its bytes are others", key=key)
             yield StudyCheck(record.study, damage=(changed,))
         elif entry.outcome == STORED and _is_chosen(entry.sha256, share):
-            error = cross_check(key, data)
-            yield StudyCheck(record.study, decoded_twice=1, damage=(error,) if error else ())
+            other = cross_check(key, data)
+            yield StudyCheck(record.study, decoded_twice=1, damage=(other,) if other else ())
         else:
             yield StudyCheck(record.study)
 

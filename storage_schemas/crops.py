@@ -3,8 +3,9 @@
 One array is one shard object of Zarr v3 (``sharding_indexed``): slabs of whole slices of about
 1 MiB, each Blosc-compressed and closed by its crc32c, then the index with its own crc32c. So every
 byte of the object is under a checksum, and the fill value is one that no voxel can have: nothing
-lost or changed can be read as a value. Arrays are made by zarr-python and read by the decoder
-below, which names the damaged chunk and needs one request an array.
+lost or changed can be read as a value. zarr-python describes an array; the shard is made and read
+below, to the very bytes that zarr-python would write: without its copies, in one request an array,
+and with the name of a chunk that is damaged.
 
 Not here: where objects are kept (`storage_schemas.store`).
 """
@@ -110,7 +111,7 @@ def create_array(path: str, data: Voxels, attributes: Mapping[str, Any]) -> dict
     if int(data.min() if layout.dtype == "int16" else data.max()) == _FILL[layout.dtype]:
         raise ValueError(f"{path}: a voxel has the value that is kept to mean 'lost'")
     stored: dict[str, Any] = {}
-    array = zarr.create_array(
+    zarr.create_array(
         MemoryStore(stored),
         name=path,
         shape=layout.shape,
@@ -131,8 +132,26 @@ def create_array(path: str, data: Voxels, attributes: Mapping[str, Any]) -> dict
         attributes=dict(attributes),
         config={"write_empty_chunks": True},
     )
-    array[:] = data
-    return _objects_below(stored, path)
+    return _objects_below(stored, path) | {f"{path}/c/0/0/0": _encode_shard(data, layout)}
+
+
+def _encode_shard(data: Voxels, layout: ArrayLayout) -> bytes:
+    little = np.dtype(layout.dtype).newbyteorder("<")
+    chunks: list[bytes] = []
+    for start in range(0, layout.shape[0], layout.slab):
+        slab = np.ascontiguousarray(data[start : start + layout.slab], little)
+        if len(slab) < layout.slab:
+            rest = (layout.slab - len(slab), *layout.shape[1:])
+            slab = np.concatenate([slab, np.full(rest, _FILL[layout.dtype], little)])
+        packed = blosc.compress(slab, b"zstd", clevel=3, shuffle=blosc.SHUFFLE)
+        chunks += [packed, _checksum(packed)]
+    lengths = np.array(list(map(len, chunks)), "<u8").reshape(-1, 2).sum(1)
+    index = np.column_stack([lengths.cumsum() - lengths, lengths]).astype("<u8").tobytes()
+    return b"".join([*chunks, index, _checksum(index)])
+
+
+def _checksum(body: bytes) -> bytes:
+    return int(google_crc32c.value(body)).to_bytes(4, "little")
 
 
 def create_crop(
@@ -209,7 +228,7 @@ def read_layout(metadata: bytes, path: str) -> ArrayLayout:
     return layout
 
 
-def decode_shard(shard: bytes, layout: ArrayLayout, path: str) -> Voxels:
+def decode_shard(shard: bytes, layout: ArrayLayout, path: str, out: Voxels | None = None) -> Voxels:
     """Decode a whole shard, every chunk under its checksum.
 
     Parameters
@@ -220,6 +239,8 @@ def decode_shard(shard: bytes, layout: ArrayLayout, path: str) -> Voxels:
         From `read_layout`.
     path : str
         Key of the array, for errors.
+    out : ndarray, shape (z, y, x), optional
+        C-contiguous, of the layout's dtype: where to decode to, which saves a copy.
 
     Returns
     -------
@@ -228,16 +249,18 @@ def decode_shard(shard: bytes, layout: ArrayLayout, path: str) -> Voxels:
     Raises
     ------
     StoreError
-        ``array-damaged``, naming the array and the chunk.
+        ``array-damaged``, naming the array and the chunk; `out` then holds anything.
     """
     index_bytes = 16 * layout.slabs
     if len(shard) < index_bytes + 4 or not _checksum_holds(shard[-index_bytes - 4 :]):
         raise _damaged(path, _DAMAGED_INDEX)
     index = np.frombuffer(shard, "<u8", 2 * layout.slabs, len(shard) - index_bytes - 4)
-    out = np.empty(layout.shard_shape, layout.dtype)
+    decoded = np.empty(layout.shape, layout.dtype) if out is None else out
     view = memoryview(shard)
     for number, (offset, length) in enumerate(index.reshape(-1, 2).tolist()):
-        slab = out[number * layout.slab : (number + 1) * layout.slab]
+        place = decoded[number * layout.slab : (number + 1) * layout.slab]
+        # The last chunk is stored whole, and may reach beyond the array.
+        slab = place if len(place) == layout.slab else np.empty(layout.chunk_shape, layout.dtype)
         name = f"chunk {number}/0/0"
         if offset + length > len(shard) - index_bytes - 4 or length < 4 + 16:
             raise _damaged(path, name)
@@ -248,10 +271,12 @@ def decode_shard(shard: bytes, layout: ArrayLayout, path: str) -> Voxels:
         if int.from_bytes(chunk[4:8], "little") != slab.nbytes:
             raise _damaged(path, name)
         blosc.decompress(chunk[:-4], slab)
-    decoded = out[: layout.shape[0]]
-    if (decoded == _FILL[layout.dtype]).any():
-        raise _damaged(path, "a voxel of the fill value")
-    return cast(Voxels, decoded)
+        if slab is not place:
+            place[:] = slab[: len(place)]
+        # The fill value is the lowest int16 and the highest uint8; looking for an end is cheapest.
+        if (place.min() if layout.dtype == "int16" else place.max()) == _FILL[layout.dtype]:
+            raise _damaged(path, f"{name}, a voxel of the fill value,")
+    return decoded
 
 
 def _damaged(path: str, part: str) -> StoreError:
@@ -260,8 +285,7 @@ def _damaged(path: str, part: str) -> StoreError:
 
 def _checksum_holds(closed: bytes | memoryview) -> bool:
     """Whether the last four bytes are the crc32c of those before."""
-    body, tail = bytes(closed[:-4]), bytes(closed[-4:])
-    return int(google_crc32c.value(body)) == int.from_bytes(tail, "little")
+    return _checksum(bytes(closed[:-4])) == closed[-4:]
 
 
 def _layout_of(data: Voxels) -> ArrayLayout:

@@ -61,9 +61,9 @@ class UsageError(CspineError):
     exit_code: ClassVar[int] = 2
     kinds: ClassVar[Mapping[str, str]] = {
         "config-invalid": "correct the option and run again",
-        "source-not-found": "check the URL, its credentials and that the folder holds studies",
+        "source-not-found": "check the URL and its credentials",
         "source-empty": "give the folder that holds one folder a study, or use --layout scan",
-        "store-not-found": "run cspine-pipeline run first, or check the URL",
+        "store-not-found": "check the URL and its credentials, or run cspine-pipeline run first",
         "store-unwritable": "choose a STORE that this user may write to",
         "csv-invalid": "give the competition's csv with the columns named above",
         "csv-unknown-study": "remove the row, or add the study to SOURCE",
@@ -86,6 +86,7 @@ class RunError(CspineError):
         "scheduler-unreachable": "check the address, or run with --serial",
         "training-diverged": "the last accepted round is intact; lower the learning rate",
         "export-differs": "report it with the versions of torch, onnx and onnxruntime",
+        "run-unwritable": "make room on the disk, then run again; accepted rounds are intact",
     }
 
 
@@ -112,7 +113,7 @@ class StudyError(CspineError):
     """A whole study is refused; it goes to the quarantine table under this kind."""
 
     kinds: ClassVar[Mapping[str, str]] = {
-        "study-key-invalid": "a study's folder must be named by its StudyInstanceUID",
+        "study-key-invalid": "name the folder by its StudyInstanceUID, or use --layout scan",
         "study-mixed": "the folder holds several studies; use --layout scan",
         "study-empty": "the folder holds no object",
         "no-axial-stack": "none of the series is an axial CT stack of two slices or more",
@@ -134,7 +135,7 @@ class SliceError(CspineError):
 
     kinds: ClassVar[Mapping[str, str]] = {
         "not-dicom": "the object is no DICOM file (part 10), or its first bytes are lost",
-        "header-invalid": "a field that places or scales the slice is missing or unreadable",
+        "header-invalid": "a field that places or scales the slice is missing, unreadable or wrong",
         "truncated": "the object ends early; fetch it again from its origin",
         "syntax-unsupported": "convert the object to one of the supported transfer syntaxes",
         "sop-class-unsupported": "only CT image objects hold Hounsfield units",

@@ -10,6 +10,7 @@ import errno
 import glob
 import os
 import random
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -88,6 +89,11 @@ class RequestCounts:
     retries: int = 0
 
 
+def as_text(key: str) -> str:
+    """A key that any encoding holds: bytes of a file name that are no UTF-8 become ``\\xNN``."""
+    return key.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 class ObjectFolder:
     """Objects below a URL, by key.
 
@@ -118,10 +124,14 @@ class ObjectFolder:
         OSError
             FileNotFoundError and PermissionError at once, others when the retries are spent.
         """
-        data: bytes = self._ask(
-            "get", key, lambda path: self.fs.cat_file(path, start=start, end=end)
-        )
-        return data
+
+        def read(path: str) -> bytes:
+            if self._local:
+                _check_regular(path)
+            data: bytes = self.fs.cat_file(path, start=start, end=end)
+            return data
+
+        return self._ask("get", key, read)
 
     def get_all(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes | OSError]]:
         """Read objects, `REQUESTS` in flight, in the order of the keys; errors take their place."""
@@ -187,9 +197,11 @@ class ObjectFolder:
                 return request(self._path(key))
             except Exception as error:
                 if not _may_pass(error):
-                    raise
+                    if isinstance(error, OSError) or not _of_network(error):
+                        raise
+                    raise _as_os_error(error, key) from error
                 if attempt + 1 == self.policy.attempts:
-                    raise _exhausted(error, key, attempt + 1) from error
+                    raise _as_os_error(error, key, f"{attempt + 1} attempts: ") from error
                 self._count("retries")
                 time.sleep(self.policy.wait(attempt))
         raise AssertionError("a policy has at least one attempt")
@@ -203,16 +215,26 @@ def _may_pass(error: Exception) -> bool:
     """Whether a fault may be gone on the next try: throttling, a server's error, a lost link."""
     if isinstance(error, OSError):
         return not isinstance(error, _LASTING) and error.errno not in _LASTING_ERRNOS
-    library = type(error).__module__.partition(".")[0]
     name = type(error).__name__
-    return library in _NETWORK_LIBRARIES and not any(w in name for w in _CONFIGURATION_ERRORS)
+    return _of_network(error) and not any(word in name for word in _CONFIGURATION_ERRORS)
 
 
-def _exhausted(error: Exception, key: str, attempts: int) -> OSError:
+def _of_network(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in _NETWORK_LIBRARIES
+
+
+def _as_os_error(error: Exception, key: str, prefix: str = "") -> OSError:
     """An OSError also where a network library raised something else."""
     text = " ".join(str(error).split())
     code = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
-    return OSError(code, f"{attempts} attempts: {type(error).__name__}: {text}", key)
+    return OSError(code, f"{prefix}{type(error).__name__}: {text}", key)
+
+
+def _check_regular(path: str) -> None:
+    """Refuse pipes, sockets and devices: to read from one may never end."""
+    mode = os.stat(path).st_mode  # noqa: PTH116 - a Path for each slice costs more than the call
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "no regular file", path)
 
 
 def _write_atomically(path: str, data: bytes) -> None:

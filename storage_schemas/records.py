@@ -8,7 +8,7 @@ how nothing is lost, and how the tables can be rebuilt from records alone.
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from storage_schemas.canonical import canonical_json, sha256_json
@@ -37,6 +37,8 @@ def is_study(name: str) -> bool:
 
 def check_study(study: str) -> str:
     """Return the key unchanged, or raise StudyError ``study-key-invalid``."""
+    if not study:
+        raise StudyError("study-key-invalid", "files beside the studies' folders, in none of them")
     if not is_study(study):
         shown = study if len(study) <= 80 else f"{study[:77]}..."
         raise StudyError("study-key-invalid", f"{shown!r} is no DICOM UID of up to 64 characters")
@@ -48,7 +50,8 @@ def stand_in_key(url: str) -> str:
 
     That is a valid UID which no scanner's root contains (PS3.5 B.2).
     """
-    return f"2.25.{int.from_bytes(hashlib.sha256(url.encode()).digest()[:16], 'big')}"
+    data = url.encode(errors="surrogateescape")
+    return f"2.25.{int.from_bytes(hashlib.sha256(data).digest()[:16], 'big')}"
 
 
 @dataclass(frozen=True)
@@ -248,20 +251,68 @@ class StudyRecord:
             ``record-invalid`` where the bytes are no record or do not have their own digest;
             ``schema-unsupported`` where another version wrote it.
         """
-        try:
-            document = json.loads(data)
-            schema = document.pop("schema")
-        except (ValueError, KeyError, AttributeError, TypeError):
-            raise StoreError("record-invalid", "no JSON record", key=key) from None
-        if schema != SCHEMA:
-            raise StoreError("schema-unsupported", f"{schema!r}, expected {SCHEMA!r}", key=key)
-        claimed = document.pop("sha256", None)
-        if claimed != sha256_json(document | {"schema": schema}):
-            raise StoreError("record-invalid", "its digest does not hold", key=key)
+        document = _parse(data, key)
+        del document["schema"], document["sha256"]
         try:
             return _from_document(document)
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError("record-invalid", f"{error}", key=key) from None
+
+
+@dataclass(frozen=True)
+class RecordHead:
+    """What resume needs of a record, at a fraction of the cost of the whole.
+
+    Parameters
+    ----------
+    study, outcome, kind, reason, config_sha256, input_sha256
+        As in `StudyRecord`.
+    objects : int
+        Number of its inputs.
+    sha256 : str
+        The record's digest of itself.
+    """
+
+    study: str
+    outcome: Outcome
+    kind: str
+    reason: str
+    config_sha256: str
+    input_sha256: str
+    objects: int
+    sha256: str
+
+    @classmethod
+    def from_bytes(cls, data: bytes, key: str) -> "RecordHead":
+        """Read and check a record; raises StoreError as `StudyRecord.from_bytes` does."""
+        document = _parse(data, key)
+        try:
+            return cls(
+                objects=len(document["inputs"]),
+                **{
+                    name.name: document[name.name] for name in fields(cls) if name.name != "objects"
+                },
+            )
+        except (KeyError, TypeError) as error:
+            raise StoreError("record-invalid", f"{error}", key=key) from None
+
+
+def _parse(data: bytes, key: str) -> dict[str, Any]:
+    """Read a record's JSON, its schema and digest checked."""
+    try:
+        document: dict[str, Any] = json.loads(data)
+        schema, claimed = document["schema"], document.get("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise StoreError("record-invalid", "no JSON record", key=key) from None
+    if schema != SCHEMA:
+        raise StoreError("schema-unsupported", f"{schema!r}, expected {SCHEMA!r}", key=key)
+    # Canonical JSON has one form, so the document without its digest is found in the bytes: no
+    # quotation mark of a value stands there without a backslash.
+    before = f'"schema":"{SCHEMA}",'.encode()
+    head, found, tail = data.partition(before + f'"sha256":"{claimed}",'.encode())
+    if not found or hashlib.sha256(head + before + tail).hexdigest() != claimed:
+        raise StoreError("record-invalid", "its digest does not hold", key=key)
+    return document
 
 
 def _from_document(document: dict[str, Any]) -> StudyRecord:

@@ -9,7 +9,7 @@ Nothing else knows a path. The layout is
     volumes.zarr/<study>/<level>            the crop: an OME-Zarr image, with its mask as a label
     records/<study>.json                    written last: a study exists when its record does
     catalog/<table>.parquet                 derived from the records
-    logs/<start>.jsonl                      timings of each run; nothing reads them back
+    logs/<start>.jsonl                      timings of each run; only reports read them
 
 Any fsspec URL will do. Not here: what the objects hold (`crops`, `records`, `catalog`).
 """
@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,9 @@ from storage_schemas.catalog import check_table
 from storage_schemas.errors import StoreError, UsageError
 from storage_schemas.geometry import StackGeometry
 from storage_schemas.objects import REQUESTS, ObjectFolder
-from storage_schemas.records import StoredArray, StudyRecord, check_study
+from storage_schemas.records import RecordHead, StoredArray, StudyRecord, check_study
+
+Read = TypeVar("Read", StudyRecord, RecordHead)
 
 STORE_SCHEMA = "cspine-store/1"
 VOLUMES = "volumes.zarr"
@@ -88,7 +90,7 @@ class StudyStore:
         UsageError
             ``store-unwritable`` where nothing can be written there.
         """
-        store = cls(url)
+        store = cls._at(url, "store-unwritable")
         try:
             if not store.objects.exists(f"{VOLUMES}/zarr.json"):
                 marker = {"cspine": {"schema": STORE_SCHEMA}}
@@ -110,14 +112,24 @@ class StudyStore:
         StoreError
             ``schema-unsupported`` where another version wrote it.
         """
-        store = cls(url)
+        store = cls._at(url, "store-not-found")
         try:
             store._check_schema()
         except StoreError as error:
             if error.kind != "array-missing":
                 raise
             raise UsageError("store-not-found", "there is no store", key=url) from None
+        except OSError as error:
+            reason = f"cannot be read: {error.strerror or error}"
+            raise UsageError("store-not-found", reason, key=url) from None
         return store
+
+    @classmethod
+    def _at(cls, url: str, kind: str) -> "StudyStore":
+        try:
+            return cls(url)
+        except (ValueError, ImportError, OSError) as error:
+            raise UsageError(kind, f"no such kind of URL: {error}", key=url) from None
 
     def _check_schema(self) -> None:
         path = f"{VOLUMES}/zarr.json"
@@ -165,20 +177,26 @@ class StudyStore:
             ``record-missing``, ``record-invalid`` or ``schema-unsupported``.
         """
         key = _record_key(study)
-        try:
-            data = self.objects.get(key)
-        except FileNotFoundError:
-            raise StoreError("record-missing", "the study has no record", key=key) from None
-        record = StudyRecord.from_bytes(data, key)
-        if record.study != study:
-            raise StoreError("record-invalid", f"it is the record of {record.study}", key=key)
-        return record
+        return _check_study(StudyRecord.from_bytes(self._get_record(key), key), study, key)
 
     def records(self, studies: Iterable[str] | None = None) -> Iterator[StudyRecord]:
         """Read many records, several in flight, in the order of the studies."""
         chosen = self.studies() if studies is None else list(studies)
         with ThreadPoolExecutor(REQUESTS) as pool:
             yield from pool.map(self.record, chosen)
+
+    def heads(self) -> Iterator[RecordHead | StoreError]:
+        """What resume needs of each record, several in flight; or what is wrong with it."""
+
+        def read(study: str) -> RecordHead | StoreError:
+            key = _record_key(study)
+            try:
+                return _check_study(RecordHead.from_bytes(self._get_record(key), key), study, key)
+            except StoreError as error:
+                return error
+
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            yield from pool.map(read, self.studies())
 
     # ---- arrays --------------------------------------------------------------------------------
 
@@ -197,15 +215,19 @@ class StudyStore:
         layout = crops.read_layout(self._get(f"{VOLUMES}/{path}/zarr.json", path), path)
         return self.read_shard(path, layout)
 
-    def read_shard(self, path: str, layout: crops.ArrayLayout) -> crops.Voxels:
+    def read_shard(
+        self, path: str, layout: crops.ArrayLayout, out: crops.Voxels | None = None
+    ) -> crops.Voxels:
         """Read an array whose shape and dtype are known, from a table or a record: one request.
+
+        With `out` it is decoded to there.
 
         Raises
         ------
         StoreError
             ``array-missing`` or ``array-damaged``; a wrong layout reads as damage too.
         """
-        return crops.decode_shard(self._get(f"{VOLUMES}/{path}/c/0/0/0", path), layout, path)
+        return crops.decode_shard(self._get(f"{VOLUMES}/{path}/c/0/0/0", path), layout, path, out)
 
     def read_crop(self, study: str, level: str, *, mask: bool = True) -> Crop:
         """Read one vertebra, with its mask where one is stored (and `mask` asks for it).
@@ -308,6 +330,13 @@ class StudyStore:
         """Write the log of a run, one JSON line an event; the only place for times and rates."""
         self.objects.put(f"logs/{name}.jsonl", "".join(f"{line}\n" for line in lines).encode())
 
+    def logs(self) -> Iterator[tuple[str, list[str]]]:
+        """The logs of all runs, oldest first: each one's name and lines."""
+        for key in self.objects.find("logs"):
+            if key.endswith(".jsonl"):
+                lines = self.objects.get(key).decode(errors="replace").splitlines()
+                yield key.removeprefix("logs/").removesuffix(".jsonl"), lines
+
     def read_table(self, name: str) -> pa.Table:
         """Read one table.
 
@@ -327,12 +356,24 @@ class StudyStore:
             raise StoreError("table-invalid", f"no Parquet file: {error}", key=key) from None
         return check_table(name, table, key)
 
+    def _get_record(self, key: str) -> bytes:
+        try:
+            return self.objects.get(key)
+        except FileNotFoundError:
+            raise StoreError("record-missing", "the study has no record", key=key) from None
+
     def _get(self, key: str, path: str) -> bytes:
         try:
             return self.objects.get(key)
         except FileNotFoundError:
             missing = f"there is no object {key}"
             raise StoreError("array-missing", missing, key=path) from None
+
+
+def _check_study(record: Read, study: str, key: str) -> Read:
+    if record.study != study:
+        raise StoreError("record-invalid", f"it is the record of {record.study}", key=key)
+    return record
 
 
 def _record_key(study: str) -> str:

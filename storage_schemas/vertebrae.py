@@ -57,9 +57,7 @@ def parse_levels(text: str) -> tuple[str, ...]:
     """
     names = {name.strip().upper() for name in text.split(",") if name.strip()}
     if unknown := sorted(names - set(LEVELS)):
-        raise UsageError(
-            "config-invalid", f"--vertebrae knows {LEVELS[0]} to {LEVELS[-1]}, not {unknown}"
-        )
+        raise UsageError("config-invalid", f"levels are {LEVELS[0]} to {LEVELS[-1]}, not {unknown}")
     if not names:
-        raise UsageError("config-invalid", "--vertebrae names no level")
+        raise UsageError("config-invalid", "no level is named")
     return tuple(level for level in LEVELS if level in names)

@@ -1,9 +1,12 @@
 """Fixtures that every room of the tests may use."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -15,3 +18,19 @@ def realdata() -> Path:
     if not (root / "expected.json").is_file():
         pytest.skip(f"no real DICOM at {root}; set CSPINE_REALDATA")
     return root
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A browser for a module's tests; a session's would keep its event loop in others' way."""
+    path = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+    if path is None:
+        missing = "no chromium on this machine; .ci/run says how to install it"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with sync_playwright() as playwright:
+        # Nothing but our own pages is opened, and containers offer no sandbox.
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

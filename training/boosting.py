@@ -1,120 +1,79 @@
 """The round loop: one round after another on the same model, and who judges it.
 
 Patients are split and rounds are planned from the tables, and both are written down before anything
-is trained. Each round starts from the incumbent, loads its own shards, trains by the recipe, and is
-judged: the calibration patients fit its probabilities, and on the guard patients it gets the
-competition's loss, beside the best constants of the training patients. Then it is saved whole and
-is the next incumbent. After the last round the incumbent is the model that the run offers.
+is trained. Each round starts from the incumbent and trains on new patients and some of the earlier
+ones again. What it trained, the moving average of that, and steps from the incumbent towards it are
+candidates: the calibration patients fit the probabilities of each, and the guard patients judge it
+by the competition's loss. The best one is the next incumbent where the guard gains more by it than
+the error of that gain; otherwise the round is rolled back as if it had not been. So the loss on the
+guard never rises. Every decision is a line of the journal, written last. In the end the incumbent
+is the model that the run offers, and a mixture of the accepted rounds stands beside it.
+
+That is the recipe `boost`. `seed` and `joint` walk the same way and judge likewise, but replay
+nothing and accept everything.
 """
 
-import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedModel
 
-from storage_schemas.errors import UsageError
+from storage_schemas.errors import RunError
+from storage_schemas.progress import StageProgress, say_event
 from storage_schemas.store import StudyStore
-from training.calibration import Calibration, fit_calibration
-from training.cohort import Study, label_table, labelled, read_cohort
-from training.config import InputConfig, RunConfig
-from training.metric import best_constants, competition_loss
-from training.models import build_model, load_model, save_model, start_model
-from training.progress import StageProgress, say_event
-from training.recipes import RECIPES
-from training.rounds import RoundPlan, plan_rounds
-from training.runs import CALIBRATION, HISTORY, METRICS, ROUNDS, SETTINGS, SPLITS, RunFolder
-from training.scoring import score_studies
+from training.candidates import Decision, Weights, copy_weights, decide, list_candidates
+from training.cohort import Study, labelled, read_cohort
+from training.config import RunConfig
+from training.judges import Judges, Verdict, judge
+from training.kinds import load_any
+from training.models import is_ours
+from training.offers import offer, save_round, stack_rounds
+from training.planning import RunPlan, plan_run, write_plan
+from training.ranks import is_first, wait
+from training.rounds import RoundPlan
+from training.runs import HISTORY, METRICS, RunFolder
+from training.scalars import Scalars, write_scalars
 from training.shards import RoundShards, open_shards
-from training.splits import SIDES, Splits, split_patients
-from training.trainer import Log
+from training.splits import SIDES
+from training.trainer import Log, RoundWork, Trained
 
 
 @dataclass(frozen=True)
-class RunPlan:
-    """All that is decided before anything is trained.
+class Incumbent:
+    """The model that the next round starts from.
 
     Parameters
     ----------
-    config : RunConfig
-    store : str
-        URL.
-    start : Path or None
-        The checkpoint that the first round starts from.
-    splits : Splits
-    rounds : tuple of RoundPlan
+    number : int
+        The round that made it; 0 is the start.
+    model : PreTrainedModel
+    verdict : Verdict or None
+        None of a start that has learnt nothing of fractures yet: the first round has nothing to
+        protect.
     """
 
-    config: RunConfig
-    store: str
-    start: Path | None
-    splits: Splits
-    rounds: tuple[RoundPlan, ...]
-
-    def documents(self) -> dict[str, Any]:
-        """The plan as it stands in the run folder: JSON values by file name."""
-        start = None if self.start is None else str(self.start)
-        return {
-            SPLITS: self.splits.to_json(),
-            ROUNDS: [plan.to_json() for plan in self.rounds],
-            SETTINGS: {"config": self.config.to_json(), "store": self.store, "start": start},
-        }
-
-
-@dataclass(frozen=True)
-class Judges:
-    """The studies that no round trains on, with their voxels.
-
-    Parameters
-    ----------
-    calibration, guard, train : tuple of Study
-        Of the training studies only the labels are used: they give the constants.
-    shards : RoundShards
-        Of the calibration and the guard studies.
-    """
-
-    calibration: tuple[Study, ...]
-    guard: tuple[Study, ...]
-    train: tuple[Study, ...]
-    shards: RoundShards
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """How the guard patients judge a model.
-
-    Parameters
-    ----------
-    calibration : Calibration
-        Fitted for this model.
-    loss, best_constant : float
-        The competition's loss on the guard patients: the model's, and that of the best constants of
-        the training patients.
-    """
-
-    calibration: Calibration
-    loss: float
-    best_constant: float
+    number: int
+    model: PreTrainedModel
+    verdict: Verdict | None
 
 
 def boost(store: StudyStore, run: RunFolder, config: RunConfig, start: Path | None) -> None:
-    """Train all rounds that are not yet in the run folder.
+    """Train all rounds that are not yet in the run folder; all ranks call it alike.
 
     Parameters
     ----------
     store : StudyStore
         With tables that hold labels.
     run : RunFolder
-        New, or begun with the same settings; then finished rounds are kept.
+        New, or begun with the same settings; then finished rounds are kept, and one that was
+        killed half-way goes on from its checkpoint.
     config : RunConfig
     start : Path or None
-        A local checkpoint; None makes a ViT from ``config.model``.
+        A local checkpoint; None makes a new model from ``config.model``.
 
     Raises
     ------
@@ -124,152 +83,203 @@ def boost(store: StudyStore, run: RunFolder, config: RunConfig, start: Path | No
     StoreError
         Of a shard that is missing or damaged.
     RunError
-        ``training-diverged``.
+        ``run-unwritable``; ``training-diverged`` where nothing guards the rounds.
     """
-    first, inputs = _first_model(config, start)
     cohort = read_cohort(store)
     studies = labelled(cohort, store.url)
-    splits = split_patients(studies, config.split, config.seed)
-    config = replace(config, inputs=inputs)
-    rounds = plan_rounds(splits.choose(studies, "train"), config)
-    plan = RunPlan(config, store.url, start, splits, rounds)
-    _write_plan(run, plan)
-    say_event(
-        "plan",
-        **{side: len(getattr(splits, side)) for side in SIDES},
-        studies_without_labels_or_crops=len(cohort) - len(studies),
-        rounds=len(rounds),
-        slices=sum(entry.slices for entry in rounds),
+    plan, first = plan_run(studies, store.url, config, start)
+    if is_first():
+        write_plan(run, plan)
+        say_event(
+            "plan",
+            **{side: len(getattr(plan.splits, side)) for side in SIDES},
+            studies_without_labels_or_crops=len(cohort) - len(studies),
+            rounds=len(plan.rounds),
+            slices=sum(entry.slices for entry in plan.rounds),
+            steps=sum(entry.steps for entry in plan.rounds),
+        )
+    wait()
+    calibration, guard, train = (
+        plan.splits.choose(studies, side) for side in ("calibration", "guard", "train")
     )
-    calibration, guard = splits.choose(studies, "calibration"), splits.choose(studies, "guard")
-    with _load(store, run, calibration + guard, "read judges") as shards:
-        judges = Judges(calibration, guard, splits.choose(studies, "train"), shards)
-        for entry in rounds[len(run.lines(HISTORY)) :]:
-            incumbent = first
-            if entry.number > 1:
-                incumbent, _ = load_model(run.round_model(entry.number - 1))
-            _train_round(store, run, plan, entry, incumbent, judges)
-    _offer(run, rounds[-1].number)
+    with (
+        _load(store, run, plan, calibration + guard, "read judges") as shards,
+        write_scalars(run.tensorboard) as scalars,
+    ):
+        judges = Judges(calibration, guard, train, shards)
+        incumbent = _find_incumbent(run, plan, first, judges)
+        for entry in plan.rounds[len(run.lines(HISTORY)) :]:
+            incumbent = _run_round(store, run, plan, entry, incumbent, judges, scalars)
+        if is_first():
+            stack_rounds(run, judges)
+            offer(run, incumbent.number)
 
 
-def _first_model(config: RunConfig, start: Path | None) -> tuple[PreTrainedModel, InputConfig]:
-    if start is None:
-        return build_model(config.model, config.inputs, config.seed), config.inputs
-    return start_model(start, config.inputs, config.seed)
+def _find_incumbent(
+    run: RunFolder, plan: RunPlan, first: PreTrainedModel, judges: Judges
+) -> Incumbent:
+    """The last accepted round, or the start, which is judged where it is a model of ours."""
+    history = run.lines(HISTORY)
+    number = history[-1]["incumbent"] if history else 0
+    if number or run.has(run.judged(0)):
+        model, _ = load_any(run.round_model(number))
+        return Incumbent(number, model, Verdict.from_json(run.read(run.judged(number))))
+    if plan.start is None or not is_ours(plan.start):
+        return Incumbent(0, first, None)
+    verdict = judge(first, plan.config.inputs, judges)
+    if is_first():
+        save_round(run, plan, 0, first, verdict, judges)
+    wait()
+    return Incumbent(0, first, verdict)
 
 
-def _write_plan(run: RunFolder, plan: RunPlan) -> None:
-    """Write down what will be done, or find that the very same was begun before."""
-    run.create()
-    begun = run.has(SETTINGS)
-    for name, document in plan.documents().items():
-        if not begun:
-            run.write(name, document)
-        elif run.read(name) != json.loads(json.dumps(document)):
-            raise UsageError(
-                "config-invalid", f"RUN holds another run, its {name} differs", key=str(run.path)
-            )
-
-
-def _train_round(
+def _run_round(
     store: StudyStore,
     run: RunFolder,
     plan: RunPlan,
     entry: RoundPlan,
-    model: PreTrainedModel,
+    incumbent: Incumbent,
     judges: Judges,
-) -> None:
-    """Train, judge and save one round; its line in the journal is written last."""
-    config = plan.config
+    scalars: Scalars,
+) -> Incumbent:
+    """Train, judge, and accept or roll back one round; its line in the journal is written last."""
     began = time.monotonic()
-    studies = [study for study in judges.train if study.study in set(entry.studies)]
-    with (
-        _load(store, run, studies, f"read round {entry.number}") as shards,
-        StageProgress(f"train round {entry.number}", 1, "steps") as progress,
-    ):
-        train_loss = RECIPES[config.recipe](
-            model,
-            shards,
-            inputs=config.inputs,
-            config=config,
-            number=entry.number,
-            log=_tell(run, entry.number, progress),
-        )
-    verdict = _judge(model, config.inputs, judges)
-    save_model(
-        model,
-        config.inputs,
-        run.round_model(entry.number),
-        card=_card(plan, entry, verdict),
-        documents={CALIBRATION: verdict.calibration.to_json()},
+    model, before = incumbent.model, copy_weights(incumbent.model)
+    base = sum(earlier.steps for earlier in plan.rounds[: entry.number - 1])
+    studies = [study for study in judges.train if study.study in {*entry.studies, *entry.replay}]
+    with _load(store, run, plan, studies, f"read round {entry.number}") as shards:
+        with StageProgress(f"train round {entry.number}", entry.steps, "steps") as progress:
+            log = _tell(run, entry.number, base, progress, scalars)
+            work = _work(run, plan, entry, incumbent, log)
+            trained = _train(plan, model, shards, work)
+        verdicts, best = _judge_candidates(plan, incumbent, before, trained, shards, work, judges)
+    decision = decide(judges, incumbent.verdict, verdicts, plan.policy.guarded)
+    following = incumbent
+    model.load_state_dict(before if decision.chosen is None else best)
+    if decision.chosen is not None:
+        following = Incumbent(entry.number, model, verdicts[decision.chosen])
+    if is_first():
+        if following.number == entry.number and following.verdict is not None:
+            save_round(run, plan, entry.number, model, following.verdict, judges)
+        line = _line(entry, following, decision, verdicts, trained, judges)
+        line["seconds"] = round(time.monotonic() - began, 1)
+        run.append(HISTORY, line)
+        run.checkpoint.unlink(missing_ok=True)
+        if following.verdict is not None:
+            scalars("guard/loss", following.verdict.loss, base + entry.steps)
+        say_event("round", **line)
+    wait()
+    return following
+
+
+def _work(
+    run: RunFolder, plan: RunPlan, entry: RoundPlan, incumbent: Incumbent, log: Log
+) -> RoundWork:
+    policy, train = plan.policy, plan.config.train
+    learnt = incumbent.verdict is not None or plan.start is not None
+    return RoundWork(
+        number=entry.number,
+        steps=entry.steps,
+        rate=train.learning_rate * policy.rate_fall ** (entry.number - 1),
+        layer_decay=policy.layer_decay if learnt else 1.0,
+        average=policy.average,
+        seed=1000 * plan.config.seed + entry.number,
+        log=log,
+        checkpoint=run.checkpoint,
     )
-    line = {
+
+
+def _train(
+    plan: RunPlan, model: PreTrainedModel, shards: RoundShards, work: RoundWork
+) -> Trained | None:
+    """Train the model, in place; None where it diverged and the guard will roll that back."""
+    try:
+        return plan.kind.train(model, plan.config.inputs, shards, plan.config, work)
+    except RunError as error:
+        if error.kind != "training-diverged" or not plan.policy.guarded:
+            raise
+        say_event("diverged", round=work.number, reason=error.detail)
+        return None
+
+
+def _judge_candidates(
+    plan: RunPlan,
+    incumbent: Incumbent,
+    before: Weights,
+    trained: Trained | None,
+    shards: RoundShards,
+    work: RoundWork,
+    judges: Judges,
+) -> tuple[dict[str, Verdict], Weights]:
+    """What the judges say of each candidate, and the weights of the best one."""
+    verdicts: dict[str, Verdict] = {}
+    best: Weights = before
+    if trained is None:
+        return verdicts, best
+    model, inputs = incumbent.model, plan.config.inputs
+    known = None if incumbent.verdict is None else before
+    for candidate in list_candidates(model, known, trained, plan.policy):
+        model.load_state_dict(candidate.weights)
+        if candidate.mixed:
+            plan.kind.refresh(model, inputs, shards, plan.config, work)
+        verdict = judge(model, inputs, judges)
+        if all(verdict.loss < other.loss for other in verdicts.values()):
+            best = copy_weights(model)
+        verdicts[candidate.name] = verdict
+    if not verdicts and not plan.policy.guarded:
+        raise RunError("training-diverged", f"round {work.number} left weights that are no numbers")
+    return verdicts, best
+
+
+def _line(
+    entry: RoundPlan,
+    following: Incumbent,
+    decision: Decision,
+    verdicts: Mapping[str, Verdict],
+    trained: Trained | None,
+    judges: Judges,
+) -> dict[str, Any]:
+    """The round's line in the journal."""
+    return {
         "round": entry.number,
         "studies": len(entry.studies),
         "slices": entry.slices,
-        "train_loss": train_loss,
-        "guard_loss": verdict.loss,
-        "guard_best_constant": verdict.best_constant,
-        "seconds": round(time.monotonic() - began, 1),
+        "replayed_slices": entry.replay_slices,
+        "steps": entry.steps,
+        "train_loss": None if trained is None else trained.loss,
+        "candidates": {name: verdict.loss for name, verdict in verdicts.items()},
+        "best": decision.best,
+        "gain": decision.gain,
+        "gain_error": decision.error,
+        "accepted": decision.chosen is not None,
+        "incumbent": following.number,
+        "guard_loss": None if following.verdict is None else following.verdict.loss,
+        "guard_best_constant": judges.best_constant,
     }
-    run.append(HISTORY, line)
-    say_event("round", **line)
-
-
-def _judge(model: PreTrainedModel, inputs: InputConfig, judges: Judges) -> Verdict:
-    train_labels = label_table(judges.train)
-    scores = score_studies(model, inputs, judges.shards, judges.calibration)
-    calibration = fit_calibration(scores.score, label_table(judges.calibration), train_labels)
-    guard = score_studies(model, inputs, judges.shards, judges.guard)
-    labels = label_table(judges.guard)
-    return Verdict(
-        calibration,
-        competition_loss(labels, calibration.probabilities(guard.score)),
-        competition_loss(labels, best_constants(train_labels)),
-    )
-
-
-def _offer(run: RunFolder, number: int) -> None:
-    """Copy a round's model to where the run offers it, whole or not at all."""
-    partial = run.path / ".model.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(run.round_model(number), partial)
-    shutil.rmtree(run.model, ignore_errors=True)
-    partial.rename(run.model)
 
 
 @contextmanager
 def _load(
-    store: StudyStore, run: RunFolder, studies: Sequence[Study], stage: str
+    store: StudyStore, run: RunFolder, plan: RunPlan, studies: Sequence[Study], stage: str
 ) -> Iterator[RoundShards]:
-    crops = sum(len(study.vertebrae) for study in studies)
+    crops, masks = sum(len(study.vertebrae) for study in studies), plan.config.inputs.mask
     with (
         StageProgress(stage, crops, "crops") as progress,
-        open_shards(store, studies, run.path, progress.advance) as shards,
+        open_shards(store, studies, run.path, progress.advance, masks=masks) as shards,
     ):
         progress.finish()
         yield shards
 
 
-def _tell(run: RunFolder, number: int, progress: StageProgress) -> Log:
+def _tell(run: RunFolder, number: int, base: int, progress: StageProgress, scalars: Scalars) -> Log:
     def log(line: Mapping[str, Any]) -> None:
+        if not is_first():
+            return
         run.append(METRICS, {"round": number, **line})
+        for name in ("loss", "learning_rate"):
+            scalars(f"train/{name}", line[name], base + line["step"])
         progress.reach(
             line["step"], line["steps"], note=f"loss {line['loss']:.3f}", loss=line["loss"]
         )
 
     return log
-
-
-def _card(plan: RunPlan, entry: RoundPlan, verdict: Verdict) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("training"), undefined=jinja2.StrictUndefined, autoescape=False
-    )
-    return environment.get_template("card.md.j2").render(
-        config=plan.config,
-        inputs=plan.config.inputs,
-        plan=entry,
-        rounds=len(plan.rounds),
-        start="random weights" if plan.start is None else f"`{plan.start.name}`",
-        guard=verdict,
-    )

@@ -3,12 +3,13 @@
 A vertebra's probability is Platt's ``sigmoid(slope * score + offset)``. Slope and offset are one
 pair for all levels plus a deviation for each level, held down by a ridge penalty: a split of a
 dozen patients moves the shared pair only, one of hundreds gives each level its own. The patient's
-probability is a Platt map of the noisy-or of its vertebrae. Both are fitted under the competition's
-weights, since that is the loss that they should make small.
+probability is a Platt map of the noisy-or of its vertebrae, blended with what the model says of the
+whole patient where it says so. All are fitted under the competition's weights, since that is the
+loss that they should make small.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -37,6 +38,9 @@ class Calibration:
         Of the logit of the noisy-or.
     priors : tuple of 8 floats
         The best constants of the training patients: what a target without a crop gets.
+    head_slope, head_centre, head_scale : float
+        Of the model's own logit of the patient, taken as ``(logit - centre) / scale`` and added to
+        the patient's map; a slope of 0 where there is none.
     """
 
     centre: float
@@ -46,8 +50,11 @@ class Calibration:
     patient_slope: float
     patient_offset: float
     priors: tuple[float, ...]
+    head_slope: float = 0.0
+    head_centre: float = 0.0
+    head_scale: float = 1.0
 
-    def probabilities(self, scores: Floats) -> Floats:
+    def probabilities(self, scores: Floats, patient: Floats | None = None) -> Floats:
         """The eight probabilities of each study.
 
         Parameters
@@ -55,6 +62,8 @@ class Calibration:
         scores : ndarray, shape (studies, 7)
             NaN where there is no crop: that level gets its prior, and a study without any crop the
             patient's prior too.
+        patient : ndarray, shape (studies,), or None
+            The model's own logit of the patient.
 
         Returns
         -------
@@ -62,9 +71,14 @@ class Calibration:
             In the order of `LABEL_COLUMNS`.
         """
         levels = self._levels(scores)
-        patient = _sigmoid(self.patient_slope * _noisy_or(levels) + self.patient_offset)
-        patient = np.where(np.isnan(scores).all(axis=1), self.priors[0], patient)
-        return np.column_stack([patient, levels])
+        logit = self.patient_slope * _noisy_or(levels) + self.patient_offset
+        if patient is not None:
+            logit = logit + self.head_slope * self._head(patient)
+        either = np.where(np.isnan(scores).all(axis=1), self.priors[0], _sigmoid(logit))
+        return np.column_stack([either, levels])
+
+    def _head(self, patient: Floats) -> Floats:
+        return cast(Floats, np.nan_to_num((patient - self.head_centre) / self.head_scale))
 
     def _levels(self, scores: Floats) -> Floats:
         missing = np.isnan(scores)
@@ -87,7 +101,10 @@ class Calibration:
 
 
 def fit_calibration(
-    scores: Floats, labels: NDArray[np.int64], train_labels: NDArray[np.int64]
+    scores: Floats,
+    labels: NDArray[np.int64],
+    train_labels: NDArray[np.int64],
+    patient: Floats | None = None,
 ) -> Calibration:
     """Fit the maps.
 
@@ -99,11 +116,12 @@ def fit_calibration(
         Theirs.
     train_labels : ndarray, shape (studies, 8)
         Of the training patients: where the maps start from.
+    patient : ndarray, shape (studies,), or None
+        The model's own logits of the calibration patients.
     """
     priors = best_constants(train_labels)
     known = ~np.isnan(scores)
-    centre = float(scores[known].mean()) if known.any() else 0.0
-    scale = float(scores[known].std()) or 1.0 if known.any() else 1.0
+    centre, scale = _centre_and_scale(scores)
     x = (np.where(known, scores, centre) - centre) / scale
     level = np.nonzero(known)[1]
     weights = exam_weights(labels)
@@ -116,6 +134,7 @@ def fit_calibration(
         penalty=np.array([_SHARED_PENALTY] * 2 + [_LEVEL_PENALTY] * 2 * scores.shape[1]),
     )
     slope, offset, slopes, offsets = theta[0], theta[1], theta[2:9], theta[9:]
+    head_centre, head_scale = _centre_and_scale(patient)
     half = Calibration(
         centre=centre,
         scale=scale,
@@ -124,20 +143,29 @@ def fit_calibration(
         patient_slope=1.0,
         patient_offset=0.0,
         priors=tuple(priors.tolist()),
+        head_centre=head_centre,
+        head_scale=head_scale,
     )
     seen = known.any(axis=1)
     either = _noisy_or(half._levels(scores))[seen]
-    # Starts from the noisy-or itself: slope 1 and offset 0.
-    slope, offset = _fit_logistic(
-        np.column_stack([either, np.ones(either.size)]),
+    columns = [either, np.ones(either.size)]
+    if patient is not None:
+        columns.append(half._head(patient)[seen])
+    # Starts from the noisy-or itself: slope 1, offset 0, and nothing of the model's own.
+    found = _fit_logistic(
+        np.column_stack(columns),
         labels[seen, 0],
         weights[seen, 0],
         start=either,
-        penalty=np.array([1.0, _SHARED_PENALTY]),
+        penalty=np.array([1.0, _SHARED_PENALTY, 1.0])[: len(columns)],
     )
-    return Calibration(
-        **(half.to_json() | {"patient_slope": float(1 + slope), "patient_offset": float(offset)})
-    )
+    slope, offset, head = (*found.tolist(), 0.0)[:3]
+    return replace(half, patient_slope=1 + slope, patient_offset=offset, head_slope=head)
+
+
+def _centre_and_scale(logits: Floats | None) -> tuple[float, float]:
+    known = np.empty(0) if logits is None else logits[~np.isnan(logits)]
+    return (float(known.mean()), float(known.std()) or 1.0) if known.size else (0.0, 1.0)
 
 
 def _fit_logistic(

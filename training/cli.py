@@ -1,45 +1,50 @@
 """The command line of training: arguments in, one of the stages out.
 
-``cspine-training boost STORE RUN`` trains, ``evaluate`` opens the locked test, ``predict`` writes
-probabilities, ``report`` a page; ``localizer`` trains what finds the vertebrae. Exit codes: 0 done;
-1 something stored is missing or damaged; 2 wrong usage or configuration; 3 the run could not
-finish.
+``cspine-training boost STORE RUN`` trains, ``blend`` puts runs together, ``evaluate`` opens the
+locked test, ``predict`` writes probabilities and what they rest on, ``report`` a page;
+``localizer`` trains what finds the vertebrae. Exit codes: 0 done; 1 something stored is missing or
+damaged; 2 wrong usage or configuration; 3 the run could not finish.
 """
 
 import argparse
-import json
 import logging
 import os
 import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from storage_schemas.errors import CspineError, UsageError
+from storage_schemas.commandline import (
+    OneLineParser,
+    add_shared_flags,
+    run_command,
+    tell_summary,
+)
+from storage_schemas.errors import UsageError
+from storage_schemas.progress import StageProgress, result_console, say_event
 from storage_schemas.store import StudyStore
-from training.config import LOCALIZER_PRESETS, PRESETS, RECIPES, LocalizerConfig, RunConfig
-from training.runs import RunFolder
+from training.config import (
+    ORDERS,
+    POOLINGS,
+    PRESETS,
+    RECIPES,
+    RunConfig,
+)
+from training.localizer_config import LOCALIZER_PRESETS, LocalizerConfig
+from training.runs import OUT_OF_FOLD, RunFolder
+
+Rows = list[tuple[str, object]]
+"""Of a summary."""
 
 # torch and transformers take seconds to import: each command imports its own stage.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    options = parser().parse_args(arguments)
+    """Run one command and return its exit code; every error is one line."""
     _quiet()
-    try:
-        return int(options.command(options))
-    except CspineError as error:
-        if options.verbose:
-            traceback.print_exc()
-        print(f"cspine-training: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("cspine-training: stopped; finished rounds stay", file=sys.stderr)
-        return 3
+    return run_command(parser(), arguments, stopped="finished rounds stay")
 
 
 def _quiet() -> None:
@@ -55,16 +60,19 @@ def _quiet() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = argparse.ArgumentParser("cspine-training", description="vertebra crops to predictions")
+    top = OneLineParser("cspine-training", description="vertebra crops to predictions")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     boost = commands.add_parser("boost", help="train a model in rounds")
     boost.add_argument("store", metavar="STORE", help="folder or URL of the store")
     boost.add_argument("run", metavar="RUN", type=Path, help="folder to write to")
-    boost.add_argument("--recipe", choices=RECIPES, help="what a round does (default: seed)")
+    boost.add_argument("--recipe", choices=RECIPES, help="how rounds go (default: boost)")
     boost.add_argument("--model", type=Path, metavar="DIR", help="local checkpoint to start from")
     boost.add_argument("--preset", choices=sorted(PRESETS), default="default")
     boost.add_argument("--seed", type=int, metavar="S")
+    boost.add_argument(
+        "--folds", type=int, metavar="K", help="train K runs, each without one of K parts"
+    )
     _add_settings(boost)
     boost.set_defaults(command=_boost)
 
@@ -81,13 +89,17 @@ def parser() -> argparse.ArgumentParser:
             metavar="N",
             help=f"{told} (default preset: {value})",
         )
-    localizer.add_argument("--json", action="store_true", help="print the card instead")
     localizer.set_defaults(command=_localizer)
+
+    blend = commands.add_parser("blend", help="put runs together by convex weights")
+    blend.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
+    blend.add_argument("runs", metavar="RUN", type=Path, nargs="+")
+    blend.add_argument("--store", metavar="STORE", required=True, help="whose labels weigh them")
+    blend.set_defaults(command=_blend)
 
     evaluate = commands.add_parser("evaluate", help="score RUN on its locked test patients")
     evaluate.add_argument("run", metavar="RUN", type=Path)
     evaluate.add_argument("store", metavar="STORE")
-    evaluate.add_argument("--json", action="store_true", help="print one object instead")
     evaluate.set_defaults(command=_evaluate)
 
     predict = commands.add_parser("predict", help="write probabilities of every study of STORE")
@@ -99,6 +111,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="sample_submission.csv",
         help="make OUT a submission of these rows; the table goes beside it, as .table.csv",
     )
+    predict.add_argument(
+        "--stack", action="store_true", help="use the mixture of rounds, not the one model"
+    )
+    predict.add_argument(
+        "--explain", type=Path, metavar="FOLDER", help="write a page and a JSON file of each study"
+    )
     predict.set_defaults(command=_predict)
 
     report = commands.add_parser("report", help="write a page about an evaluated RUN")
@@ -106,8 +124,7 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("out", metavar="OUT.html", type=Path)
     report.set_defaults(command=_report)
 
-    for command in commands.choices.values():
-        command.add_argument("--verbose", action="store_true", help="show tracebacks")
+    add_shared_flags(commands)
     return top
 
 
@@ -115,17 +132,34 @@ _SETTINGS: dict[str, dict[str, str]] = {
     "train": {
         "rounds": "at most so many rounds (default: until every training patient was seen)",
         "slices_per_round": "about so many",
+        "order": "whether rounds are alike, or sites come one after another",
         "epochs": "draws a round, as a multiple of its slices",
         "batch_size": "slices a step",
         "accumulation": "batches a step of the optimizer",
         "learning_rate": "peak of each round",
         "broken_share": "share of each batch that shows a fracture",
         "weak_target": "what a slice of a broken vertebra without boxes is worth",
+        "checkpoint_steps": "a killed round goes on from the last of so many steps",
+    },
+    "boost": {
+        "replay": "share of a round's inputs that come from earlier rounds",
+        "rate_fall": "peak rate of a round, as a multiple of the one before",
+        "layer_decay": "rate of a layer, as a multiple of the one above",
+        "average": "share of a round's steps that the moving average looks back",
     },
     "inputs": {
         "size": "pixels of the square input",
         "crop_mm": "side of the square that it shows",
         "trim_mm": "of a crop's lower and upper end that is no input",
+        "neighbours": "slices that are channels; more than 3 for sequences alone",
+        "mask": "the vertebra's mask is one more channel, for sequences alone",
+    },
+    "sequence": {
+        "positions": "slices of a vertebra that are looked at, at most",
+        "drawn": "of these in training, each time",
+        "pooling": "whether positions read each other",
+        "frozen": "train the heads alone, on features that are kept",
+        "head_epochs": "draws of the patients for the heads, in each round",
     },
     "model": {
         "patch": "pixels, of a model made without --model",
@@ -140,6 +174,8 @@ _SETTINGS: dict[str, dict[str, str]] = {
     },
 }
 """The fields of `RunConfig` that have a flag, and what `--help` says of them."""
+_CHOICES = {"order": ORDERS, "pooling": POOLINGS}
+"""Of those that are no numbers."""
 
 
 _LOCALIZER_SETTINGS = {
@@ -162,16 +198,24 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         kinds = {entry.name: entry.type for entry in fields(getattr(defaults, part))}
         for name, told in settings.items():
             value = getattr(getattr(defaults, part), name)
+            flag = f"--{name.replace('_', '-')}"
+            if kinds[name] is bool:
+                group.add_argument(flag, action="store_const", const=True, help=told)
+                continue
             group.add_argument(
-                f"--{name.replace('_', '-')}",
-                type=float if kinds[name] is float else int,
-                metavar="N",
+                flag,
+                type=float if kinds[name] is float else str if name in _CHOICES else int,
+                choices=_CHOICES.get(name),
+                metavar=None if name in _CHOICES else "N",
                 help=told if value is None else f"{told} (default preset: {value})",
             )
 
 
 def _boost(options: argparse.Namespace) -> int:
+    from training.blending import boost_folds
     from training.boosting import boost
+    from training.journal import summarise
+    from training.ranks import is_first, joined_ranks
 
     given: dict[str, dict[str, Any]] = {
         part: {name: value for name in names if (value := getattr(options, name)) is not None}
@@ -182,14 +226,35 @@ def _boost(options: argparse.Namespace) -> int:
         config = replace(config, recipe=options.recipe)
     if options.seed is not None:
         config = replace(config, seed=options.seed)
-    boost(StudyStore.open(options.store), RunFolder(options.run), config, options.model)
-    print(f"model: {RunFolder(options.run).model}")
+    store, run = StudyStore.open(options.store), RunFolder(options.run)
+    with joined_ranks():
+        if options.folds:
+            boost_folds(store, run, config, options.model, options.folds)
+            rows: Rows = [("folds", options.folds)]
+            made = {"out_of_fold": run.path / OUT_OF_FOLD}
+        else:
+            boost(store, run, config, options.model)
+            rows, made = summarise(run), {"model": run.model}
+        if is_first():
+            tell_summary("boost", rows, options, made)
+    return 0
+
+
+def _blend(options: argparse.Namespace) -> int:
+    from training.blending import blend
+
+    runs = [RunFolder(path) for path in options.runs]
+    found = blend(StudyStore.open(options.store), RunFolder(options.out), runs)
+    rows: Rows = [("studies that no run trained on", found.studies), ("loss", found.loss)]
+    for name, weight, loss in zip(found.names, found.weights, found.losses, strict=True):
+        rows.append((name, f"weight {weight:.3f}, alone {loss:.4f}"))
+    if options.json:
+        rows = list(asdict(found).items())
+    tell_summary("blend", rows, options, {"blend": options.out})
     return 0
 
 
 def _localizer(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from training.level_scores import show_scores
     from training.localizer import train_localizer
 
@@ -198,52 +263,60 @@ def _localizer(options: argparse.Namespace) -> int:
     }
     config = replace(LOCALIZER_PRESETS[options.preset], **given)
     card = train_localizer(StudyStore.open(options.store), options.out, config)
+    rows: Rows = [("levels named wrongly", card.misnamed)]
     if options.json:
-        print(json.dumps(card.to_json()))
-        return 0
-    Console().print(show_scores(card))
-    print(f"levels named wrongly: {card.misnamed}")
-    print(f"localizer: {options.out}")
+        rows.append(("card", card.to_json()))
+    else:
+        result_console().print(show_scores(card))
+    tell_summary("localizer", rows, options, {"localizer": options.out})
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from training.evaluate import evaluate, show
 
     found = evaluate(StudyStore.open(options.store), RunFolder(options.run))
     if options.json:
-        print(json.dumps(asdict(found)))
+        tell_summary("evaluate", list(asdict(found).items()), options)
         return 0
-    Console().print(show(found))
-    low, high = found.gain_interval
-    print(f"below the best constant by {found.gain:.3f}, 95 % interval {low:.3f} to {high:.3f}")
+    for table in show(found):
+        result_console().print(table)
+    tell_summary("evaluate", found.rows(), options)
     print(found.verdict)
     return 0
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from training.answers import explain_studies
     from training.cohort import read_cohort
-    from training.predict import predict_studies, read_calibration, write_submission, write_table
-    from training.progress import StageProgress, say_event
+    from training.members import read_members
+    from training.predict import predict_studies, write_submission, write_table
+    from training.sequence_inputs import warn_of
 
     run, store = RunFolder(options.run), StudyStore.open(options.store)
     studies = read_cohort(store)
     crops = sum(len(study.vertebrae) for study in studies)
     with StageProgress("read studies", crops, "crops") as progress:
-        predictions = predict_studies(store, run, studies, progress.advance)
-    by_prior = int(predictions.by_prior.sum())
-    say_event("predict", studies=len(studies), levels_without_crop_by_prior=by_prior)
-    table = options.out
+        predictions = predict_studies(store, run, studies, progress.advance, stacked=options.stack)
+    if options.stack:
+        predictions = predictions.of_stack(run)
+    rows: Rows = [("studies", len(studies))]
+    rows.append(("levels_without_crop_by_prior", int(predictions.by_prior.sum())))
+    for study in studies:
+        if reasons := warn_of(study.vertebrae):
+            say_event("warning", study=study.study, reasons="; ".join(reasons))
+    made = {"table": options.out}
     if options.submission:
-        table = options.out.with_suffix(".table.csv")
-        priors = read_calibration(run).priors
+        made = {"submission": options.out, "table": options.out.with_suffix(".table.csv")}
+        priors = read_members(run)[0].calibration().priors
         counts = write_submission(predictions, priors, options.submission, options.out)
-        say_event("submission", **counts)
-        print(f"submission: {options.out}")
-    write_table(predictions, table)
-    print(f"table: {table}")
+        rows += counts.items()
+    write_table(predictions, made["table"])
+    if options.explain:
+        with StageProgress("explain", len(studies), "studies") as progress:
+            explain_studies(store, run, studies, predictions, options.explain, progress.advance)
+        made["pages"] = options.explain
+    tell_summary("predict", rows, options, made)
     return 0
 
 
@@ -251,13 +324,16 @@ def _report(options: argparse.Namespace) -> int:
     from training.report import render_report
 
     page, evaluation = render_report(RunFolder(options.run))
+    data = page.encode()
     try:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(page)
+        options.out.write_bytes(data)
     except OSError as error:
-        raise UsageError("config-invalid", f"{error.strerror}", key=str(options.out)) from None
-    print(evaluation.verdict)
-    print(f"report: {options.out}")
+        reason = f"cannot be written: {error.strerror}"
+        raise UsageError("config-invalid", reason, key=str(options.out)) from None
+    if not options.json:
+        print(evaluation.verdict)
+    tell_summary("report", [("bytes", len(data))], options, {"report": options.out})
     return 0
 
 

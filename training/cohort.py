@@ -36,6 +36,8 @@ class Vertebra:
         For each slice of the crop, whether it shows the fracture; None where nobody said.
     boxes : mapping of int to tuple of float
         By slice, where its fracture was drawn: x, y, width and height in pixels of the crop.
+    masked : bool
+        Whether its mask is stored.
     """
 
     study: str
@@ -45,6 +47,7 @@ class Vertebra:
     fractured: int | None
     seen: tuple[int | None, ...]
     boxes: Mapping[int, Rectangle]
+    masked: bool = False
 
     @property
     def path(self) -> str:
@@ -55,6 +58,11 @@ class Vertebra:
     def layout(self) -> ArrayLayout:
         """Of its array; with it the shard is one request."""
         return ArrayLayout(self.shape, "int16")
+
+    @property
+    def mask_path(self) -> str:
+        """Key of its mask below ``volumes.zarr``."""
+        return f"{self.study}/{self.level}/labels/vertebra/0"
 
     def slices(self, trim_mm: float) -> range:
         """The slices that are inputs: all but `trim_mm` at either end, at least the middle one."""
@@ -163,6 +171,7 @@ def _read_vertebrae(store: StudyStore) -> dict[str, list[Vertebra]]:
             fractured=row["fractured"],
             seen=tuple(known.get(i) for i in range(z)),
             boxes=boxes.get((row["study"], row["level"]), {}),
+            masked=row["masked"],
         )
         found.setdefault(row["study"], []).append(vertebra)
     return {

@@ -1,84 +1,85 @@
-"""Pictures of test slices for the report: what the model found, missed, and took for broken.
+"""Test cases for the report: what the model found best, missed worst, and took for broken.
 
-Each is the middle channel of the very input that had the largest logit of its vertebra.
+Each is one vertebra, told by the slice that counted most, as the model saw it, and by the heat map
+over it. A heat map shows what moved the model, not what is broken.
 """
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import matplotlib.image
-import numpy as np
-from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from storage_schemas.vertebrae import CERVICAL
 from training.cohort import Study
 from training.config import InputConfig
-from training.inputs import gather_slices, make_pixels, plain_pose
+from training.readings import KeySlice, read_study
 from training.runs import EXAMPLES, RunFolder
 from training.scoring import LevelScores
 from training.shards import RoundShards
+from training.study_page import grey, shade
 
 KINDS = ("found", "missed", "false alarm")
 SHOWN = 6
-"""Pictures of each kind."""
+"""Cases of each kind."""
+LIST = f"{EXAMPLES}/examples.json"
 
 
 @dataclass(frozen=True)
 class Example:
-    """One picture.
+    """One case.
 
     Parameters
     ----------
     kind : str
         From `KINDS`: broken and scored high, broken and scored low, whole and scored high.
     rank : float
-        Pictures of the largest rank are shown.
+        Cases of the largest rank are shown.
     score : float
         Of its vertebra, in logits.
-    level : str
-    tile : ndarray, shape (size, size), uint8
+    study, level : str
+    key : KeySlice or None
+        None until it is drawn.
     """
 
     kind: str
     rank: float
     score: float
+    study: str
     level: str
-    tile: NDArray[np.uint8]
+    key: KeySlice | None = None
 
 
 @dataclass
-class ExampleTiles:
-    """Collects pictures while studies are scored.
+class ExampleCases:
+    """Collects cases while studies are scored."""
 
-    Parameters
-    ----------
-    inputs : InputConfig
-    """
-
-    inputs: InputConfig
     examples: list[Example] = field(default_factory=list)
 
-    def look(self, shards: RoundShards, studies: Sequence[Study], scores: LevelScores) -> None:
-        """Take the best pictures of these studies, and keep the best of all."""
+    def look(
+        self,
+        model: PreTrainedModel,
+        inputs: InputConfig,
+        shards: RoundShards,
+        studies: Sequence[Study],
+        scores: LevelScores,
+    ) -> None:
+        """Take the best cases of these studies, keep the best of all, and draw those of here."""
         rows = {study.study: row for row, study in enumerate(studies)}
-        for crop, vertebra in enumerate(shards.vertebrae):
-            place = rows[vertebra.study], CERVICAL.index(vertebra.level)
-            score, peak = float(scores.score[place]), scores.peak[place]
+        for vertebra in shards.vertebrae:
+            score = float(scores.score[rows[vertebra.study], CERVICAL.index(vertebra.level)])
             for kind in ("found", "missed") if vertebra.fractured else ("false alarm",):
                 rank = -score if kind == "missed" else score
-                tile = self._draw(shards, crop, int(peak))
-                self.examples.append(Example(kind, rank, score, vertebra.level, tile))
-        kept = []
-        for kind in KINDS:
-            mine = [example for example in self.examples if example.kind == kind]
-            kept += sorted(mine, key=lambda example: -example.rank)[:SHOWN]
-        self.examples = kept
-
-    def _draw(self, shards: RoundShards, crop: int, z: int) -> NDArray[np.uint8]:
-        batch = gather_slices(shards, np.array([crop]), np.array([z]))
-        pixels = make_pixels(batch, self.inputs, plain_pose(1))[0, 1].numpy()
-        return np.rint(255 * pixels).astype(np.uint8)
+                self.examples.append(Example(kind, rank, score, vertebra.study, vertebra.level))
+        self.examples = [
+            example if example.key else _draw(model, inputs, shards, example)
+            for kind in KINDS
+            for example in sorted(
+                (example for example in self.examples if example.kind == kind),
+                key=lambda example: -example.rank,
+            )[:SHOWN]
+        ]
 
     def write(self, run: RunFolder) -> None:
         """Write the pictures and a list of them into the run folder, in place of older ones."""
@@ -87,10 +88,21 @@ class ExampleTiles:
         folder.mkdir()
         listed = []
         for number, example in enumerate(self.examples):
-            name = f"{number:02}.png"
-            matplotlib.image.imsave(
-                folder / name, example.tile, cmap="gray", vmin=0, vmax=255, format="png"
-            )
-            entry = {"kind": example.kind, "level": example.level, "score": example.score}
-            listed.append(entry | {"file": name})
-        run.write(f"{EXAMPLES}/examples.json", listed)
+            entry = {name: getattr(example, name) for name in ("kind", "study", "level", "score")}
+            if example.key:
+                pictures = {"plain": grey(example.key.picture), "heat": shade(example.key)}
+                for name, picture in pictures.items():
+                    entry[name] = f"{number:02}-{name}.png"
+                    matplotlib.image.imsave(folder / entry[name], picture, format="png")
+            listed.append(entry)
+        run.write(LIST, listed)
+
+
+def _draw(
+    model: PreTrainedModel, inputs: InputConfig, shards: RoundShards, example: Example
+) -> Example:
+    (reading,) = read_study(model, inputs, shards, example.study, [example.level])
+    weights = dict(
+        zip(reading.slices, zip(reading.weights, reading.logits, strict=True), strict=True)
+    )
+    return replace(example, key=max(reading.keys, key=lambda key: weights[key.z]))

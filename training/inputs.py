@@ -1,4 +1,4 @@
-"""Three neighbouring native slices in, one square input out, batched, on the model's device.
+"""Native slices in, one square input out, batched, on the model's device.
 
 Window, crop, resize and augmentation are one pass: every output pixel looks up its place in the
 native slice, in mm from the crop's centre, so nothing is resampled twice and the spacing of the
@@ -18,9 +18,6 @@ from torch.nn import functional
 from storage_schemas.crops import AIR_HU
 from training.config import AugmentConfig, InputConfig
 from training.shards import RoundShards
-
-CHANNELS = (-1, 0, 1)
-"""The neighbours of a slice that are its channels; beyond the crop, its last slice again."""
 
 _OVERSAMPLE = 2
 """Looks an output pixel takes along each axis, so that thin lines do not fall between two."""
@@ -82,32 +79,62 @@ def index_slices(
     )
 
 
-def gather_slices(shards: RoundShards, crop: NDArray[np.int64], z: NDArray[np.int64]) -> Batch:
-    """Copy native slices and their neighbours into one batch.
+def order_neighbours(count: int) -> tuple[int, ...]:
+    """The neighbours of a slice that are its channels, the three middle ones first.
+
+    So the first three channels are those of any model of three, and channel 1 is the slice.
+    """
+    outer = range(2, count // 2 + 1)
+    return (-1, 0, 1, *(sign * away for away in outer for sign in (-1, 1)))
+
+
+def gather_slices(
+    shards: RoundShards,
+    crop: NDArray[np.int64],
+    z: NDArray[np.int64],
+    neighbours: int = 3,
+    *,
+    mask: bool = False,
+) -> Batch:
+    """Copy native slices and their neighbours into one batch; beyond a crop, its last slice again.
 
     Returns
     -------
     dict
-        ``hu`` (batch, 3, rows, columns), int16, filled up with air; ``shape`` (batch, 2), the rows
-        and columns that are real; ``spacing_mm`` (batch, 2), of rows and columns; ``box``
-        (batch, 4), x, y, width and height of the fracture in pixels, NaN where none was drawn.
+        ``hu`` (batch, neighbours, rows, columns), int16, filled up with air; ``shape`` (batch, 2),
+        the rows and columns that are real; ``spacing_mm`` (batch, 2), of rows and columns; ``box``
+        (batch, 4), x, y, width and height of the fracture in pixels, NaN where none was drawn;
+        where `mask` asks for it, ``mask`` (batch, 1, rows, columns), uint8.
     """
-    crops = [shards.crop(index) for index in crop]
-    chosen = [shards.vertebrae[index] for index in crop]
-    shape = np.array([voxels.shape[1:] for voxels in crops])
-    spacing = np.array([vertebra.spacing_mm[1:] for vertebra in chosen], np.float32)
-    nowhere = (math.nan,) * 4
-    boxes = [vertebra.boxes.get(int(i), nowhere) for vertebra, i in zip(chosen, z, strict=True)]
-    hu = np.full((len(crops), len(CHANNELS), *shape.max(axis=0)), AIR_HU, np.int16)
-    for row, (voxels, middle) in enumerate(zip(crops, z, strict=True)):
-        near = np.clip(middle + np.array(CHANNELS), 0, len(voxels) - 1)
-        hu[row, :, : voxels.shape[1], : voxels.shape[2]] = voxels[near]
-    return {
+    shape = shards.shapes[crop, 1:]
+    around = np.array(order_neighbours(neighbours))
+    hu = np.full((len(crop), neighbours, *shape.max(axis=0)), AIR_HU, np.int16)
+    inside = np.zeros((len(crop), 1, *hu.shape[2:]) if mask else 0, np.uint8)
+    boxes = np.full((len(crop), 4), np.nan, np.float32)
+    for row, (index, middle) in enumerate(zip(crop.tolist(), z.tolist(), strict=True)):
+        voxels = shards.crop(index)
+        _, height, width = voxels.shape
+        hu[row, :, :height, :width] = _neighbours(voxels, middle, around)
+        if mask:
+            inside[row, 0, :height, :width] = shards.mask(index)[middle]
+        if box := shards.vertebrae[index].boxes.get(middle):
+            boxes[row] = box
+    masks = {"mask": torch.from_numpy(inside)} if mask else {}
+    return masks | {
         "hu": torch.from_numpy(hu),
         "shape": torch.from_numpy(shape),
-        "spacing_mm": torch.from_numpy(spacing),
-        "box": torch.tensor(boxes, dtype=torch.float32),
+        "spacing_mm": torch.from_numpy(shards.spacings_mm[crop, 1:]),
+        "box": torch.from_numpy(boxes),
     }
+
+
+def _neighbours(
+    voxels: NDArray[np.int16], middle: int, around: NDArray[np.int64]
+) -> NDArray[np.int16]:
+    """The slices around one, its last again beyond the crop; three that lie inside are a view."""
+    if len(around) == 3 and 0 < middle < len(voxels) - 1:
+        return voxels[middle - 1 : middle + 2]
+    return voxels[np.clip(middle + around, 0, len(voxels) - 1)]
 
 
 def plain_pose(count: int) -> Pose:
@@ -139,11 +166,17 @@ def make_pixels(batch: Batch, inputs: InputConfig, pose: Pose) -> Tensor:
 
     Returns
     -------
-    Tensor, shape (batch, 3, size, size), float32
-        Windowed to 0..1; a model wants them through `normalise`.
+    Tensor, shape (batch, channels, size, size), float32
+        Windowed to 0..1, and the share of each pixel that the mask covers where it is a channel; a
+        model wants them through `normalise`.
     """
-    width = inputs.high_hu - inputs.low_hu
-    windowed = batch["hu"].float().sub(inputs.low_hu).div(width).clamp(0, 1)
+    hu = batch["hu"].float()
+    if len(inputs.windows) > 1:
+        hu = hu[:, order_neighbours(3).index(0), None]
+    low, high = torch.tensor(inputs.windows, device=hu.device).view(-1, 2, 1, 1).unbind(1)
+    windowed = hu.sub(low).div(high - low).clamp(0, 1)
+    if inputs.mask:
+        windowed = torch.cat([windowed, batch["mask"].float()], dim=1)
     grid = _look_up(batch, inputs, pose, inputs.size * _OVERSAMPLE)
     pixels = functional.grid_sample(windowed, grid, align_corners=False)
     return functional.avg_pool2d(pixels, _OVERSAMPLE)
@@ -158,10 +191,15 @@ def vary_intensity(pixels: Tensor, augment: AugmentConfig, generator: torch.Gene
 
 
 def normalise(pixels: Tensor, inputs: InputConfig) -> Tensor:
-    """Pictures of 0..1 to what the model wants: ``(pixels - mean) / std`` of each channel."""
-    mean = torch.tensor(inputs.mean, device=pixels.device).view(1, -1, 1, 1)
-    std = torch.tensor(inputs.std, device=pixels.device).view(1, -1, 1, 1)
-    return pixels.sub(mean).div(std)
+    """Pictures of 0..1 to what the model wants: ``(pixels - mean) / std`` of each channel.
+
+    A mask stays as it is.
+    """
+    more, mask = inputs.neighbours - 3, [0.0] * inputs.mask
+    mean = [*inputs.mean, *[sum(inputs.mean) / 3] * more, *mask]
+    std = [*inputs.std, *[sum(inputs.std) / 3] * more, *(1 + zero for zero in mask)]
+    each = [torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (mean, std)]
+    return pixels.sub(each[0]).div(each[1])
 
 
 def cover_patches(batch: Batch, inputs: InputConfig, pose: Pose, patches: int) -> Tensor:

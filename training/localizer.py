@@ -22,9 +22,10 @@ from torch import Tensor
 from storage_schemas.canonical import sha256_json
 from storage_schemas.errors import RunError, UsageError
 from storage_schemas.localizer import LocalizerCard
+from storage_schemas.progress import StageProgress
 from storage_schemas.store import StudyStore
-from training.config import LocalizerConfig
 from training.level_scores import Finding, guess_constant, judge_classes, judge_guess, score_levels
+from training.localizer_config import LocalizerConfig
 from training.localizer_state import LocalizerTraining, SavedTraining
 from training.onnx_file import export_network, write_localizer
 from training.overviews import (
@@ -37,7 +38,6 @@ from training.overviews import (
     vary_hu,
 )
 from training.place_loss import Places, draw_places, place_loss
-from training.progress import StageProgress
 from training.unet import LocalizerNetwork
 
 PACKAGES = ("cspine", "torch", "monai", "onnx", "onnxruntime")

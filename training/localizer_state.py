@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from storage_schemas.errors import UsageError
-from training.config import LocalizerConfig
+from training.localizer_config import LocalizerConfig
 from training.unet import LocalizerNetwork, build_network
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -81,16 +81,6 @@ def best_constants(labels: ArrayLike) -> Floats:
     return cast(Floats, (weights * _table(labels)).sum(axis=0) / weights.sum(axis=0))
 
 
-def area_under_curve(labels: ArrayLike, scores: ArrayLike) -> float:
-    """The chance that a broken one scores above a whole one; NaN where either is missing."""
-    truth, values = np.asarray(labels) == 1, np.asarray(scores, np.float64)
-    broken, whole = values[truth], np.sort(values[~truth])
-    if not broken.size or not whole.size:
-        return float("nan")
-    below = np.searchsorted(whole, broken, "left") + np.searchsorted(whole, broken, "right")
-    return float(below.mean() / (2 * whole.size))
-
-
 def bootstrap_difference(
     losses: ArrayLike, others: ArrayLike, *, seed: int, draws: int = 10_000
 ) -> tuple[float, float]:

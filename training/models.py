@@ -28,16 +28,18 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from storage_schemas.errors import UsageError
+from storage_schemas.errors import RunError, UsageError
 from training.config import InputConfig, ModelConfig, inputs_from_json
+from training.runs import sync, unwritable
 
 LABEL = "fractured"
 PRIOR = 0.05
 """How probable a new model holds a fracture in any slice."""
 _INPUTS_KEY = "cspine_inputs"
-_UNREADABLE = (
+UNREADABLE = (
     OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError, UsageError,
 )  # fmt: skip
+"""What transformers raises at a folder that is no model."""
 _ONE_LOGIT: Mapping[str, Any] = {
     "num_labels": 1,
     "id2label": {0: LABEL},
@@ -58,6 +60,7 @@ def build_model(config: ModelConfig, inputs: InputConfig, seed: int) -> PreTrain
     UsageError
         ``config-invalid`` where its patches do not fill the input.
     """
+    _check_channels(inputs)
     if inputs.size % config.patch:
         raise UsageError(
             "config-invalid", f"patches of {config.patch} px do not fill {inputs.size} px"
@@ -124,42 +127,75 @@ def start_model(
         ``model-invalid`` where the folder is no such checkpoint, has only pickled weights, or
         lacks weights of the encoder.
     """
-    _check_folder(folder)
+    check_folder(folder)
+    _check_channels(inputs)
     torch.manual_seed(seed)
     try:
         config = AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **_ONE_LOGIT
         )
-        model, missing = _from_pretrained(folder, config=config, ignore_mismatched_sizes=True)
-    except _UNREADABLE as error:
-        raise _invalid(folder, _said(error)) from None
+        model, missing = _from_pretrained(
+            folder, AutoModelForImageClassification, config=config, ignore_mismatched_sizes=True
+        )
+    except UNREADABLE as error:
+        raise model_invalid(folder, _said(error)) from None
     if missing := [name for name in missing if not name.startswith("classifier.")]:
-        raise _invalid(folder, f"{len(missing)} weights of the encoder are not there: {missing[0]}")
+        detail = f"{len(missing)} weights of the encoder are not there: {missing[0]}"
+        raise model_invalid(folder, detail)
     size = getattr(config, "image_size", inputs.size)
     if not isinstance(size, int):
-        raise _invalid(folder, f"its input is {size}, not a square")
-    return _mend(model), replace(inputs, size=size, **_normalisation(folder))
+        raise model_invalid(folder, f"its input is {size}, not a square")
+    return _mend(model), replace(inputs, size=size, **read_normalisation(folder))
 
 
-def load_model(folder: Path) -> tuple[PreTrainedModel, InputConfig]:
+def read_model_type(folder: Path) -> str:
+    """The ``model_type`` of a folder's config.json; empty where there is none to be read."""
+    try:
+        return str(json.loads((folder / "config.json").read_text())["model_type"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether `save_model` wrote the folder, so that its head knows of fractures already."""
+    path = folder / "preprocessor_config.json"
+    try:
+        return _INPUTS_KEY in json.loads(path.read_text())
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def load_model(
+    folder: Path, kind: Any = AutoModelForImageClassification
+) -> tuple[PreTrainedModel, InputConfig]:
     """Reload a folder written by `save_model`, every weight of it.
+
+    Parameters
+    ----------
+    folder : Path
+    kind : type
+        With the ``from_pretrained`` of its models; slice models by default.
 
     Raises
     ------
     UsageError
-        ``model-invalid`` where a weight is missing, spare or of another shape.
+        ``model-invalid`` where a weight is missing, spare or of another shape, or where the inputs
+        are not those of the model.
     """
-    _check_folder(folder)
+    check_folder(folder)
     try:
         document = json.loads((folder / "preprocessor_config.json").read_text())
         inputs = inputs_from_json(document[_INPUTS_KEY])
-        model, wrong = _from_pretrained(folder)
-    except _UNREADABLE as error:
-        raise _invalid(folder, _said(error)) from None
+        model, wrong = _from_pretrained(folder, kind)
+    except UNREADABLE as error:
+        raise model_invalid(folder, _said(error)) from None
     if wrong:
-        raise _invalid(folder, f"{len(wrong)} weights do not fit, first {wrong[0]}")
+        raise model_invalid(folder, f"{len(wrong)} weights do not fit, first {wrong[0]}")
     if (size := getattr(model.config, "image_size", inputs.size)) != inputs.size:
-        raise _invalid(folder, f"it sees {size} px, its inputs have {inputs.size}")
+        raise model_invalid(folder, f"it sees {size} px, its inputs have {inputs.size}")
+    seen = getattr(model.config, "encoder", model.config).num_channels
+    if seen != inputs.channels:
+        raise model_invalid(folder, f"it sees {seen} channels, its inputs have {inputs.channels}")
     return _mend(model), inputs
 
 
@@ -183,13 +219,26 @@ def save_model(
         The model card, Markdown.
     documents : mapping
         Further JSON documents by file name.
+
+    Raises
+    ------
+    RunError
+        ``run-unwritable`` where the disk is full or fails; what stood there is intact.
     """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    for name, document in {"preprocessor_config.json": _preprocessor(inputs), **documents}.items():
-        (partial / name).write_text(json.dumps(document, indent=2) + "\n")
-    (partial / "README.md").write_text(card)
+    documents = {"preprocessor_config.json": _preprocessor(inputs), **documents}
+    try:
+        with unwritable(folder):
+            model.save_pretrained(partial)
+            for name, document in documents.items():
+                (partial / name).write_text(json.dumps(document, indent=2) + "\n")
+            (partial / "README.md").write_text(card)
+            for path in partial.iterdir():
+                sync(path)
+    except RunError:
+        shutil.rmtree(partial, ignore_errors=True)  # it takes room that is needed
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
@@ -205,9 +254,9 @@ def _preprocessor(inputs: InputConfig) -> dict[str, Any]:
     return document | {"image_processor_type": "ViTImageProcessor", _INPUTS_KEY: asdict(inputs)}
 
 
-def _from_pretrained(folder: Path, **options: Any) -> tuple[PreTrainedModel, list[str]]:
+def _from_pretrained(folder: Path, kind: Any, **options: Any) -> tuple[PreTrainedModel, list[str]]:
     """The model, and the names of all weights that did not come from the folder as they stand."""
-    model, info = AutoModelForImageClassification.from_pretrained(
+    model, info = kind.from_pretrained(
         folder,
         local_files_only=True,
         trust_remote_code=False,
@@ -218,10 +267,15 @@ def _from_pretrained(folder: Path, **options: Any) -> tuple[PreTrainedModel, lis
     wrong = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
     if not options:
         wrong |= set(info["unexpected_keys"])
+    return own_memory(model), sorted(wrong)
+
+
+def own_memory(model: PreTrainedModel) -> PreTrainedModel:
+    """Copy every weight out of the file that it was mapped from."""
     for tensor in (*model.parameters(), *model.buffers()):
         # Views of the file need not be aligned, and sums then come in another order.
         tensor.data = tensor.data.clone()
-    return model, sorted(wrong)
+    return model
 
 
 def _mend(model: PreTrainedModel) -> PreTrainedModel:
@@ -235,15 +289,22 @@ def _mend(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _check_folder(folder: Path) -> None:
+def _check_channels(inputs: InputConfig) -> None:
+    if inputs.channels != 3:
+        raise UsageError("config-invalid", "a slice model sees three neighbours and no mask")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder without a configuration, or with pickled weights only."""
     if not (folder / "config.json").is_file():
-        raise _invalid(folder, "there is no config.json")
+        raise model_invalid(folder, "there is no config.json")
     if not list(folder.glob("*.safetensors")):
-        raise _invalid(folder, "there is no safetensors file, and pickled weights are not read")
+        detail = "there is no safetensors file, and pickled weights are not read"
+        raise model_invalid(folder, detail)
 
 
-def _normalisation(folder: Path) -> dict[str, Any]:
-    """The checkpoint's own mean and std, where it says so."""
+def read_normalisation(folder: Path) -> dict[str, Any]:
+    """The checkpoint's own ``mean`` and ``std``, where it says so."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return {}
@@ -255,9 +316,9 @@ def _normalisation(folder: Path) -> dict[str, Any]:
             if theirs in document
         }
     except (ValueError, TypeError) as error:
-        raise _invalid(folder, f"preprocessor_config.json: {error}") from None
+        raise model_invalid(folder, f"preprocessor_config.json: {error}") from None
     if any(len(values) != 3 for values in found.values()):
-        raise _invalid(folder, "its normalisation is not of three channels")
+        raise model_invalid(folder, "its normalisation is not of three channels")
     return found
 
 
@@ -265,5 +326,6 @@ def _said(error: Exception) -> str:
     return error.detail if isinstance(error, UsageError) else str(error)
 
 
-def _invalid(folder: Path, detail: str) -> UsageError:
+def model_invalid(folder: Path, detail: str) -> UsageError:
+    """The error about a folder that is no model, or not a whole one."""
     return UsageError("model-invalid", detail, key=str(folder))

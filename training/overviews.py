@@ -23,7 +23,7 @@ from storage_schemas.errors import StoreError, UsageError
 from storage_schemas.localizer import CLASSES
 from storage_schemas.objects import REQUESTS
 from storage_schemas.store import StudyStore
-from training.config import CubeAugmentConfig
+from training.localizer_config import CubeAugmentConfig
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,45 @@ as those of all: no weight is added, and the saved model is the plain one.
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 _ENOUGH = 3
 """Patches of a fracture that are to be worth a slice's whole logit, where a model takes means."""
+_BY_TOKEN, _BY_MEAN = ("vit", "dinov2"), ("resnet", "swin")
+"""Families whose pooled feature is a token, or the mean of the patches."""
 _INSIDE, _OUTSIDE = 0.15, 0.02
 """How much of a patch a box covers, at least and at most; what lies between is not judged."""
 _SHARPNESS = 1.5
 """Of the smooth maximum over patches."""
 _PATCH_WEIGHT = 0.3
 """Of each patch outside, beside the largest of its slice."""
+
+
+def has_places(encoder: PreTrainedModel) -> bool:
+    """Whether the classifier of an encoder's pooled features reads those of a patch as well."""
+    return encoder.config.model_type in (*_BY_TOKEN, *_BY_MEAN)
+
+
+def patch_logits(patches: Tensor, head: nn.Linear, encoder: PreTrainedModel) -> Tensor:
+    """The logit of each patch, shape (batch, patches), row by row.
+
+    Where a class token is read, it is what the classifier makes of the patch in place of the token.
+    Where the mean of the patches is read, it is the logit which it would have if as few patches as
+    `_ENOUGH` were like this one and the others said nothing.
+
+    Parameters
+    ----------
+    patches : Tensor, shape (batch, patches, features)
+    head : nn.Linear
+        The classifier, of one logit.
+    encoder : PreTrainedModel
+    """
+    if encoder.config.model_type in _BY_TOKEN:
+        return head(patches)[..., 0]
+    share = _ENOUGH / patches.shape[1]
+    return share * (patches @ head.weight[0]) + head.bias[0]
 
 
 class PatchReader:
@@ -54,19 +81,13 @@ class PatchReader:
             self._features = features.flatten(2).transpose(1, 2)
 
     def logits(self) -> Tensor:
-        """The logit of each patch of the last input, shape (batch, patches), row by row.
-
-        That of a ViT is what its classifier makes of the patch in place of the class token. A model
-        that takes the mean of its patches gets the logit which it would give if as few patches as
-        `_ENOUGH` were like this one and the others said nothing.
-        """
+        """The logit of each patch of the last input; see `patch_logits`."""
         if self._features is None:
             raise RuntimeError("the model did not run yet")
-        if self._model.config.model_type == "vit":
-            return self._model.classifier(self._features)[..., 0]
-        head = self._model.classifier[-1]
-        share = _ENOUGH / self._features.shape[1]
-        return share * (self._features @ head.weight[0]) + head.bias[0]
+        head = self._model.classifier
+        if not isinstance(head, nn.Linear):
+            head = head[-1]
+        return patch_logits(self._features, head, self._model)
 
 
 def box_loss(logits: Tensor, covered: Tensor, whole: Tensor) -> Tensor:

@@ -2,12 +2,13 @@
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from storage_schemas.annotations import STUDY_COLUMN, read_row_ids
 from storage_schemas.errors import UsageError
@@ -15,15 +16,19 @@ from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.calibration import Calibration
 from training.cohort import Study
-from training.models import load_model
-from training.runs import CALIBRATION, RunFolder
-from training.scoring import LevelScores, score_studies
+from training.config import InputConfig
+from training.kinds import load_any, score_any
+from training.members import Member, read_members
+from training.runs import STACK, RunFolder
+from training.scoring import LevelScores
 from training.shards import RoundShards, open_shards
+from training.stacking import Stack, mix
 
 _STUDIES_AT_ONCE = 64
 """Of which the voxels lie on the disk at the same time."""
 
-Look = Callable[[RoundShards, Sequence[Study], LevelScores], None]
+Floats = NDArray[np.float64]
+Look = Callable[[PreTrainedModel, InputConfig, RoundShards, Sequence[Study], LevelScores], None]
 
 
 @dataclass(frozen=True)
@@ -38,28 +43,39 @@ class Predictions:
     by_prior : ndarray, shape (studies,), int64
         Levels without a crop, which got the prior.
     scores : ndarray, shape (studies, 7), float64
-        Of C1 to C7, in logits; NaN where there is no crop.
+        Of C1 to C7, in logits; NaN where there is no crop. Of a blend those of its heaviest member.
+    stacked : ndarray, shape (studies, 8), float64, or None
+        The probabilities of the mixture of rounds, where it was asked for and there is one.
     """
 
     studies: tuple[str, ...]
-    probabilities: NDArray[np.float64]
+    probabilities: Floats
     by_prior: NDArray[np.int64]
-    scores: NDArray[np.float64]
+    scores: Floats
+    stacked: Floats | None = None
+
+    def of_stack(self, run: RunFolder) -> "Predictions":
+        """The same with the mixture's probabilities; UsageError ``config-invalid`` without one."""
+        if self.stacked is None:
+            reason = f"no {STACK}: fewer than two rounds were accepted"
+            raise UsageError("config-invalid", reason, key=str(run.path))
+        return replace(self, probabilities=self.stacked)
 
 
-def read_calibration(run: RunFolder) -> Calibration:
-    """Read the calibration of the model that a run offers.
+def read_stack(run: RunFolder) -> Stack | None:
+    """Read the mixture that a run offers beside its model; None where it has none.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where the run has no such model yet.
+        ``config-invalid`` where the document is damaged.
     """
-    document = run.read(f"{run.model.name}/{CALIBRATION}")
+    if not run.has(STACK):
+        return None
     try:
-        return Calibration.from_json(document)
-    except (TypeError, AttributeError) as error:
-        raise UsageError("config-invalid", f"{CALIBRATION}: {error}", key=str(run.path)) from None
+        return Stack.from_json(run.read(STACK))
+    except (TypeError, KeyError, ValueError) as error:
+        raise UsageError("config-invalid", f"{STACK}: {error}", key=str(run.path)) from None
 
 
 def predict_studies(
@@ -67,9 +83,11 @@ def predict_studies(
     run: RunFolder,
     studies: Sequence[Study],
     advance: Callable[[], None],
-    look: Look = lambda shards, studies, scores: None,
+    look: Look = lambda model, inputs, shards, studies, scores: None,
+    *,
+    stacked: bool = False,
 ) -> Predictions:
-    """Predict studies with the model that a run offers.
+    """Predict studies with what a run offers: one model, or a blend of several.
 
     Parameters
     ----------
@@ -80,7 +98,10 @@ def predict_studies(
     advance : callable
         Called after each crop is read.
     look : callable
-        Gets the voxels and the scores of a part of the studies, while both are there.
+        Gets the model (of a blend its heaviest), and the voxels and the scores of a part of the
+        studies, while both are there.
+    stacked : bool
+        Predict with the mixture of rounds as well, where there is one.
 
     Raises
     ------
@@ -89,22 +110,64 @@ def predict_studies(
     StoreError
         Of a shard that is missing or damaged.
     """
-    calibration = read_calibration(run)
-    model, inputs = load_model(run.model)
-    parts = []
+    members = [_load(member) for member in read_members(run)]
+    stack = read_stack(run) if stacked else None
+    rounds = (
+        []
+        if stack is None
+        else [
+            _load(Member(run.round_model(number), weight))
+            for number, weight in zip(stack.rounds, stack.weights, strict=True)
+        ]
+    )
+    masks = any(entry.inputs.mask for entry in (*members, *rounds))
+    scores, probabilities, mixed = [_no_rows(7)], [_no_rows(8)], [_no_rows(8)]
     for start in range(0, len(studies), _STUDIES_AT_ONCE):
         part = studies[start : start + _STUDIES_AT_ONCE]
-        with open_shards(store, part, run.path, advance) as shards:
-            scores = score_studies(model, inputs, shards, part)
-            look(shards, part, scores)
-        parts.append(scores.score)
-    scores_of_all = np.concatenate([*parts, np.empty((0, len(LABEL_COLUMNS) - 1))])
+        with open_shards(store, part, run.path, advance, masks=masks) as shards:
+            found = [entry.score(shards, part) for entry in members]
+            look(members[0].model, members[0].inputs, shards, part, found[0])
+            scores.append(found[0].score)
+            probabilities.append(_mix(members, found))
+            if rounds:
+                mixed.append(_mix(rounds, [entry.score(shards, part) for entry in rounds]))
     return Predictions(
         studies=tuple(study.study for study in studies),
-        probabilities=calibration.probabilities(scores_of_all),
-        by_prior=np.isnan(scores_of_all).sum(axis=1),
-        scores=scores_of_all,
+        probabilities=np.concatenate(probabilities),
+        by_prior=np.isnan(np.concatenate(scores)).sum(axis=1),
+        scores=np.concatenate(scores),
+        stacked=None if stack is None else np.concatenate(mixed),
     )
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A member in memory."""
+
+    weight: float
+    model: PreTrainedModel
+    inputs: InputConfig
+    calibration: Calibration
+
+    def score(self, shards: RoundShards, studies: Sequence[Study]) -> LevelScores:
+        return score_any(self.model, self.inputs, shards, studies)
+
+
+def _load(member: Member) -> _Loaded:
+    calibration = member.calibration()
+    return _Loaded(member.weight, *load_any(member.folder), calibration)
+
+
+def _mix(members: Sequence[_Loaded], scores: Sequence[LevelScores]) -> Floats:
+    tables = [
+        entry.calibration.probabilities(found.score, found.patient)
+        for entry, found in zip(members, scores, strict=True)
+    ]
+    return mix([entry.weight for entry in members], tables)
+
+
+def _no_rows(columns: int) -> Floats:
+    return np.empty((0, columns))
 
 
 def write_table(predictions: Predictions, path: Path) -> None:

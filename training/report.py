@@ -1,24 +1,49 @@
-"""One self-contained HTML page about a run: its score, its rounds, pictures."""
+"""One self-contained HTML page about an evaluated run: its score, its rounds, its cases, its card.
+
+All of it stands in the run folder already. Not here: scoring (`training.evaluate`), drawing
+(`training.plots`), and what the journals say (`training.journal`).
+"""
 
 import base64
-import io
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib
-import numpy as np
-from matplotlib.figure import Figure
+from markdown_it import MarkdownIt
 
 from storage_schemas.errors import UsageError
+from storage_schemas.pages import page_templates
 from storage_schemas.vertebrae import LABEL_COLUMNS
-from training.evaluate import BEST, MODEL, Evaluation
-from training.examples import KINDS
-from training.runs import EVALUATION, EXAMPLES, HISTORY, METRICS, SETTINGS, SPLITS, RunFolder
+from training.blending import fold_runs
+from training.cards import CARD
+from training.evaluate import BEST, FIGURES, HARDEST, MIXTURE, MODEL, Evaluation
+from training.examples import KINDS, LIST
+from training.journal import give_reason, read_curve
+from training.plots import (
+    plot_calibration,
+    plot_candidates,
+    plot_learning,
+    plot_losses,
+    plot_precision,
+    plot_roc,
+)
+from training.runs import (
+    BLEND,
+    EVALUATION,
+    EXAMPLES,
+    HISTORY,
+    ROUNDS,
+    SETTINGS,
+    SPLITS,
+    STACK,
+    RunFolder,
+)
 from training.splits import SIDES
 
-_BLUE, _ORANGE, _GREY = "#0072b2", "#e69f00", "#888888"
-"""Told apart by everyone (Okabe and Ito, Color Universal Design)."""
+SHOWN = 5
+"""Studies of the largest loss, and of the smallest, that are shown before all of them."""
+_HEADINGS = 2
+"""By how much those of the card sink below the page's own."""
 
 
 def render_report(run: RunFolder) -> tuple[str, Evaluation]:
@@ -27,7 +52,7 @@ def render_report(run: RunFolder) -> tuple[str, Evaluation]:
     Parameters
     ----------
     run : RunFolder
-        Trained and evaluated.
+        Trained and evaluated: a plain run, a run in folds, or a blend.
 
     Returns
     -------
@@ -39,81 +64,109 @@ def render_report(run: RunFolder) -> tuple[str, Evaluation]:
     Raises
     ------
     UsageError
-        ``config-invalid`` where the run was not evaluated yet.
+        ``config-invalid`` where the run was not evaluated yet, or by another version.
     """
-    if not run.has(EVALUATION):
-        raise UsageError(
-            "config-invalid", "RUN has no evaluation yet: evaluate it first", key=str(run.path)
+    evaluation = _read_evaluation(run)
+    splits, settings = run.read(SPLITS), run.read(SETTINGS)
+    exams = sorted(evaluation.exams, key=lambda exam: -exam["loss"])
+    page = (
+        page_templates("training")
+        .get_template("report.html.j2")
+        .render(
+            run=run.path.resolve().name,
+            store=settings["store"],
+            evaluation=asdict(evaluation),
+            verdict=evaluation.verdict,
+            names={"model": MODEL, "best": BEST, "hardest": HARDEST, "mixture": MIXTURE},
+            figures=FIGURES,
+            targets=LABEL_COLUMNS,
+            sides={side: len(splits[side]) for side in SIDES},
+            config=settings["config"],
+            start=settings["start"],
+            journals=[_journal(each, number) for number, each in enumerate(_parts(run))],
+            blend=run.read(BLEND) if run.has(BLEND) else None,
+            stack=run.read(STACK) if run.has(STACK) else None,
+            plots={
+                "losses": plot_losses(evaluation),
+                "calibration": plot_calibration(evaluation),
+                "roc": plot_roc(evaluation),
+                "precision": plot_precision(evaluation),
+            },
+            cases=_cases(run, evaluation),
+            exams=exams,
+            shown=SHOWN,
+            card=_card(run),
         )
-    evaluation = Evaluation.from_json(run.read(EVALUATION))
-    splits = run.read(SPLITS)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("training"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("report.html.j2").render(
-        evaluation=asdict(evaluation),
-        verdict=evaluation.verdict,
-        targets=LABEL_COLUMNS,
-        sides={side: len(splits[side]) for side in SIDES},
-        rounds=run.lines(HISTORY),
-        config=run.read(SETTINGS)["config"],
-        figures=[_draw_targets(evaluation), _draw_rounds(run)],
-        examples=_examples(run),
     )
     return page, evaluation
 
 
-def _draw_targets(evaluation: Evaluation) -> str:
-    """Bars of the loss of each target: the model and the best constants."""
-    figure = Figure((8, 3), layout="constrained")
-    axes = figure.subplots()
-    names = ["all", *LABEL_COLUMNS]
-    places = np.arange(len(names))
-    for shift, (rival, colour) in enumerate(((MODEL, _BLUE), (BEST, _GREY))):
-        losses = [evaluation.losses[rival][name] for name in names]
-        axes.bar(places + 0.4 * shift, losses, 0.38, color=colour, label=rival)
-    axes.set_xticks(places + 0.2, [name.removeprefix("patient_") for name in names])
-    axes.set_ylabel("weighted log loss")
-    axes.legend(frameon=False)
-    return _svg(figure)
+def _read_evaluation(run: RunFolder) -> Evaluation:
+    if not run.has(EVALUATION):
+        reason = "RUN has no evaluation yet: evaluate it first"
+        raise UsageError("config-invalid", reason, key=str(run.path))
+    try:
+        return Evaluation.from_json(run.read(EVALUATION))
+    except (KeyError, TypeError):
+        reason = f"{EVALUATION} is of another version: evaluate RUN again"
+        raise UsageError("config-invalid", reason, key=str(run.path)) from None
 
 
-def _draw_rounds(run: RunFolder) -> str:
-    """The training loss along the steps, and the guard's verdict after each round."""
-    figure = Figure((8, 3), layout="constrained")
-    axes = figure.subplots()
-    history = run.lines(HISTORY)
-    steps, losses, ends = [], [], [0]
-    for entry in history:
-        # A round that was killed and begun again left lines of both tries; the last ones count.
-        lines = {m["step"]: m for m in run.lines(METRICS) if m["round"] == entry["round"]}
-        steps += [ends[-1] + step for step in sorted(lines)]
-        losses += [lines[step]["loss"] for step in sorted(lines)]
-        ends.append(ends[-1] + max((line["steps"] for line in lines.values()), default=0))
-    axes.plot(steps, losses, color=_GREY, linewidth=1, label="training loss, slices")
-    guard = [entry["guard_loss"] for entry in history]
-    axes.plot(ends[1:], guard, "o-", color=_BLUE, label="guard loss, patients")
-    if history:
-        constant = history[-1]["guard_best_constant"]
-        axes.axhline(constant, color=_ORANGE, linestyle="--", label="best constant on the guard")
-    axes.set_xlabel("optimizer steps")
-    axes.set_ylabel("loss")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
-    return _svg(figure)
+def _parts(run: RunFolder) -> tuple[RunFolder, ...]:
+    """The runs whose rounds are told: its folds, or itself; a blend holds copies of models only."""
+    return fold_runs(run) or (() if run.has(BLEND) else (run,))
 
 
-def _svg(figure: Figure) -> str:
-    """A data URL of the figure; the same figure gives the same bytes."""
-    stream = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "cspine"}):
-        figure.savefig(stream, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(stream.getvalue()).decode()}"
+def _journal(run: RunFolder, number: int) -> dict[str, Any]:
+    """The rounds of a run, and how its loss went."""
+    rounds = run.lines(HISTORY)
+    return {
+        "name": run.path.name,
+        "planned": len(run.read(ROUNDS)),
+        "rounds": [entry | {"reason": give_reason(entry)} for entry in rounds],
+        "candidates": list(dict.fromkeys(name for entry in rounds for name in entry["candidates"])),
+        "guard": plot_candidates(rounds, f"guard-{number}") if rounds else "",
+        "learning": plot_learning(read_curve(run), f"learning-{number}"),
+    }
 
 
-def _examples(run: RunFolder) -> dict[str, list[dict[str, Any]]]:
-    listed = run.read(f"{EXAMPLES}/examples.json")
-    for entry in listed:
-        data = (run.path / EXAMPLES / entry["file"]).read_bytes()
-        entry["picture"] = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    return {kind: [entry for entry in listed if entry["kind"] == kind] for kind in KINDS}
+def _cases(run: RunFolder, evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
+    """The cases of each kind with their pictures, and the probability of each."""
+    said = {exam["study"]: exam["probabilities"] for exam in evaluation.exams}
+    cases: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+    for entry in run.read(LIST):
+        chance = said[entry["study"]][LABEL_COLUMNS.index(entry["level"])]
+        pictures = {name: _picture(run, entry[name]) for name in ("plain", "heat")}
+        cases[entry["kind"]].append(entry | pictures | {"chance": chance})
+    return cases
+
+
+def _picture(run: RunFolder, name: str) -> str:
+    """A data URL of one of the run's pictures."""
+    path = run.path / EXAMPLES / Path(name).name
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        reason = f"{error.strerror}: evaluate RUN again"
+        raise UsageError("config-invalid", reason, key=str(path)) from None
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def _card(run: RunFolder) -> str:
+    """The model card as HTML; its markup is Markdown's alone."""
+    folder = run.path if run.has(BLEND) else run.model
+    try:
+        text = (folder / CARD).read_text()
+    except OSError as error:
+        raise UsageError("config-invalid", f"{error.strerror}", key=str(folder / CARD)) from None
+    if text.startswith("---\n"):
+        _, _, text = text[4:].partition("\n---\n")
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    tokens = markdown.parse(text)
+    for token in tokens:
+        if token.type.startswith("heading"):
+            token.tag = f"h{min(6, int(token.tag[1]) + _HEADINGS)}"
+    html: str = markdown.renderer.render(tokens, markdown.options, {})
+    return html.replace("<table>", '<div class="wide"><table>').replace(
+        "</table>", "</table></div>"
+    )

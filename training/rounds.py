@@ -1,13 +1,16 @@
 """Which patients train in which round: planned from the tables alone, before training."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from training.cohort import Study
 from training.config import RunConfig
+
+Count = Callable[[Study], int]
 
 
 @dataclass(frozen=True)
@@ -19,30 +22,52 @@ class RoundPlan:
     number : int
         From 1.
     studies : tuple of str
-        All studies of the round's patients.
+        All studies of the round's new patients.
     slices : int
         Inputs in them.
+    replay : tuple of str
+        All studies of the patients of earlier rounds that come again.
+    replay_slices : int
+        Inputs in them.
+    steps : int
+        Of the optimizer, by the round's new inputs: what is replayed takes the place of new ones.
     """
 
     number: int
     studies: tuple[str, ...]
     slices: int
+    replay: tuple[str, ...]
+    replay_slices: int
+    steps: int
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""
-        return {"number": self.number, "slices": self.slices, "studies": list(self.studies)}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "RoundPlan":
         """Read what `to_json` wrote; raises KeyError or TypeError on anything else."""
-        return cls(document["number"], tuple(document["studies"]), document["slices"])
+        lists = {name: tuple(document[name]) for name in ("studies", "replay")}
+        return cls(**{**document, **lists})
 
 
-def plan_rounds(studies: Sequence[Study], config: RunConfig) -> tuple[RoundPlan, ...]:
+Patients = list[list[Study]]
+"""All studies of each patient."""
+
+
+def plan_rounds(
+    studies: Sequence[Study],
+    config: RunConfig,
+    count: Count,
+    *,
+    replay: float = 0.0,
+    one_round: bool = False,
+) -> tuple[RoundPlan, ...]:
     """Cut the training patients into rounds of about as many slices as the settings ask for.
 
     Patients are shuffled within strata (scanner, number of broken levels) and the strata are
-    spread evenly over the whole order, so that every round resembles the whole.
+    spread evenly over the whole order, so that every round resembles the whole. By ``train.order``
+    that is so of each site alone, and sites come one after another, in an order that is drawn.
 
     Parameters
     ----------
@@ -50,35 +75,97 @@ def plan_rounds(studies: Sequence[Study], config: RunConfig) -> tuple[RoundPlan,
         Of the training patients.
     config : RunConfig
         ``train.rounds`` keeps only the first ones.
+    count : callable
+        Inputs of a study that can be trained on.
+    replay : float
+        Share of a round's slices that come from patients of earlier rounds.
+    one_round : bool
+        Put all rounds into one, which has the steps of all of them.
     """
     generator = np.random.default_rng([config.seed, 1])
+    rounds = [
+        part
+        for site in _by_site(studies, config, generator)
+        for part in _cut(_spread(site, generator), config)
+    ][: config.train.rounds]
+    batch = config.train.batch_size * config.train.accumulation
+    steps = [
+        max(1, round(sum(map(count, _studies(part))) * config.train.epochs / batch))
+        for part in rounds
+    ]
+    if one_round:
+        rounds, steps = [list(chain.from_iterable(rounds))], [sum(steps)]
+    plans = []
+    for number, part in enumerate(rounds, start=1):
+        new = _studies(part)
+        slices = _count_slices(new, config)
+        earlier = list(chain.from_iterable(rounds[: number - 1]))
+        drawn = _spread(earlier, np.random.default_rng([config.seed, 2, number]))
+        again = _studies(_first(drawn, replay / (1 - replay) * slices, config))
+        plans.append(
+            RoundPlan(
+                number,
+                tuple(study.study for study in new),
+                slices,
+                tuple(study.study for study in again),
+                _count_slices(again, config),
+                steps[number - 1],
+            )
+        )
+    return tuple(plans)
+
+
+def _by_site(
+    studies: Sequence[Study], config: RunConfig, generator: np.random.Generator
+) -> list[Patients]:
+    """The patients of each site, or all of them as one."""
     by_patient: dict[str, list[Study]] = {}
     for study in sorted(studies, key=lambda study: study.study):
         by_patient.setdefault(study.patient, []).append(study)
-    strata: dict[tuple[str, int], list[str]] = {}
-    for patient, own in sorted(by_patient.items()):
+    patients = [own for _, own in sorted(by_patient.items())]
+    if config.train.order == "shuffled":
+        return [patients]
+    sites: dict[str, Patients] = {}
+    for own in patients:
+        sites.setdefault(own[0].scanner, []).append(own)
+    return [sites[name] for name in generator.permutation(sorted(sites)).tolist()]
+
+
+def _spread(patients: Patients, generator: np.random.Generator) -> Patients:
+    """Shuffle, so that every part of the order resembles the whole."""
+    strata: dict[tuple[str, int], Patients] = {}
+    for own in patients:
         key = (own[0].scanner, min(3, max(study.broken for study in own)))
-        strata.setdefault(key, []).append(patient)
-    places: list[tuple[float, str]] = []
-    for _, patients in sorted(strata.items()):
-        shuffled = generator.permutation(patients).tolist()
-        places += [
-            ((rank + generator.random()) / len(shuffled), name)
-            for rank, name in enumerate(shuffled)
-        ]
-    order = [name for _, name in sorted(places)]
-    slices = np.array([_count_slices(by_patient[name], config) for name in order])
+        strata.setdefault(key, []).append(own)
+    places: list[tuple[float, str, list[Study]]] = []
+    for _, mine in sorted(strata.items()):
+        order = generator.permutation(len(mine)).tolist()
+        for rank, index in enumerate(order):
+            place = (rank + generator.random()) / len(order)
+            places.append((place, mine[index][0].patient, mine[index]))
+    return [own for _, _, own in sorted(places, key=lambda place: place[:2])]
+
+
+def _cut(order: Patients, config: RunConfig) -> list[Patients]:
+    slices = np.array([_count_slices(own, config) for own in order])
     number = max(1, round(slices.sum() / config.train.slices_per_round))
     # A patient belongs to the round in which its middle slice falls.
     middles = np.cumsum(slices) - slices / 2
     rounds = np.minimum((middles * number / slices.sum()).astype(int), number - 1)
-    plans: list[RoundPlan] = []
-    for index in np.unique(rounds)[: config.train.rounds]:
-        mine = [study for name in np.array(order)[rounds == index] for study in by_patient[name]]
-        plans.append(
-            RoundPlan(len(plans) + 1, tuple(s.study for s in mine), _count_slices(mine, config))
-        )
-    return tuple(plans)
+    return [
+        [own for own, mine in zip(order, rounds, strict=True) if mine == index]
+        for index in np.unique(rounds)
+    ]
+
+
+def _first(order: Patients, slices: float, config: RunConfig) -> Patients:
+    """The first patients with about so many slices together."""
+    sizes = np.array([_count_slices(own, config) for own in order], int)
+    return order[: int((np.cumsum(sizes) - sizes / 2 < slices).sum())]
+
+
+def _studies(patients: Patients) -> list[Study]:
+    return [study for own in patients for study in own]
 
 
 def _count_slices(studies: Sequence[Study], config: RunConfig) -> int:

@@ -5,23 +5,30 @@
     RUN/
       run.json                settings, the STORE's URL, the checkpoint that it started from
       splits.json             the patients of each side, written before anything is trained
-      rounds.json             the patients of each round, likewise
-      rounds.jsonl            one line a finished round: what it saw, and how the guard judges it
-      metrics.jsonl           the training loss along the steps
-      rounds/01/ ...          the model after each round, with its calibration.json
+      rounds.json             the patients of each round, new and replayed, likewise
+      rounds.jsonl            one line a finished round: what it saw, and what was decided
+      metrics.jsonl           the training loss along the steps; tensorboard/ holds the same
+      rounds/01/ ...          the model after each accepted round, with its calibration.json
+      judged/01.json ...      what that model says of the calibration and the guard patients
+      round.safetensors       the round that is being trained, from which a killed run goes on
       model/                  the one that the run offers
+      stack.json              the mixture of rounds that is offered beside it
       evaluation.json         written by evaluate, read by report
       examples/               pictures of test slices, likewise
 """
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage_schemas.errors import UsageError
+from safetensors import SafetensorError
+
+from storage_schemas.errors import RunError, UsageError
 
 SETTINGS = "run.json"
 SPLITS = "splits.json"
@@ -31,6 +38,29 @@ METRICS = "metrics.jsonl"
 CALIBRATION = "calibration.json"
 EVALUATION = "evaluation.json"
 EXAMPLES = "examples"
+STACK = "stack.json"
+BLEND = "blend.json"
+FOLDS = "folds.json"
+OUT_OF_FOLD = "out-of-fold.csv"
+FEATURES = "features"
+VOXELS = "voxels-"
+"""How folders begin that hold a round's voxels while it is trained."""
+
+
+@contextmanager
+def unwritable(path: Path) -> Iterator[None]:
+    """Tell of a disk that is full or fails as RunError ``run-unwritable``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = f"cannot be written: {getattr(error, 'strerror', None) or error}"
+        raise RunError("run-unwritable", reason, key=str(path)) from None
+
+
+def sync(path: Path) -> None:
+    """See a file on the disk."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 @dataclass(frozen=True)
@@ -53,10 +83,31 @@ class RunFolder:
         """Folder of the model after a round."""
         return self.path / "rounds" / f"{number:02}"
 
+    @property
+    def checkpoint(self) -> Path:
+        """The round that is being trained, half-way."""
+        return self.path / "round.safetensors"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's events."""
+        return self.path / "tensorboard"
+
+    @staticmethod
+    def judged(number: int) -> str:
+        """Name of the document with what the model of a round says of the judges."""
+        return f"judged/{number:02}.json"
+
     def create(self) -> None:
-        """Make the folder; raises UsageError ``config-invalid`` where that cannot be."""
+        """Make the folder, and remove what a killed run could not.
+
+        Raises UsageError ``config-invalid`` where that cannot be.
+        """
         try:
-            (self.path / "rounds").mkdir(parents=True, exist_ok=True)
+            for part in ("rounds", "judged"):
+                (self.path / part).mkdir(parents=True, exist_ok=True)
+            for left in self.path.glob(f"{VOXELS}*"):
+                shutil.rmtree(left)
         except OSError as error:
             reason = f"the RUN folder cannot be made: {error.strerror}"
             raise UsageError("config-invalid", reason, key=str(self.path)) from None
@@ -78,12 +129,13 @@ class RunFolder:
         """Write a document, whole or not at all."""
         path = self.path / name
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(document, indent=1) + "\n")
-        partial.replace(path)
+        with unwritable(path):
+            partial.write_text(json.dumps(document, indent=1) + "\n")
+            partial.replace(path)
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Add a line to a journal, and see it on the disk."""
-        with (self.path / name).open("ab") as stream:
+        with unwritable(self.path / name), (self.path / name).open("ab") as stream:
             whole = (self.path / name).read_bytes().rfind(b"\n") + 1
             stream.truncate(whole)  # a line that a kill cut short would spoil this one
             stream.write(json.dumps(line).encode() + b"\n")

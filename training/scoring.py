@@ -45,10 +45,19 @@ class LevelScores:
         In logits; NaN where there is no crop.
     peak : ndarray, shape (studies, 7), int64
         The slice of the crop with the largest logit; -1 where there is no crop.
+    patient : ndarray, shape (studies,), float64, or None
+        What a model says of the whole patient, in logits, NaN where there is no crop; None of a
+        model that looks at one level at a time.
     """
 
     score: NDArray[np.float64]
     peak: NDArray[np.int64]
+    patient: NDArray[np.float64] | None = None
+
+    def rows(self, chosen: slice) -> "LevelScores":
+        """The scores of some of the studies."""
+        patient = None if self.patient is None else self.patient[chosen]
+        return LevelScores(self.score[chosen], self.peak[chosen], patient)
 
 
 @torch.no_grad()

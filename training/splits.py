@@ -74,6 +74,8 @@ def split_patients(studies: Iterable[Study], config: SplitConfig, seed: int) -> 
     shares = np.array([0.0, config.guard, config.calibration, config.test])
     shares[0] = 1 - shares.sum()
     sides = _stratify(strata.astype(bool), shares, np.random.default_rng(seed))
+    if config.fold:
+        sides = _hold_out(strata.astype(bool), sides, config, seed)
     for number, side in enumerate(SIDES):
         whole, hurt = np.bincount(labels[sides == number, 0], minlength=2)
         if not whole or not hurt:
@@ -84,6 +86,21 @@ def split_patients(studies: Iterable[Study], config: SplitConfig, seed: int) -> 
     return Splits(
         **{side: tuple(patients[sides == number].tolist()) for number, side in enumerate(SIDES)}
     )
+
+
+def _hold_out(
+    strata: NDArray[np.bool_], sides: NDArray[np.int64], config: SplitConfig, seed: int
+) -> NDArray[np.int64]:
+    """The sides where one fold is guard and calibration, and all others but the test train."""
+    free = np.flatnonzero(sides != SIDES.index("test"))
+    equal = np.full(config.folds, 1 / config.folds)
+    folds = _stratify(strata[free], equal, np.random.default_rng([seed, 3]))
+    held = free[folds == config.fold - 1]
+    sides = sides.copy()
+    sides[free] = SIDES.index("train")
+    halves = _stratify(strata[held], np.full(2, 0.5), np.random.default_rng([seed, 4, config.fold]))
+    sides[held] = np.array([SIDES.index("guard"), SIDES.index("calibration")])[halves]
+    return sides
 
 
 def _stratify(

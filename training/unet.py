@@ -12,7 +12,7 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from storage_schemas.localizer import BACKGROUND, CLASSES
-from training.config import LocalizerConfig
+from training.localizer_config import LocalizerConfig
 
 LOW_HU, HIGH_HU = -500.0, 1300.0
 """What the network sees: from fat and air, which show the neck's outline, to dense bone."""

@@ -123,10 +123,14 @@ def make_cohort(
     UsageError
         ``config-invalid`` where the folder holds something, or a number makes no sense.
     """
-    if studies < 1 or not 32 <= size <= 1024 or not 0 <= masked <= 1:
-        raise UsageError("config-invalid", f"{studies} studies of {size} px, {masked:.0%} masked")
+    if studies < 1:
+        raise UsageError("config-invalid", f"--studies {studies}: not 1 or more")
+    if not 32 <= size <= 1024:
+        raise UsageError("config-invalid", f"--size {size} px: not in 32 to 1024")
     if slices is not None and not 12 <= slices <= 1000:
-        raise UsageError("config-invalid", f"{slices} slices: not in 12 to 1000")
+        raise UsageError("config-invalid", f"--slices {slices}: not in 12 to 1000")
+    if not 0 <= masked <= 1:
+        raise UsageError("config-invalid", f"a share of {masked} masks: not in 0 to 1")
     plans = _plan(studies, seed, size, slices or SLICES, masked, faults)
     _prepare(out)
     count = workers or len(os.sched_getaffinity(0))
@@ -205,7 +209,8 @@ def _prepare(out: Path) -> None:
         (out / "train_images").mkdir()
         (out / "segmentations").mkdir()
     except OSError as error:
-        raise UsageError("config-invalid", f"{error.strerror}", key=str(out)) from None
+        reason = f"cannot be written: {error.strerror}"
+        raise UsageError("config-invalid", reason, key=str(out)) from None
 
 
 def _write_study(plan: StudyPlan, out: Path) -> list[tuple[str, int, int, int, int, int]]:

@@ -1,12 +1,14 @@
 """Damaged objects: read or refused by name, in a process that lives; no slice from a cut."""
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.encaps import encapsulate
 
 from pipeline.volume import read_volume
 from storage_schemas.errors import SliceError, StudyError
@@ -109,9 +111,15 @@ def test_a_frame_in_any_number_of_fragments_with_or_without_a_table_is_the_same(
                 np.testing.assert_array_equal(volume.hu, whole)
 
 
-def test_two_frames_in_an_object_that_claims_one_are_refused() -> None:
+@pytest.mark.parametrize("offsets", [[], [0], [0, 1]])
+def test_two_frames_in_an_object_that_claims_one_are_refused(offsets: list[int]) -> None:
+    """Also where the offset table says that both are one: the second would be lost."""
     syntax = "1.2.840.10008.1.2.4.70"
     objects, piece = stack_of(syntax)
-    words = np.zeros((64, 64), np.uint16)
-    data = made_dicom.make_object(words, syntax, pieces=[piece, piece], BitsStored=12)
-    assert refusals_of(data, objects[1:]) == ["length-mismatch"]
+    data = made_dicom.make_object(
+        np.zeros((64, 64), np.uint16), syntax, pieces=[piece, piece], BitsStored=12
+    )
+    right = encapsulate([piece, piece])[:16]
+    wrong = b"\xfe\xff\x00\xe0" + struct.pack(f"<L{len(offsets)}L", 4 * len(offsets), *offsets)
+    assert data.count(right) == 1
+    assert refusals_of(data.replace(right, wrong), objects[1:]) == ["length-mismatch"]

@@ -103,8 +103,8 @@ def test_no_canary_of_300_fields_and_private_groups_leaves_the_header(
         arguments = ["run", str(source), store, "--masks", str(tmp_path / "masks"), "--verbose"]
         assert main([*arguments, "--serial"]) == 1
         assert main(["run", str(source), str(tmp_path / "again"), "--workers", "1"]) == 1
-        assert main(["inspect", str(source)]) == 0
-        assert main(["inspect", str(source), "--json"]) == 0
+        assert main(["inspect", str(source)]) == 1
+        assert main(["inspect", str(source), "--json"]) == 1
         main(["verify", store, "--source", str(source), "--cross-check", "1"])
         assert main(["report", store, str(tmp_path / "store" / "report.html")]) == 0
     finally:

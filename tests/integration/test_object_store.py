@@ -193,3 +193,31 @@ def test_no_credential_stands_in_a_record_a_table_or_a_log(
     for path in (tmp_path / "out").rglob("*"):
         if path.is_file():
             assert ACCESS_KEY.encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("run s3://bucket/x {tmp}/s", "source-not-found"),
+        ("run {tmp} s3://bucket/x", "store-unwritable"),
+        ("verify s3://bucket/x", "store-not-found"),
+    ],
+)
+def test_a_bucket_without_credentials_is_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    line: str,
+    kind: str,
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    (tmp_path / "1.2").mkdir()
+    (tmp_path / "1.2" / "x.dcm").write_text("no DICOM")
+    assert main(line.format(tmp=tmp_path).split()) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert "NoCredentialsError" in told
+    assert f"[{kind}]" in told

@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from pipeline.cli import main as pipeline_main
-from pipeline.phantom import make_cohort
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import CERVICAL, LABEL_COLUMNS
 from tests.studies import write_cohort
@@ -28,6 +26,7 @@ SHARES = ["--guard", "0.2", "--calibration", "0.2", "--test", "0.2"]
 SETTINGS = [
     *("--preset", "demo", "--size", "32", "--patch", "8", "--width", "16"),
     *("--rounds", "2", "--slices-per-round", "100", "--epochs", "1.5", *SHARES),
+    *("--recipe", "seed", "--checkpoint-steps", "2"),
 ]
 Captured = pytest.CaptureFixture[str]
 
@@ -66,15 +65,6 @@ def complaint(captured: Captured) -> str:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny models on shared cores: threads that wait for each other take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True, scope="module")
 def no_network() -> Iterator[None]:
     def refuse(*address: Any) -> None:
         raise AssertionError(f"the network was asked: {address}")
@@ -86,15 +76,8 @@ def no_network() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
-    root = tmp_path_factory.mktemp("training")
-    found = Site(root / "cohort", root / "store", root / "run")
-    make_cohort(found.cohort, studies=20, seed=0, size=48, slices=24, workers=1)
-    annotations = ["--labels", str(found.cohort / "train.csv")]
-    annotations += ["--boxes", str(found.cohort / "train_bounding_boxes.csv")]
-    masks = ["--masks", str(found.cohort / "segmentations")]
-    arguments = ["run", str(found.cohort), str(found.store), "--serial", *masks, *annotations]
-    assert pipeline_main(arguments) == 0
+def site(phantom: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Site:
+    found = Site(*phantom, tmp_path_factory.mktemp("training") / "run")
     assert train(found.store, found.run) == 0
     return found
 
@@ -210,7 +193,8 @@ def test_evaluate_and_report_say_the_same_verdict(
     verdict = capsys.readouterr().out.splitlines()[-1]
     assert re.fullmatch(r"locked test: model \d\.\d{3}, best constant \d\.\d{3}", verdict)
     assert main(["report", str(run), str(tmp_path / "out" / "page.html")]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == verdict
+    told = capsys.readouterr().out.splitlines()
+    assert (told[0], told[-1]) == (verdict, f"report: {tmp_path / 'out' / 'page.html'}")
     page = (tmp_path / "out" / "page.html").read_text()
     assert verdict in page
     assert not re.search(r"(src|href)=.?(?!data:)(https?:|/|\w+\.)", page)
@@ -221,7 +205,7 @@ def test_evaluation_is_of_the_locked_patients_and_knows_one_half(
 ) -> None:
     assert main(["evaluate", str(run), str(site.store), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == json.loads((run / "evaluation.json").read_text())
+    assert found == {"stage": "evaluate"} | json.loads((run / "evaluation.json").read_text())
     splits = json.loads((run / "splits.json").read_text())
     assert sorted(exam["study"] for exam in found["exams"]) == splits["test"]
     assert found["losses"]["constant 0.5"]["all"] == pytest.approx(0.693147, abs=1e-6)
@@ -503,13 +487,13 @@ def test_the_installed_command_predicts_and_says_nothing_but_its_own_lines(
 ) -> None:
     command = Path(sys.executable).with_name("cspine-training")
     done = subprocess.run(
-        [command, "predict", run, site.store, tmp_path / "p.csv"],
+        [command, "predict", run, site.store, tmp_path / "p.csv", "--json"],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"table: {tmp_path / 'p.csv'}\n"
+    assert json.loads(done.stdout)["table"] == str(tmp_path / "p.csv")
     events = [json.loads(line) for line in done.stderr.splitlines()]
-    assert events[-1] == {"stage": "predict", "studies": 20, "levels_without_crop_by_prior": 0}
+    assert {"stage": "predict", "studies": 20, "levels_without_crop_by_prior": 0} in events

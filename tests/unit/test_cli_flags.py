@@ -15,7 +15,7 @@ PIPELINE = {
     "--workers --serial --scheduler --scheduler-file --insecure",
     "verify": "STORE --source --layout --cross-check",
     "catalog": "STORE --labels --boxes",
-    "report": "STORE OUT.html --gallery",
+    "report": "STORE OUT.html --gallery --pages --source",
 }
 
 
@@ -47,9 +47,28 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["nonsense"], ["run"], ["run", "a", "b", "--limit", "0"]]
+    "line",
+    [
+        "",
+        "nonsense",
+        "run",
+        "run a b --limit 0",
+        "run a b --workers two",
+        "run a b --vertebrae C9",
+        "run a b --vertebrae ,",
+        "run a b --memory lots",
+        "run a b --memory 0",
+        "run a b --study-seconds -1",
+        "run a b --study-seconds nan",
+        "verify a --cross-check 2",
+        "phantom a --seed -1",
+        "report a b --gallery -1",
+    ],
 )
-def test_wrong_usage_is_code_2(arguments: list[str]) -> None:
+def test_wrong_usage_is_code_2_and_says_why(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        pipeline_cli.main(arguments)
+        pipeline_cli.main(line.split())
     assert ended.value.code == 2
+    (why,) = capsys.readouterr().err.splitlines()
+    assert why.startswith("cspine-pipeline: ")
+    assert "invalid _" not in why, "the name of a private function tells a user nothing"

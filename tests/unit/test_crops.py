@@ -39,6 +39,20 @@ def test_an_array_reads_back_exactly_here_and_in_zarr_python(shape: tuple[int, i
     np.testing.assert_array_equal(np.asarray(opened_by_zarr(objects, PATH)[:]), data)
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (11, 300, 310), (2, 900, 900), (17, 181, 90)])
+@pytest.mark.parametrize("dtype", ["int16", "uint8"])
+def test_a_shard_has_the_very_bytes_that_zarr_python_writes(
+    shape: tuple[int, int, int], dtype: str
+) -> None:
+    data = (voxels(shape) & 127).astype(dtype)
+    objects = crops.create_array(PATH, data, {})
+    described = {f"{PATH}/zarr.json": objects[f"{PATH}/zarr.json"]}
+    stored = {key: zarr.core.buffer.cpu.Buffer.from_bytes(d) for key, d in described.items()}
+    array = zarr.open_array(zarr.storage.MemoryStore(stored), path=PATH, mode="r+")
+    array[:] = data
+    assert stored[f"{PATH}/c/0/0/0"].to_bytes() == objects[f"{PATH}/c/0/0/0"]
+
+
 def test_a_mask_reads_back_exactly() -> None:
     mask = (voxels() > 300).astype(np.uint8)
     np.testing.assert_array_equal(read(crops.create_array(PATH, mask, {})), mask)

@@ -32,14 +32,16 @@ def modules_of(package: str) -> list[str]:
 
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_a_package_loads_nothing_that_it_must_not_know(package: str) -> None:
-    """In a new interpreter, every module of the package is imported, and what came with it listed.
+    """In an interpreter where the forbidden packages are not to be had, every module is imported.
 
-    Imports inside functions count too: each is executed by name.
+    Imports inside functions count too: each is executed by name. Libraries that would use such a
+    package where it is installed, as nibabel does, do without it.
     """
     names = modules_of(package)
     assert len(names) > 2
     script = (
         "import ast, importlib, pathlib, sys\n"
+        f"sys.modules.update(dict.fromkeys({sorted(FORBIDDEN[package])!r}))\n"
         f"for name in {names!r}:\n"
         "    module = importlib.import_module(name)\n"
         "    for node in ast.walk(ast.parse(pathlib.Path(module.__file__).read_text())):\n"
@@ -47,16 +49,15 @@ def test_a_package_loads_nothing_that_it_must_not_know(package: str) -> None:
         "            [importlib.import_module(alias.name) for alias in node.names]\n"
         "        elif isinstance(node, ast.ImportFrom) and not node.level:\n"
         "            importlib.import_module(node.module)\n"
-        "print(*{name.partition('.')[0] for name in sys.modules})\n"
     )
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", script],
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
         cwd=REPOSITORY,
     )
-    assert set(result.stdout.split()) & FORBIDDEN[package] == set()
+    assert result.returncode == 0, result.stderr
 
 
 def closure(extra: str) -> Iterator[str]:

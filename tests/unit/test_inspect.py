@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.inspect import HEAD_BYTES, Inspection, inspect_studies, render
+from storage_schemas.errors import RunError
 from tests import made_dicom
 
 WORDS = np.zeros((4, 300, 200), np.uint16)
@@ -58,9 +59,13 @@ def test_problems_are_gathered_by_kind_with_the_first_of_each() -> None:
     objects["half"] = made_dicom.make_object(
         WORDS[0], ImagePositionPatient=[0, 0, 9], RescaleSlope=0.5
     )
+    whole = made_dicom.make_object(WORDS[0], ImagePositionPatient=[0, 0, 8])
+    length = WORDS[0].nbytes.to_bytes(4, "little")
+    objects["short"] = whole.replace(b"OW\0\0" + length, b"OW\0\0" + bytes(4))
     (study,) = look(objects)[0].studies
     found = {p.kind: (p.count, p.key) for p in study.problems}
     assert found == {
+        "length-mismatch": (1, "short"),
         "not-dicom": (2, "text"),
         "rescale-invalid": (1, "half"),
         "truncated": (1, "001.dcm"),
@@ -101,5 +106,46 @@ def test_an_inspection_is_printed_for_people() -> None:
     text = printed(look(objects)[0])
     assert "regular" in text
     assert "not-dicom x 1, first [red]text" in text
-    assert "1 of 1 studies can be read" in text
     assert "secret" not in text
+
+
+@pytest.mark.parametrize(
+    ("extra", "study", "outcome"),
+    [
+        ({"text": b"text"}, "1.2.3.4", "too-many-bad-slices"),
+        ({"again": made_dicom.make_object(WORDS[0])}, "1.2.3.4", "too-many-bad-slices"),
+        ({}, "1.2.3", "study-mixed"),
+        ({}, "folder", "study-key-invalid"),
+        ({}, "1.2.3.4", "readable"),
+    ],
+)
+def test_a_study_that_a_run_would_refuse_is_not_called_readable(
+    extra: dict[str, bytes], study: str, outcome: str
+) -> None:
+    (view,) = look(stack() | extra, study)[0].studies
+    assert view.outcome == outcome
+
+
+def test_slices_at_one_position_are_foreseen_as_duplicates() -> None:
+    objects = stack()
+    objects["again"] = objects["003.dcm"]
+    (study,) = look(objects)[0].studies
+    assert [(p.kind, p.count) for p in study.problems] == [("duplicate-slice", 1)]
+    objects["003.dcm"] = objects["003.dcm"][:-1000]
+    (study,) = look(objects)[0].studies
+    assert [(p.kind, p.count) for p in study.problems] == [("truncated", 1)]
+
+
+def test_an_object_that_cannot_be_read_costs_its_study_alone() -> None:
+    objects = stack()
+
+    def head(key: str, count: int) -> bytes:
+        if key == "gone":
+            raise RunError("object-unreadable", "No such file", key=key)
+        return objects[key][:count]
+
+    listed = [(key, len(data)) for key, data in objects.items()]
+    studies = [("1.2.9", [*listed, ("gone", 0)]), ("1.2.3.4", listed)]
+    bad, good = inspect_studies(studies, head).studies
+    assert (bad.outcome, bad.reason) == ("object-unreadable", "gone: No such file")
+    assert good.outcome == "readable"

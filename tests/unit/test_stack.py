@@ -96,6 +96,15 @@ def test_a_stack_whose_slices_move_sideways_is_tilted() -> None:
     assert classify(geometry_of([0, 1, 2], shift=0.02), duplicates=True) == ("duplicate", "tilted")
 
 
+@pytest.mark.parametrize(("mm", "classes"), [(0.4, ("regular",)), (0.6, ("uneven",))])
+def test_a_slice_half_a_pixel_beside_the_others_makes_a_stack_uneven(
+    mm: float, classes: tuple[str, ...]
+) -> None:
+    positions = ((0, 0, 0), (0, 0, 1), (0, mm, 2), (0, 0, 3))
+    geometry = StackGeometry((4, 2, 2), positions, (1, 0, 0), (0, 1, 0), (1, 1))
+    assert classify(geometry, duplicates=False) == classes
+
+
 def test_the_series_with_the_most_slices_is_the_stack() -> None:
     stack = stack_of(series("1.1", 3) + series("1.2", 4))
     assert stack is not None

@@ -126,3 +126,42 @@ def test_missing_crops_do_not_move_the_maps_of_other_levels_far() -> None:
 def test_a_calibration_reads_back_equal_from_json() -> None:
     assert Calibration.from_json(json.loads(json.dumps(CALIBRATION.to_json()))) == CALIBRATION
     assert len(CALIBRATION.priors) == len(LABEL_COLUMNS)
+
+
+def heads(labels: NDArray[np.int64], gap: float, seed: int = 11) -> NDArray[np.float64]:
+    """What a model says of the whole patient, on another odd scale."""
+    return 5 * (np.random.default_rng(seed).normal(size=len(labels)) + gap * labels[:, 0]) - 90
+
+
+def test_what_a_model_says_of_the_patient_is_blended_in_where_it_says_so() -> None:
+    scores, labels = make_exams(400, 1.0)
+    patient = heads(labels, 3.0)
+    found = fit_calibration(scores, labels, labels, patient)
+    unseen, truth = make_exams(400, 1.0, seed=9)
+    said = heads(truth, 3.0, seed=12)
+    with_head = competition_loss(truth, found.probabilities(unseen, said))
+    alone = fit_calibration(scores, labels, labels).probabilities(unseen)
+    assert with_head < competition_loss(truth, alone) - 0.05
+    assert (found.probabilities(unseen, said)[:, 1:] == alone[:, 1:]).all()
+    assert (
+        np.diff(found.probabilities(unseen[:1].repeat(9, 0), np.linspace(-99, -80, 9))[:, 0]) > 0
+    ).all()
+
+
+def test_a_patient_logit_that_says_nothing_hardly_changes_the_patient() -> None:
+    scores, labels = make_exams(400, 2.0)
+    noise = heads(labels, 0.0)
+    found = fit_calibration(scores, labels, labels, noise).probabilities(scores, noise)
+    plain = fit_calibration(scores, labels, labels).probabilities(scores)
+    assert np.abs(found - plain).mean() < 0.02
+
+
+def test_a_patient_without_that_logit_gets_the_noisy_or_alone() -> None:
+    scores, labels = make_exams(200, 2.0)
+    patient = heads(labels, 2.0)
+    patient[::3] = np.nan
+    found = fit_calibration(scores, labels, labels, patient)
+    p = found.probabilities(scores, patient)
+    assert ((p > 0) & (p < 1)).all()
+    average = np.full(len(patient), found.head_centre)
+    assert (p[::3] == found.probabilities(scores, average)[::3]).all()

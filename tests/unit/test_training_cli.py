@@ -3,23 +3,28 @@
 import pytest
 
 from tests.unit.test_cli_flags import flags_of
+from training import report
 from training.cli import main, parser
+from training.runs import RunFolder
 
 TRAINING = {
     "boost": "STORE RUN --recipe --model --preset --seed --rounds --slices-per-round --epochs "
-    "--batch-size --accumulation --learning-rate --broken-share --weak-target --size --crop-mm "
-    "--trim-mm --patch --width --depth --heads --guard --calibration --test",
+    "--order --batch-size --accumulation --learning-rate --broken-share --weak-target "
+    "--checkpoint-steps --replay --rate-fall --layer-decay --average --size --crop-mm --trim-mm "
+    "--neighbours --mask --positions --drawn --pooling --frozen --head-epochs --folds "
+    "--patch --width --depth --heads --guard --calibration --test",
     "localizer": "STORE OUT.onnx --preset --size --steps --batch-size --learning-rate --folds "
-    "--fold --margin-mm --seed --json",
-    "evaluate": "RUN STORE --json",
-    "predict": "RUN STORE OUT --submission",
+    "--fold --margin-mm --seed",
+    "blend": "OUT RUN --store",
+    "evaluate": "RUN STORE",
+    "predict": "RUN STORE OUT --submission --stack --explain",
     "report": "RUN OUT.html",
 }
 
 
 def test_the_trainings_flags_are_these() -> None:
     assert flags_of(parser()) == {
-        name: {*flags.split(), "--verbose"} for name, flags in TRAINING.items()
+        name: {*flags.split(), "--json", "--verbose"} for name, flags in TRAINING.items()
     }
 
 
@@ -45,8 +50,28 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         ["localizer", "store", "out.onnx", "--size", "big"],
     ],
 )
-def test_wrong_usage_is_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_is_code_2_and_one_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("cspine-training")
+    (why,) = capsys.readouterr().err.splitlines()
+    assert why.startswith("cspine-training: ")
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_what_nobody_expected_is_one_line_and_code_3(
+    verbose: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(run: RunFolder) -> None:
+        raise ValueError("first line\nsecond line")
+
+    monkeypatch.setattr(report, "render_report", fail)
+    assert main(["report", "run", "out.html", *["--verbose"] * verbose]) == 3
+    told = capsys.readouterr().err
+    *trace, line = told.splitlines()
+    assert line == (
+        "cspine-training: unexpected ValueError: first line second line; --verbose shows where"
+    )
+    assert ("in fail" in told) == verbose == bool(trace)

@@ -1,5 +1,6 @@
+import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from storage_schemas.errors import UsageError
 from tests.cohorts import make_shards, make_vertebra
-from training.config import AugmentConfig, InputConfig
+from training.config import AugmentConfig, InputConfig, inputs_from_json
 from training.inputs import (
     Batch,
     Pose,
@@ -25,7 +27,7 @@ from training.inputs import (
 )
 
 STILL = AugmentConfig(rotate_degrees=0, shift_mm=0, scale=0, gain=0, offset=0, noise=0)
-WINDOW = InputConfig(size=32, crop_mm=32, low_hu=0, high_hu=1000, trim_mm=0)
+WINDOW = InputConfig(size=32, crop_mm=32, windows=((0, 1000),), trim_mm=0)
 NOWHERE = (math.nan,) * 4
 Box = tuple[float, float, float, float]
 
@@ -214,3 +216,31 @@ def test_a_bright_square_and_its_box_stay_together_under_any_pose(box: Box, seed
     assert covered.max() > 0.7
     assert (bright - covered).abs().max() < 0.2
     assert bright.sum().item() == pytest.approx(covered.sum().item(), rel=0.08)
+
+
+WINDOWS = ((0.0, 1000.0), (-100.0, 100.0), (400.0, 600.0))
+
+
+def test_three_windows_show_the_middle_slice_three_times() -> None:
+    hu = np.full((3, 32, 32), -1000)
+    hu[1] = np.random.default_rng(0).integers(-200, 1200, (32, 32))
+    shards = make_shards((make_vertebra((3, 32, 32)), hu))
+    batch = gather_slices(shards, np.array([0]), np.array([1]))
+    pixels = make_pixels(batch, replace(WINDOW, windows=WINDOWS), plain_pose(1))
+    assert pixels.shape == (1, 3, 32, 32)
+    for channel, window in enumerate(WINDOWS):
+        alone = make_pixels(batch, replace(WINDOW, windows=(window,)), plain_pose(1))
+        torch.testing.assert_close(pixels[:, channel], alone[:, 1])
+
+
+@pytest.mark.parametrize(
+    "windows", [(), ((0, 1), (0, 1)), ((5, 5),), ((0, 1), (3, 2), (0, 1)), ((0, 1, 2),)]
+)
+def test_windows_that_make_no_three_channels_are_refused(windows: Any) -> None:
+    with pytest.raises(UsageError, match="config-invalid"):
+        replace(WINDOW, windows=windows)
+
+
+def test_windows_read_back_equal_from_json() -> None:
+    inputs = replace(WINDOW, windows=WINDOWS)
+    assert inputs_from_json(json.loads(json.dumps(asdict(inputs)))) == inputs

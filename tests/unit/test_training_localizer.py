@@ -23,7 +23,6 @@ from training import localizer as stage
 from training import onnx_file
 from training import place_loss as place_loss_room
 from training.cli import main
-from training.config import CubeAugmentConfig, LocalizerConfig
 from training.level_scores import (
     guess_constant,
     judge_classes,
@@ -32,6 +31,7 @@ from training.level_scores import (
     score_levels,
 )
 from training.localizer import train_localizer
+from training.localizer_config import CubeAugmentConfig, LocalizerConfig
 from training.localizer_state import LocalizerTraining, SavedTraining
 from training.onnx_file import export_network
 from training.overviews import deal_folds, read_masked
@@ -365,7 +365,7 @@ def test_the_command_prints_the_scores_and_where_the_file_is(
     assert main([*arguments, "--steps", "1", "--folds", "3", "--fold", "2"]) == 0
     told = capsys.readouterr().out
     assert f"localizer: {out}" in told
-    assert "levels named wrongly: " in told
+    assert "levels named wrongly" in told
     assert all(level in told for level in CERVICAL)
     assert main([*arguments, "--steps", "1", "--folds", "3", "--fold", "2", "--json"]) == 0
-    assert LocalizerCard.from_json(json.loads(capsys.readouterr().out)).held_out == 2
+    assert LocalizerCard.from_json(json.loads(capsys.readouterr().out)["card"]).held_out == 2

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from training.metric import (
-    area_under_curve,
     best_constants,
     bootstrap_difference,
     class_prior,
@@ -97,27 +96,6 @@ def test_no_constant_near_the_best_one_is_better(target: int, step: float) -> No
     other = best.copy()
     other[target] += step
     assert competition_loss(labels, best) < competition_loss(labels, other)
-
-
-@pytest.mark.parametrize(
-    ("broken", "whole", "area"),
-    [
-        ([0.8, 0.4], [0.1, 0.4, 0.6], 4.5 / 6),
-        ([3, 4], [1, 2], 1.0),
-        ([1, 2], [3, 4], 0.0),
-        ([5], [5, 5], 0.5),
-    ],
-)
-def test_the_area_under_the_curve_counts_pairs_and_halves_ties(
-    broken: list[float], whole: list[float], area: float
-) -> None:
-    labels = [1] * len(broken) + [0] * len(whole)
-    assert area_under_curve(labels, broken + whole) == pytest.approx(area)
-
-
-@pytest.mark.parametrize("labels", [[0, 0], [1, 1]])
-def test_one_class_alone_has_no_area(labels: list[int]) -> None:
-    assert math.isnan(area_under_curve(labels, [0.1, 0.2]))
 
 
 def test_the_bootstrap_of_a_constant_gain_is_that_gain() -> None:

@@ -27,7 +27,9 @@ from training.config import Family, InputConfig, ModelConfig
 from training.inputs import normalise
 from training.models import LABEL, PRIOR, build_model, load_model, save_model, start_model
 
-INPUTS = InputConfig(size=32, crop_mm=60.0, low_hu=-200.0, mean=(0.4, 0.5, 0.6), trim_mm=3.0)
+INPUTS = InputConfig(
+    size=32, crop_mm=60.0, windows=((-200.0, 1300.0),), mean=(0.4, 0.5, 0.6), trim_mm=3.0
+)
 FAMILIES: tuple[Family, ...] = ("vit", "resnet")
 WEIGHTS = "model.safetensors"
 Harm = Callable[[Path], None]

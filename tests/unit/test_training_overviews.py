@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from storage_schemas.errors import StoreError, UsageError
 from storage_schemas.store import OVERVIEW_LEVELS
 from tests.overviews import SPACING_MM, make_masked_store, make_overview
-from training.config import CubeAugmentConfig
+from training.localizer_config import CubeAugmentConfig
 from training.overviews import (
     MaskedStudy,
     deal_folds,

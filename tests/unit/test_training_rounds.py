@@ -1,5 +1,8 @@
 import json
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,7 +10,9 @@ import pytest
 from tests.cohorts import make_patients, make_vertebra
 from training.cohort import Study
 from training.config import InputConfig, RunConfig, TrainConfig
-from training.rounds import RoundPlan, plan_rounds
+from training.rounds import RoundPlan
+from training.rounds import plan_rounds as plan_all_rounds
+from training.slices import count_slices
 
 COHORT = make_patients(60)
 UNTRIMMED = InputConfig(trim_mm=0)
@@ -16,6 +21,10 @@ UNTRIMMED = InputConfig(trim_mm=0)
 def settings(slices_per_round: int, rounds: int | None = None, seed: int = 0) -> RunConfig:
     train = TrainConfig(slices_per_round=slices_per_round, rounds=rounds)
     return RunConfig(seed=seed, inputs=UNTRIMMED, train=train)
+
+
+def plan_rounds(studies: Sequence[Study], config: RunConfig, **more: Any) -> tuple[RoundPlan, ...]:
+    return plan_all_rounds(studies, config, lambda study: count_slices(study, config), **more)
 
 
 def slices_of(study: Study) -> int:
@@ -88,3 +97,63 @@ def test_every_round_has_its_share_of_the_broken_and_of_each_scanner() -> None:
 def test_a_plan_reads_back_equal_from_json() -> None:
     plan = plan_rounds(COHORT, settings(400))[1]
     assert RoundPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+def patients_of(names: Sequence[str]) -> set[str]:
+    patient = {study.study: study.patient for study in COHORT}
+    return {patient[name] for name in names}
+
+
+@pytest.mark.parametrize("replay", [0.25, 0.4, 0.5])
+def test_replay_has_its_share_of_a_round_once_there_is_enough(replay: float) -> None:
+    plans = plan_rounds(make_patients(240), settings(800), replay=replay)
+    assert len(plans) > 5
+    assert (plans[0].replay, plans[0].replay_slices) == ((), 0)
+    for plan in plans[1:]:
+        share = plan.replay_slices / (plan.replay_slices + plan.slices)
+        assert share == pytest.approx(replay, abs=0.04)
+
+
+def test_replay_is_whole_patients_of_earlier_rounds_only() -> None:
+    plans = plan_rounds(COHORT, settings(150), replay=0.5)
+    size = {study.study: slices_of(study) for study in COHORT}
+    for number, plan in enumerate(plans):
+        earlier = {name for other in plans[:number] for name in other.studies}
+        again = set(plan.replay)
+        assert again <= earlier
+        assert again == {n for n in earlier if patients_of([n]) <= patients_of(plan.replay)}
+        assert plan.replay_slices == sum(size[name] for name in again)
+
+
+def test_replay_changes_neither_rounds_nor_steps() -> None:
+    def of(plans: tuple[RoundPlan, ...]) -> list[tuple[object, ...]]:
+        return [(plan.studies, plan.steps) for plan in plans]
+
+    assert of(plan_rounds(COHORT, settings(150), replay=0.5)) == of(
+        plan_rounds(COHORT, settings(150))
+    )
+
+
+def test_one_round_has_all_patients_and_all_steps() -> None:
+    plans = plan_rounds(COHORT, settings(150, rounds=4))
+    (joint,) = plan_rounds(COHORT, settings(150, rounds=4), one_round=True)
+    assert sorted(joint.studies) == sorted(name for plan in plans for name in plan.studies)
+    assert joint.steps == sum(plan.steps for plan in plans)
+
+
+def test_by_site_no_round_mixes_sites_and_each_site_comes_once() -> None:
+    train = TrainConfig(slices_per_round=300, order="site")
+    plans = plan_rounds(COHORT, RunConfig(inputs=UNTRIMMED, train=train))
+    scanner = {study.study: study.scanner for study in COHORT}
+    sites = [{scanner[name] for name in plan.studies} for plan in plans]
+    assert [len(site) for site in sites] == [1] * len(plans)
+    order = [site.pop() for site in sites]
+    changes = sum(a != b for a, b in pairwise(order))
+    assert changes == len(set(scanner.values())) - 1
+    assert sorted(n for plan in plans for n in plan.studies) == sorted(s.study for s in COHORT)
+
+
+def test_steps_follow_the_slices_whose_target_is_known() -> None:
+    (plan,) = plan_rounds(COHORT, replace(settings(10**6), train=TrainConfig(
+        slices_per_round=10**6, epochs=2, batch_size=4, accumulation=2)))  # fmt: skip
+    assert plan.steps == round(plan.slices * 2 / 8)

@@ -15,7 +15,7 @@ from training.inputs import index_slices
 from training.scoring import score_studies, slice_logits
 
 INPUTS = InputConfig(
-    size=8, crop_mm=8, low_hu=0, high_hu=1000, mean=(0, 0, 0), std=(1, 1, 1), trim_mm=0
+    size=8, crop_mm=8, windows=((0, 1000),), mean=(0, 0, 0), std=(1, 1, 1), trim_mm=0
 )
 
 

@@ -12,11 +12,18 @@ from transformers import PreTrainedModel
 
 from storage_schemas.errors import RunError
 from tests.cohorts import make_shards, make_vertebra
-from training.config import AugmentConfig, Family, InputConfig, ModelConfig, TrainConfig
-from training.inputs import SliceIndex, index_slices
+from training.config import (
+    AugmentConfig,
+    Family,
+    InputConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+)
 from training.models import build_model
 from training.shards import RoundShards
-from training.trainer import BrokenShareSampler, train_slices
+from training.slices import draw_order, refresh_statistics, train_slices
+from training.trainer import RoundWork, parameter_groups
 
 INPUTS = InputConfig(size=32, crop_mm=32, trim_mm=0)
 STILL = AugmentConfig(rotate_degrees=0, shift_mm=0, scale=0, gain=0, offset=0, noise=0)
@@ -52,13 +59,25 @@ def mirrored_crops(slices: int = 4) -> RoundShards:
     return make_shards((broken, hu[0]), (make_vertebra(shape), hu[1]))
 
 
-def train(model: PreTrainedModel, config: TrainConfig, **more: Any) -> tuple[float, Lines]:
-    shards = mirrored_crops()
+def work(config: TrainConfig, log: Any = lambda line: None, **more: Any) -> RoundWork:
+    known = 4 + 4
+    steps = max(1, round(known * config.epochs / (config.batch_size * config.accumulation)))
+    given = {"number": 1, "steps": steps, "rate": config.learning_rate, "layer_decay": 1.0}
+    return RoundWork(**{**given, "average": 0.0, "seed": 3, "log": log, **more})
+
+
+def train(
+    model: PreTrainedModel,
+    config: TrainConfig,
+    augment: AugmentConfig = STILL,
+    shards: RoundShards | None = None,
+    **more: Any,
+) -> tuple[float, Lines]:
     lines: Lines = []
-    options: dict[str, Any] = {"augment": STILL, "seed": 3, "log": lines.append, **more}
-    index = options.pop("index", index_slices(shards, range(2), 0))
-    loss = train_slices(model, shards, index, inputs=INPUTS, config=config, **options)
-    return loss, lines
+    settings = RunConfig(inputs=INPUTS, augment=augment, train=config)
+    task = work(config, **{"log": lines.append, **more})
+    trained = train_slices(model, INPUTS, shards or mirrored_crops(), settings, task)
+    return trained.loss, lines
 
 
 def weights(model: PreTrainedModel) -> Tensor:
@@ -66,11 +85,7 @@ def weights(model: PreTrainedModel) -> Tensor:
 
 
 def order(target: NDArray[np.float32], share: float, batch: int, batches: int) -> NDArray[Any]:
-    sampler = BrokenShareSampler(
-        target, broken_share=share, batch_size=batch, batches=batches, seed=0
-    )
-    assert len(sampler) == batch * batches
-    return np.array(list(sampler)).reshape(batches, batch)
+    return draw_order(target, broken_share=share, batch=batch, steps=batches, seed=0)
 
 
 FEW_BROKEN = np.array([1, 0.35, 1] + [0] * 20, np.float32)
@@ -187,7 +202,7 @@ def test_a_loss_that_is_no_number_stops_the_round_at_once(box_weight: float) -> 
     model = build()
     torch.nn.init.constant_(model.classifier.weight, math.nan)
     lines: Lines = []
-    with pytest.raises(RunError, match="at 1 ") as caught:
+    with pytest.raises(RunError, match="at step 1 ") as caught:
         train(model, replace(LEARN, box_weight=box_weight), log=lines.append)
     assert caught.value.kind == "training-diverged"
     assert lines == []
@@ -195,15 +210,12 @@ def test_a_loss_that_is_no_number_stops_the_round_at_once(box_weight: float) -> 
 
 def test_slices_of_unknown_target_are_left_out() -> None:
     found = []
-    known = index_slices(mirrored_crops(), [1], 0)
-    unknown = SliceIndex(
-        np.concatenate([known.crop, np.zeros(4, np.int64)]),
-        np.concatenate([known.z, np.arange(4)]),
-        np.concatenate([known.target, np.full(4, np.nan, np.float32)]),
-    )
-    for index in (known, unknown):
+    both = mirrored_crops()
+    whole = (both.vertebrae[1], both.crop(1))
+    unknown = (make_vertebra(both.vertebrae[0].shape, fractured=None), both.crop(0))
+    for crops in ([whole], [whole, unknown]):
         model = build()
-        train(model, LEARN, index=index)
+        train(model, LEARN, shards=make_shards(*crops))
         found.append(weights(model))
     assert torch.equal(found[0], found[1])
 
@@ -229,3 +241,71 @@ def test_the_rate_rises_in_the_warm_up_and_falls_to_nothing() -> None:
     assert rates[peak] == pytest.approx(1e-3)
     assert rates == sorted(rates[: peak + 1]) + sorted(rates[peak + 1 :], reverse=True)
     assert rates[-1] < 2e-5
+
+
+def rates(model: PreTrainedModel, decay: float) -> dict[str, float]:
+    groups = parameter_groups(model, ONE_STEP, work(ONE_STEP, layer_decay=decay))
+    rate = {
+        id(p): group["lr"] / ONE_STEP.learning_rate for group in groups for p in group["params"]
+    }
+    return {name: rate[id(parameter)] for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_rate_falls_from_the_head_to_the_embedding_layer_by_layer(family: Family) -> None:
+    found = rates(build(family), 0.5)
+    top = {v for n, v in found.items() if n.startswith("classifier")}
+    bottom = {v for n, v in found.items() if "embed" in n}
+    layers = sorted(set(found.values()))
+    assert top == {1.0}
+    assert bottom == {layers[0]}
+    # Two layers of the ViT, three stages of the residual network, the embedding, and the head.
+    assert layers == [0.5**n for n in reversed(range(len(layers)))]
+    assert len(layers) == {"vit": 4, "resnet": 5}[family]
+
+
+def test_without_decay_all_rates_are_the_same_and_no_parameter_is_lost() -> None:
+    model = build("resnet")
+    assert set(rates(model, 1.0).values()) == {1.0}
+    assert len(rates(model, 1.0)) == len(list(model.parameters()))
+
+
+def test_only_matrices_have_weight_decay() -> None:
+    for group in parameter_groups(build(), ONE_STEP, work(ONE_STEP)):
+        for parameter in group["params"]:
+            expected = ONE_STEP.weight_decay if parameter.ndim > 1 else 0
+            assert group["weight_decay"] == expected
+
+
+def test_the_average_lies_between_the_start_and_the_end_and_is_not_kept_unasked() -> None:
+    model, start = build(), weights(build())
+    task = work(LEARN, average=0.5)
+    settings = RunConfig(inputs=INPUTS, augment=STILL, train=LEARN)
+    trained = train_slices(model, INPUTS, mirrored_crops(), settings, task)
+    assert trained.average is not None
+    average = torch.cat([trained.average[n].flatten() for n, _ in model.named_parameters()])
+    moved, behind = (weights(model) - start).norm(), (weights(model) - average).norm()
+    assert 0 < behind < moved
+    assert train_slices(build(), INPUTS, mirrored_crops(), settings, work(LEARN)).average is None
+
+
+def test_statistics_counted_anew_are_those_of_the_rounds_inputs() -> None:
+    model = build("resnet")
+    settings = RunConfig(inputs=INPUTS, augment=STILL, train=LEARN)
+    seen: list[Tensor] = []
+    norm = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    handle = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    norm.running_mean.fill_(99)
+    refresh_statistics(model, INPUTS, mirrored_crops(), settings, work(LEARN))
+    handle.remove()
+    means = torch.stack([batch.mean(dim=(0, 2, 3)) for batch in seen])
+    torch.testing.assert_close(norm.running_mean, means.mean(dim=0))
+    assert norm.momentum == 0.1
+    assert not model.training
+
+
+def test_a_model_without_statistics_is_left_alone() -> None:
+    model = build()
+    settings = RunConfig(inputs=INPUTS, augment=STILL, train=LEARN)
+    refresh_statistics(model, INPUTS, mirrored_crops(), settings, work(LEARN))
+    assert torch.equal(weights(model), weights(build()))

@@ -1,10 +1,16 @@
-"""Recipes: how a round's slices change the incumbent. Each is one function, chosen by name."""
+"""Recipes: how rounds are planned, trained and judged. Each is one value, chosen by name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
-from training.recipes.seed import train_seed_round
+from training.recipes.boost import BOOST
+from training.recipes.joint import JOINT
+from training.recipes.recipe import PLAIN, Recipe
+from training.recipes.seed import SEED
+from training.recipes.sequence import SEQUENCE
 
-TrainRound = Callable[..., float]
+__all__ = ["PLAIN", "RECIPES", "Recipe"]
 
-RECIPES: Mapping[str, TrainRound] = MappingProxyType({"seed": train_seed_round})
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {"boost": BOOST, "seed": SEED, "joint": JOINT, "sequence": SEQUENCE}
+)

@@ -1,0 +1,335 @@
+"""Samples per second into the training step: this loader, numpy alone, and three others.
+
+A sample is what a training step takes: a slice of a vertebra and its two neighbours, native int16
+voxels, in a batch that is filled up to its largest slice. All contestants deliver the same samples
+of the same crops, shuffled, from a local disk, in one process, in turns; the best turn counts. The
+others keep each sample ready-made, as their authors mean it: a file each (MONAI PersistentDataset),
+MDS shards (MosaicML Streaming) or tar shards (WebDataset). What is warm lies in the page cache.
+
+MosaicML Streaming 0.13 wants numpy < 2.2, transformers < 5 and torchvision, so that no environment
+of this project can hold it. Where it was installed beside, without what it wants, it takes part:
+
+    pip install --no-deps --target PEERS mosaicml-streaming Brotli catalogue xxhash zstd
+    PYTHONPATH=PEERS python benchmarks/loader.py
+"""
+
+import argparse
+import os
+import struct
+import sys
+import tempfile
+import time
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from claims import Claim, describe_machine, report
+from numcodecs import Blosc
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.cli import main as pipeline_main
+from pipeline.phantom import make_cohort
+from storage_schemas.crops import AIR_HU
+from storage_schemas.objects import REQUESTS
+from storage_schemas.store import VOLUMES, StudyStore
+from training.cohort import Study, labelled, read_cohort
+from training.inputs import SliceIndex, index_slices
+from training.shards import RoundShards, open_shards
+from training.slices import SliceDataset
+
+PACKAGES = ("torch", "numpy", "numcodecs", "monai", "webdataset")
+BATCH = 32
+TRIM_MM = 8.0
+Read = Callable[[], Iterator[Tensor]]
+"""One pass over all samples, as batches."""
+
+
+# ---- the samples ---------------------------------------------------------------------------------
+
+
+def make_store(folder: Path, studies: int, size: int, slices: int) -> str:
+    """Preprocess a phantom cohort; returns the store."""
+    source, store = folder / "source", folder / "store"
+    make_cohort(source, studies=studies, seed=0, size=size, slices=slices)
+    arguments = ["run", str(source), str(store), "--masks", str(source / "segmentations")]
+    if pipeline_main([*arguments, "--labels", str(source / "train.csv")]):
+        raise SystemExit("the cohort could not be preprocessed")
+    return str(store)
+
+
+def native(shards: RoundShards, crop: int, z: int) -> NDArray[np.int16]:
+    """One sample, shape (3, rows, columns)."""
+    voxels = shards.crop(crop)
+    if 0 < z < len(voxels) - 1:
+        return voxels[z - 1 : z + 2]
+    return voxels[np.clip([z - 1, z, z + 1], 0, len(voxels) - 1)]
+
+
+def collate(samples: Sequence[NDArray[np.int16]]) -> Tensor:
+    """Put samples into one batch, filled up with air."""
+    rows, columns = np.max([sample.shape[1:] for sample in samples], axis=0)
+    batch = np.full((len(samples), 3, rows, columns), AIR_HU, np.int16)
+    for place, sample in zip(batch, samples, strict=True):
+        place[:, : sample.shape[1], : sample.shape[2]] = sample
+    return torch.from_numpy(batch)
+
+
+# ---- the contestants -----------------------------------------------------------------------------
+
+
+def this_loader(shards: RoundShards, index: SliceIndex, order: NDArray[np.int64]) -> Read:
+    """The loader that trains."""
+    dataset = SliceDataset(shards, index)
+
+    def read() -> Iterator[Tensor]:
+        loader = DataLoader(
+            dataset, batch_size=BATCH, sampler=order.tolist(), collate_fn=lambda batch: batch
+        )
+        for batch in loader:
+            yield batch["hu"]
+
+    return read
+
+
+def memmap(shards: RoundShards, index: SliceIndex, order: NDArray[np.int64]) -> Read:
+    """The same voxels by numpy alone: the limit."""
+
+    def read() -> Iterator[Tensor]:
+        for start in range(0, len(order), BATCH):
+            items = order[start : start + BATCH]
+            chosen = zip(index.crop[items].tolist(), index.z[items].tolist(), strict=True)
+            yield collate([native(shards, crop, z) for crop, z in chosen])
+
+    return read
+
+
+class _Samples(Dataset[Any]):
+    def __init__(self, shards: RoundShards, index: SliceIndex) -> None:
+        self._shards, self._index = shards, index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, item: int) -> dict[str, Any]:
+        return {"crop": int(self._index.crop[item]), "z": int(self._index.z[item])}
+
+
+def monai_persistent(
+    shards: RoundShards, index: SliceIndex, order: NDArray[np.int64], folder: Path
+) -> Read:
+    """Each sample a file, written at its first use."""
+    from monai.data import PersistentDataset
+    from monai.transforms import Lambda
+
+    take = Lambda(lambda sample: torch.from_numpy(np.array(native(shards, **sample))))
+    items = [_Samples(shards, index)[item] for item in range(len(index))]
+    dataset = PersistentDataset(items, [take], cache_dir=folder / "monai")
+
+    def read() -> Iterator[Tensor]:
+        yield from DataLoader(
+            dataset,
+            batch_size=BATCH,
+            sampler=order.tolist(),
+            collate_fn=lambda batch: collate([np.asarray(sample) for sample in batch]),
+        )
+
+    return read
+
+
+def web_dataset(
+    shards: RoundShards, index: SliceIndex, order: NDArray[np.int64], folder: Path
+) -> Read:
+    """Tar shards, read in turn and shuffled in a buffer of a thousand."""
+    import webdataset
+
+    place = folder / "web"
+    place.mkdir()
+    with webdataset.ShardWriter(str(place / "%04d.tar"), maxcount=1000, verbose=0) as writer:
+        for number in order.tolist():
+            sample = np.array(native(shards, int(index.crop[number]), int(index.z[number])))
+            writer.write({"__key__": f"{number:08}", "npy": sample})
+    tars = sorted(str(path) for path in place.iterdir())
+
+    def read() -> Iterator[Tensor]:
+        samples = webdataset.WebDataset(tars, shardshuffle=len(tars), seed=0)
+        chosen = samples.shuffle(1000).decode().to_tuple("npy").map(lambda sample: sample[0])
+        yield from DataLoader(chosen, batch_size=BATCH, collate_fn=collate)
+
+    return read
+
+
+def mosaic(shards: RoundShards, index: SliceIndex, order: NDArray[np.int64], folder: Path) -> Read:
+    """MDS shards, shuffled by the library."""
+    _pretend_torchvision()
+    from streaming import MDSWriter, StreamingDataset
+
+    place = str(folder / "mosaic")
+    with MDSWriter(out=place, columns={"hu": "ndarray:int16"}) as writer:
+        for crop, z in zip(index.crop.tolist(), index.z.tolist(), strict=True):
+            writer.write({"hu": np.array(native(shards, crop, z))})
+    dataset = StreamingDataset(local=place, shuffle=True, batch_size=BATCH)
+
+    def read() -> Iterator[Tensor]:
+        yield from DataLoader(
+            dataset,
+            batch_size=BATCH,
+            collate_fn=lambda batch: collate([sample["hu"] for sample in batch]),
+        )
+
+    return read
+
+
+def _pretend_torchvision() -> None:
+    """Streaming imports it for its pictures, of which none is used here."""
+    if "torchvision" in sys.modules:
+        return
+    for name in ("", ".datasets", ".datasets.folder", ".transforms", ".transforms.functional"):
+        module: Any = types.ModuleType(f"torchvision{name}")
+        module.VisionDataset = object
+        module.to_tensor = module.ToTensor = module.has_file_allowed_extension = None
+        sys.modules[f"torchvision{name}"] = module
+
+
+PEERS: dict[str, Callable[..., Read]] = {
+    "MONAI PersistentDataset": monai_persistent,
+    "MosaicML Streaming": mosaic,
+    "WebDataset": web_dataset,
+}
+
+
+# ---- the race ------------------------------------------------------------------------------------
+
+
+def forget(paths: Sequence[Path]) -> None:
+    """Ask the system to drop files from its page cache."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def bare_read(shards: Sequence[tuple[Path, int]]) -> None:
+    """Read and decompress shards with numcodecs alone, as many at once as the loader does.
+
+    Each is a path, and how many slabs lie there.
+    """
+    codec = Blosc()
+
+    def read(shard: tuple[Path, int]) -> None:
+        path, slabs = shard
+        data = memoryview(path.read_bytes())
+        for offset, length in struct.iter_unpack("<QQ", data[-16 * slabs - 4 : -4]):
+            codec.decode(data[offset : offset + length - 4])
+
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        list(pool.map(read, shards))
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Wall seconds."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def race_cold(
+    store: StudyStore, studies: Sequence[Study], folder: Path, turns: int
+) -> tuple[float, float]:
+    """Best seconds of loading a round from the store, and of the bare reading of its shards."""
+    vertebrae = [vertebra for study in studies for vertebra in study.vertebrae]
+    paths = [Path(store.url) / VOLUMES / vertebra.path / "c/0/0/0" for vertebra in vertebrae]
+    slabs = [vertebra.layout.slabs for vertebra in vertebrae]
+    listed = list(zip(paths, slabs, strict=True))
+
+    def load() -> None:
+        with open_shards(store, studies, folder):
+            pass
+
+    seconds: dict[str, list[float]] = {"load": [], "bare": []}
+    for _ in range(turns):
+        for name, work in (("load", load), ("bare", lambda: bare_read(listed))):
+            forget(paths)
+            seconds[name].append(timed(work))
+    return min(seconds["load"]), min(seconds["bare"])
+
+
+def race_warm(readers: dict[str, Read], samples: int, turns: int) -> dict[str, float]:
+    """Best seconds of one pass of each contestant; the first pass of each fills its caches."""
+    seconds: dict[str, float] = dict.fromkeys(readers, np.inf)
+    for _ in range(turns + 1):
+        for name, read in readers.items():
+            start = time.perf_counter()
+            found = sum(len(batch) for batch in read())
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+            if found != samples:
+                raise SystemExit(f"{name} delivered {found} of {samples} samples")
+    return seconds
+
+
+def main() -> None:
+    """Run and report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a few small studies, in a minute")
+    parser.add_argument("--store", help="a local store that is there already")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        size = (4, 256, 100) if options.quick else (12, 512, 240)
+        store = StudyStore.open(options.store or make_store(folder, *size))
+        studies = labelled(read_cohort(store), store.url)
+        load, bare = race_cold(store, studies, folder, options.turns)
+        with open_shards(store, studies, folder) as shards:
+            index = index_slices(shards, range(len(shards.vertebrae)), TRIM_MM)
+            order = np.random.default_rng(0).permutation(len(index))
+            readers = {
+                "this loader, warm": this_loader(shards, index, order),
+                "numpy memmap": memmap(shards, index, order),
+            }
+            missing = {}
+            for name, make in PEERS.items():
+                try:
+                    readers[name] = make(shards, index, order, folder)
+                except ImportError as error:
+                    missing[name] = f"not installed: {error.name}"
+            warm = race_warm(readers, len(order), options.turns)
+        samples = len(order)
+    rates = {
+        "this loader, cold": samples / load,
+        "reading and decompressing alone": samples / bare,
+        **{name: samples / seconds for name, seconds in warm.items()},
+    }
+    ours = rates["this loader, warm"]
+    rows: list[dict[str, Any]] = [
+        {"loader": name, "samples/s": rate, "of this loader, warm": rate / ours, "": ""}
+        for name, rate in rates.items()
+    ]
+    rows += [
+        {"loader": name, "samples/s": "-", "of this loader, warm": "-", "": why}
+        for name, why in missing.items()
+    ]
+    peers = [rates[name] for name in PEERS if name in rates]
+    claims = [
+        Claim("warm vs memmap", ours / rates["numpy memmap"], 0.8),
+        Claim("warm vs fastest peer", ours / max(peers), 1.0),
+        Claim("cold vs bare read", bare / load, 0.8),
+    ]
+    machine = describe_machine(PACKAGES)
+    if "MosaicML Streaming" not in missing:
+        machine["packages"]["mosaicml-streaming"] = metadata.version("mosaicml-streaming")
+    report(machine, rows, claims, options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""Rounds of boosting beside plain continuation, training on everything at once, and a constant.
+
+On a phantom cohort whose hospitals differ (see `site_cohort`), the same small ViT is trained from
+the same random weights by each recipe, with equally many optimizer steps: once while hospitals
+arrive one after another, which is the hard case, and once shuffled. What counts is the
+competition's loss on patients whom no recipe ever saw; the gap is that between `seed` and `joint`.
+
+    python benchmarks/rounds.py --ablate
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from claims import Claim, describe_machine, report
+from site_cohort import HOSPITALS, make_site_store
+
+from training.config import (
+    BoostConfig,
+    InputConfig,
+    ModelConfig,
+    Order,
+    RecipeName,
+    RunConfig,
+    SplitConfig,
+    TrainConfig,
+)
+
+PACKAGES = ("torch", "transformers", "accelerate", "numpy")
+COHORT_SEED = 14
+BASE = RunConfig(
+    split=SplitConfig(guard=0.15, calibration=0.1, test=0.25),
+    inputs=InputConfig(size=32, crop_mm=56.0),
+    model=ModelConfig(patch=4, width=64, depth=3, heads=2),
+    train=TrainConfig(
+        epochs=3.6, learning_rate=1.5e-3, broken_share=0.4, box_weight=0.5, slices_per_round=1250
+    ),
+)
+WHOLE = BoostConfig()
+ABLATIONS: Mapping[str, BoostConfig] = {
+    "boost without replay": replace(WHOLE, replay=0.0),
+    "boost without merging": replace(WHOLE, step_lengths=()),
+    "boost without the average": replace(WHOLE, average=0.0),
+    "boost without the guard": replace(WHOLE, guarded=False),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Parameters
+    ----------
+    name : str
+        Of the contestant.
+    recipe : str
+    order : str
+    seed : int
+        Of the splits, the weights, the order of the hospitals and all draws.
+    policy : BoostConfig
+    """
+
+    name: str
+    recipe: RecipeName
+    order: Order
+    seed: int
+    policy: BoostConfig = WHOLE
+
+
+def run_job(job: Job, store: str, folder: str, quick: bool) -> dict[str, Any]:
+    """Train and evaluate one run; returns its row of the table."""
+    import torch
+
+    from storage_schemas.store import StudyStore
+    from training.boosting import boost
+    from training.cli import _quiet
+    from training.evaluate import BEST, MIXTURE, MODEL, evaluate
+    from training.runs import HISTORY, RunFolder
+
+    _quiet()
+    torch.set_num_threads(1)
+    sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+    run = RunFolder(Path(folder) / f"{job.name} {job.order} {job.seed}".replace(" ", "-"))
+    config = replace(BASE, recipe=job.recipe, seed=job.seed, boost=job.policy)
+    config = config.override({"train": {"order": job.order}})
+    if quick:
+        config = config.override({"train": {"epochs": 1.5, "slices_per_round": 400}})
+    opened = StudyStore.open(store)
+    boost(opened, run, config, None)
+    found = evaluate(opened, run)
+    history = run.lines(HISTORY)
+    guard = [line["guard_loss"] for line in history]
+    return {
+        "order": job.order,
+        "seed": job.seed,
+        "recipe": job.name,
+        "rounds": len(history),
+        "accepted": sum(line["accepted"] for line in history),
+        "steps": sum(line["steps"] for line in history),
+        "guard rises": sum(b > a for a, b in pairwise(guard)),
+        "guard": guard[-1],
+        "test": found.losses[MODEL]["all"],
+        "mixture": found.losses[MIXTURE]["all"] if MIXTURE in found.losses else None,
+        "constant": found.losses[BEST]["all"],
+        "AUC": found.figures[MODEL]["levels"]["auc"][0],  # type: ignore[index]
+        "worst hospital": found.sites[found.worst_site][MODEL],
+    }
+
+
+def plan_jobs(seeds: Sequence[int], orders: Sequence[Order], ablate: bool) -> list[Job]:
+    """All runs, those first that take longest."""
+    jobs = []
+    for seed in seeds:
+        for order in orders:
+            recipes: tuple[RecipeName, ...] = ("boost", "seed", "joint")
+            jobs += [Job(recipe, recipe, order, seed) for recipe in recipes]
+        if ablate:
+            jobs += [Job(name, "boost", "site", seed, to) for name, to in ABLATIONS.items()]
+    return jobs
+
+
+def tell(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
+    """What is promised of the boosted runs."""
+    tests = {(row["recipe"], row["order"], row["seed"]): row["test"] for row in rows}
+    seeds = sorted({row["seed"] for row in rows})
+    hard = [
+        {recipe: tests[recipe, "site", seed] for recipe in ("boost", "seed", "joint")}
+        for seed in seeds
+    ]
+    closed = [(one["seed"] - one["boost"]) / (one["seed"] - one["joint"]) for one in hard]
+    return [
+        Claim(
+            "guard loss rises",
+            sum(row["guard rises"] for row in rows if row["recipe"] == "boost"),
+            0,
+            "lower",
+        ),
+        Claim("gap closed", float(np.mean(closed)), 0.8),
+        Claim("boost better than seed", float(np.mean([o["boost"] < o["seed"] for o in hard])), 1),
+    ]
+
+
+def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The mean over the seeds of each contestant, as rows of the same table."""
+    found = []
+    for order, recipe in dict.fromkeys((row["order"], row["recipe"]) for row in rows):
+        mine = [r for r in rows if (r["order"], r["recipe"]) == (order, recipe)]
+        mean = {
+            name: float(np.mean([row[name] for row in mine])) if mine[0][name] is not None else None
+            for name in mine[0]
+            if name not in ("order", "recipe", "seed")
+        }
+        found.append({"order": order, "seed": "mean", "recipe": recipe, **mean})
+    return found
+
+
+def main() -> None:
+    """Run and report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one seed of a small cohort")
+    parser.add_argument("--ablate", action="store_true", help="boost without each of its parts")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--patients", type=int, default=300)
+    parser.add_argument("--store", help="a store that an earlier run kept")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep all that is written")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    seeds = [0] if options.quick else list(range(options.seeds))
+    orders: list[Order] = ["site"] if options.quick else ["site", "shuffled"]
+    patients = 50 if options.quick else options.patients
+    with tempfile.TemporaryDirectory() as scratch:
+        root = options.keep or Path(scratch)
+        store = options.store or make_site_store(
+            root, patients, seed=COHORT_SEED, size=80, slices=44
+        )
+        jobs = plan_jobs(seeds, orders, options.ablate)
+        context = multiprocessing.get_context("spawn")
+        os.environ["OMP_NUM_THREADS"] = "1"
+        with ProcessPoolExecutor(options.workers, context) as pool:
+            futures = [pool.submit(run_job, job, store, str(root), options.quick) for job in jobs]
+            rows = [future.result() for future in futures]
+    rows.sort(key=lambda row: (row["order"], row["seed"]))
+    machine = describe_machine(PACKAGES) | {"hospitals": len(HOSPITALS), "patients": patients}
+    report(machine, rows + summarise(rows), tell(rows), options.json)
+
+
+if __name__ == "__main__":
+    main()

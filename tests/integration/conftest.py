@@ -1,0 +1,42 @@
+"""Fixtures that several integration tests share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.cli import main
+from pipeline.phantom import make_cohort
+from tests.runs import SETTINGS
+from training.cli import main as training_main
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Tiny models on shared cores: threads that wait for each other take ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A cohort of 20 small studies, all with masks, and its store."""
+    root = tmp_path_factory.mktemp("phantom")
+    cohort, store = root / "cohort", root / "store"
+    make_cohort(cohort, studies=20, seed=0, size=48, slices=24, workers=1)
+    annotations = ["--labels", str(cohort / "train.csv")]
+    annotations += ["--boxes", str(cohort / "train_bounding_boxes.csv")]
+    masks = ["--masks", str(cohort / "segmentations")]
+    assert main(["run", str(cohort), str(store), "--serial", *masks, *annotations]) == 0
+    return cohort, store
+
+
+@pytest.fixture(scope="session")
+def whole(phantom: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `boost` on the phantom's store that nothing disturbed; not to be written to."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert training_main(["boost", str(phantom[1]), str(run), *SETTINGS]) == 0
+    return run

@@ -1,0 +1,286 @@
+"""Several runs as one: folds of one recipe, or runs of any recipes under convex weights.
+
+Members are weighed on patients that none of them trained on: those on whom a run's probabilities
+were fitted, or, of a run in folds, all patients but the locked ones, each by the model of the fold
+that held it out. What the members say of them stands in the runs already, so nothing is predicted
+here. The locked test patients are the same in all runs, and are not looked at.
+"""
+
+import csv
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_schemas.annotations import STUDY_COLUMN
+from storage_schemas.errors import UsageError
+from storage_schemas.progress import say_event
+from storage_schemas.store import StudyStore
+from storage_schemas.vertebrae import LABEL_COLUMNS
+from training.boosting import boost
+from training.cards import write_blend_card
+from training.cohort import Study, label_table, labelled, read_cohort
+from training.config import RunConfig
+from training.judges import Verdict
+from training.members import read_members
+from training.metric import competition_loss
+from training.ranks import is_first
+from training.runs import (
+    BLEND,
+    EVALUATION,
+    FOLDS,
+    HISTORY,
+    OUT_OF_FOLD,
+    SETTINGS,
+    SPLITS,
+    RunFolder,
+    unwritable,
+)
+from training.splits import Splits
+from training.stacking import fit_weights, mix
+
+Floats = NDArray[np.float64]
+_RESAMPLES = 50
+_ENOUGH = 0.05
+"""A run of a smaller weight is left out: it costs whole predictions."""
+FEWEST = 8
+"""Patients without whom no weights are fitted."""
+
+
+@dataclass(frozen=True)
+class Blend:
+    """A mixture of runs.
+
+    Parameters
+    ----------
+    names : tuple of str
+        The runs' folders, by name alone.
+    weights : tuple of float
+        Of the runs; at least 0, together 1.
+    losses : tuple of float
+        Of each run alone, on the patients that fitted the weights.
+    loss : float
+        Of the mixture, on the same.
+    studies : int
+        That fitted the weights.
+    """
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+    losses: tuple[float, ...]
+    loss: float
+    studies: int
+
+
+def fold_runs(run: RunFolder) -> tuple[RunFolder, ...]:
+    """The runs of a run in folds; empty of a plain run."""
+    if not run.has(FOLDS):
+        return ()
+    return tuple(RunFolder(run.path / name) for name in run.read(FOLDS)["runs"])
+
+
+def boost_folds(
+    store: StudyStore, run: RunFolder, config: RunConfig, start: Path | None, folds: int
+) -> None:
+    """Train one run for each fold, below RUN, and put them together as one.
+
+    Each fold's model is trained without that fold; RUN offers the plain mean of all, and what each
+    says of its own fold: the out-of-fold predictions.
+
+    Raises
+    ------
+    CspineError
+        As `boost`.
+    """
+    if is_first():
+        run.create()
+    names = [f"fold-{number}" for number in range(1, folds + 1)]
+    for number, name in enumerate(names, start=1):
+        split = replace(config.split, folds=folds, fold=number)
+        if is_first():
+            say_event("fold", fold=number, folds=folds)
+        boost(store, RunFolder(run.path / name), replace(config, split=split), start)
+    if is_first():
+        put_folds_together(run, names, labelled(read_cohort(store), store.url))
+
+
+def put_folds_together(run: RunFolder, names: Sequence[str], studies: Sequence[Study]) -> None:
+    """Make one run of finished runs of the folds that lie below it."""
+    run.write(FOLDS, {"runs": list(names)})
+    first = RunFolder(run.path / names[0])
+    settings = first.read(SETTINGS)
+    settings["config"]["split"] |= {"fold": 0}
+    run.write(SETTINGS, settings)
+    run.write(SPLITS, _splits_of_all(first))
+    entries = [{"folder": f"{name}/model", "weight": 1 / len(names)} for name in names]
+    run.write(BLEND, {"members": entries})
+    write_blend_card(run)
+    _write_out_of_fold(run, studies)
+
+
+def _splits_of_all(fold: RunFolder) -> dict[str, Any]:
+    """Of a run in folds: what one fold holds out, another trains on, and the test is locked."""
+    splits = Splits.from_json(fold.read(SPLITS))
+    train = sorted({*splits.train, *splits.guard, *splits.calibration})
+    return Splits(tuple(train), (), (), splits.test).to_json()
+
+
+def known_predictions(run: RunFolder, studies: Sequence[Study]) -> dict[str, Floats]:
+    """What a run says of studies that its model did not train on, by study.
+
+    Of a plain run these are the calibration patients; the guard patients chose its model, and are
+    left out. Of a run in folds they are all but the locked ones.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` where RUN holds no finished run.
+    """
+    folds = fold_runs(run)
+    if not folds:
+        return _judged(run, studies, ("calibration",))
+    found: dict[str, Floats] = {}
+    for fold in folds:
+        found |= _judged(fold, studies, ("calibration", "guard"))
+    return found
+
+
+def _judged(run: RunFolder, studies: Sequence[Study], sides: Sequence[str]) -> dict[str, Floats]:
+    history = run.lines(HISTORY)
+    if not history or not run.model.is_dir():
+        raise UsageError("config-invalid", "RUN holds no finished run", key=str(run.path))
+    splits = Splits.from_json(run.read(SPLITS))
+    try:
+        verdict = Verdict.from_json(run.read(run.judged(history[-1]["incumbent"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError("config-invalid", f"judged: {error}", key=str(run.path)) from None
+    found: dict[str, Floats] = {}
+    tables = {"calibration": verdict.calibrating, "guard": verdict.guarding}
+    for side in sides:
+        chosen = splits.choose(studies, side)
+        if len(chosen) != len(tables[side]):
+            reason = f"STORE holds {len(chosen)} of its {len(tables[side])} {side} studies"
+            raise UsageError("labels-missing", reason, key=str(run.path))
+        found |= {study.study: row for study, row in zip(chosen, tables[side], strict=True)}
+    return found
+
+
+def _write_out_of_fold(run: RunFolder, studies: Sequence[Study]) -> None:
+    found = known_predictions(run, studies)
+    with unwritable(run.path), (run.path / OUT_OF_FOLD).open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow([STUDY_COLUMN, *LABEL_COLUMNS])
+        for study, row in sorted(found.items()):
+            writer.writerow([study, *map(repr, row.tolist())])
+
+
+def blend(store: StudyStore, out: RunFolder, runs: Sequence[RunFolder]) -> Blend:
+    """Weigh runs by patients that none of them trained on, and copy their models into OUT.
+
+    Parameters
+    ----------
+    store : StudyStore
+        For the labels.
+    out : RunFolder
+        A folder that is not there yet, or holds a blend.
+    runs : sequence of RunFolder
+        Two or more, plain ones or in folds, with the same locked test patients.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` where a run is not finished, or the runs have other test patients or too
+        few known ones in common; ``labels-missing``.
+    RunError
+        ``run-unwritable``.
+    """
+    if len(runs) < 2:
+        raise UsageError("config-invalid", "a blend is of two runs or more")
+    if out.path.exists() and not out.has(BLEND) and any(out.path.iterdir()):
+        raise UsageError("config-invalid", "OUT holds something else", key=str(out.path))
+    splits = [Splits.from_json(run.read(SPLITS)) for run in runs]
+    for run, split in zip(runs, splits, strict=True):
+        if set(split.test) != set(splits[0].test):
+            reason = "its locked test patients are not those of the first run: use one --seed"
+            raise UsageError("config-invalid", reason, key=str(run.path))
+    studies = labelled(read_cohort(store), store.url)
+    known = [known_predictions(run, studies) for run in runs]
+    common = [study for study in studies if all(study.study in each for each in known)]
+    labels = label_table(common) if common else np.zeros((0, 8), np.int64)
+    if len(common) < FEWEST or labels[:, 0].min() == labels[:, 0].max():
+        reason = f"{len(common)} studies are unseen by all runs, broken and whole ones are needed"
+        raise UsageError("cohort-too-small", reason, key=str(out.path))
+    tables = [np.stack([each[study.study] for study in common]) for each in known]
+    weights = weigh_runs(labels, tables, [study.patient for study in common])
+    found = Blend(
+        names=tuple(run.path.name for run in runs),
+        weights=tuple(weights.tolist()),
+        losses=tuple(competition_loss(labels, table) for table in tables),
+        loss=competition_loss(labels, mix(weights.tolist(), tables)),
+        studies=len(common),
+    )
+    _write(out, runs, found, _held_by_all(splits))
+    return found
+
+
+def weigh_runs(
+    labels: NDArray[np.int64], tables: Sequence[Floats], patients: Sequence[str]
+) -> Floats:
+    """Convex weights, as the mean of those that fit resamples of the patients best.
+
+    The weights of least loss on a dozen patients choose one run of several that are as good; their
+    mean over resamples (Breiman, Bagging Predictors, 1996) shares where the patients cannot tell.
+
+    Parameters
+    ----------
+    labels : ndarray, shape (studies, 8)
+    tables : sequence of ndarray, shape (studies, 8)
+        What each run says.
+    patients : sequence of str
+        Of each study; a patient's studies stay together.
+
+    Returns
+    -------
+    ndarray, shape (runs,)
+    """
+    names, place = np.unique(patients, return_inverse=True)
+    random = np.random.default_rng(0)
+    total = np.zeros(len(tables))
+    for _ in range(_RESAMPLES):
+        drawn = random.integers(0, len(names), len(names))
+        rows = np.concatenate([np.flatnonzero(place == patient) for patient in drawn])
+        total += fit_weights(labels[rows], [table[rows] for table in tables])
+    total[total < _ENOUGH * total.sum()] = 0
+    return cast(Floats, total / total.sum())
+
+
+def _held_by_all(splits: Sequence[Splits]) -> Splits:
+    """What any run trained on is trained on; the rest of the held-out patients calibrates."""
+    train = set[str]().union(*(split.train for split in splits))
+    held = {p for split in splits for p in (*split.guard, *split.calibration)} - train
+    return Splits(tuple(sorted(train)), (), tuple(sorted(held)), splits[0].test)
+
+
+def _write(out: RunFolder, runs: Sequence[RunFolder], found: Blend, splits: Splits) -> None:
+    out.create()
+    members: list[Mapping[str, Any]] = []
+    partial = out.path / ".members.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    with unwritable(out.path):
+        for run, weight in zip(runs, found.weights, strict=True):
+            for member in read_members(run) if weight else ():
+                name = f"{len(members) + 1:02}"
+                shutil.copytree(member.folder, partial / name)
+                folder, share = f"members/{name}", weight * member.weight
+                members.append({"folder": folder, "weight": share, "run": run.path.name})
+        shutil.rmtree(out.path / "members", ignore_errors=True)
+        partial.rename(out.path / "members")
+    out.write(SETTINGS, runs[int(np.argmax(found.weights))].read(SETTINGS))
+    out.write(SPLITS, splits.to_json())
+    out.write(BLEND, {"members": members, "fitted": asdict(found)})
+    (out.path / EVALUATION).unlink(missing_ok=True)
+    write_blend_card(out)

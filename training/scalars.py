@@ -1,0 +1,32 @@
+"""Curves for TensorBoard, beside the journals that everything else reads."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from training.runs import unwritable
+
+Scalars = Callable[[str, float, int], None]
+"""Takes a name, a value and the step of the optimizer, counted over all rounds."""
+
+
+@contextmanager
+def write_scalars(folder: Path) -> Iterator[Scalars]:
+    """Write scalars below `folder`; nothing is made there before the first one comes."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    writers: list[Any] = []
+
+    def write(name: str, value: float, step: int) -> None:
+        with unwritable(folder):
+            if not writers:
+                writers.append(SummaryWriter(str(folder)))
+            writers[0].add_scalar(name, value, step)
+
+    try:
+        yield write
+    finally:
+        for writer in writers:
+            with unwritable(folder):
+                writer.close()
