@@ -179,7 +179,8 @@ def make_pixels(batch: Batch, inputs: InputConfig, pose: Pose) -> Tensor:
         windowed = torch.cat([windowed, batch["mask"].float()], dim=1)
     grid = _look_up(batch, inputs, pose, inputs.size * _OVERSAMPLE)
     pixels = functional.grid_sample(windowed, grid, align_corners=False)
-    return functional.avg_pool2d(pixels, _OVERSAMPLE)
+    # Halfway between two pixels is their mean; pooling says the same in four times the time.
+    return functional.interpolate(pixels, scale_factor=1 / _OVERSAMPLE, mode="bilinear")
 
 
 def vary_intensity(pixels: Tensor, augment: AugmentConfig, generator: torch.Generator) -> Tensor:
@@ -193,13 +194,14 @@ def vary_intensity(pixels: Tensor, augment: AugmentConfig, generator: torch.Gene
 def normalise(pixels: Tensor, inputs: InputConfig) -> Tensor:
     """Pictures of 0..1 to what the model wants: ``(pixels - mean) / std`` of each channel.
 
-    A mask stays as it is.
+    A mask stays as it is. The channels of a pixel lie side by side in memory, which convolutions
+    are faster with.
     """
     more, mask = inputs.neighbours - 3, [0.0] * inputs.mask
     mean = [*inputs.mean, *[sum(inputs.mean) / 3] * more, *mask]
     std = [*inputs.std, *[sum(inputs.std) / 3] * more, *(1 + zero for zero in mask)]
     each = [torch.tensor(values, device=pixels.device).view(1, -1, 1, 1) for values in (mean, std)]
-    return pixels.sub(each[0]).div(each[1])
+    return pixels.sub(each[0]).div(each[1]).contiguous(memory_format=torch.channels_last)
 
 
 def cover_patches(batch: Batch, inputs: InputConfig, pose: Pose, patches: int) -> Tensor:
@@ -240,5 +242,7 @@ def _look_up(batch: Batch, inputs: InputConfig, pose: Pose, side: int) -> Tensor
     matrix = pose.way.to(device) * (inputs.crop_mm / 2) * of_mm[:, :, None]
     # The centre of the real part, which the padding moved away from 0.
     centre = real / padded - 1 + pose.shift_mm.to(device) * of_mm
-    theta = torch.cat([matrix, centre[:, :, None]], dim=2).float()
-    return functional.affine_grid(theta, [len(theta), 1, side, side], align_corners=False)
+    steps = (torch.arange(side, device=device) * 2 + 1) / side - 1
+    across, down = (steps[:, None] * matrix[:, None, :, axis] for axis in (0, 1))
+    # One sum that broadcasts, where `affine_grid` multiplies matrices.
+    return across[:, None] + (down + centre[:, None])[:, :, None]

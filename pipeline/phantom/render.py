@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from pipeline.phantom.fractures import HAEMATOMA_HU, Fracture
 from pipeline.phantom.patient import Patient, Pose, pose_vertebrae
 from pipeline.phantom.shapes import Field, Points
 from pipeline.phantom.tissue import paint_canal_and_discs, render_tissue
-from pipeline.phantom.vertebrae import REACH_UP, shape_vertebra
+from pipeline.phantom.vertebrae import find_extent, shape_vertebra
 
 CORTICAL_HU = 1180.0
 """Dense cortical shell; 1000 to 1500 in thin-slice CT (Bushberg et al., as in `tissue`)."""
@@ -18,6 +19,8 @@ CANCELLOUS_HU = 320.0
 """Trabecular bone of adult cervical vertebrae, some 200 to 400 HU and falling with age (Schreiber
 et al., J Bone Joint Surg Am 93(11), 2011, and later cervical series)."""
 TRABECULAR_SD_HU = 45.0
+MARGIN_MM = 4.0
+"""Around a whole vertebra; a fragment is shifted by 3 mm at most."""
 SEEN_PIXELS = 5.0
 """A slice shows a fracture where at least so many whole pixels of bone are gone."""
 
@@ -125,9 +128,9 @@ def _paint_vertebra(
     grid: Grid,
     random: np.random.Generator,
 ) -> list[tuple[int, str, tuple[int, int, int, int]]]:
-    up = REACH_UP.get(level, 13.0)
-    reach = patient.size * np.array([44.0, 66.0, up + 16.0])
-    part = _part_around(grid, pose.centre + pose.axes[1] * 20 * patient.size, tuple(reach))
+    corners = np.array(list(product(*find_extent(level).T))) @ pose.axes * pose.size
+    low, high = corners.min(axis=0) - MARGIN_MM, corners.max(axis=0) + MARGIN_MM
+    part = _part_around(grid, pose.centre + (low + high) / 2, (high - low) / 2)
     if any(side.start >= side.stop for side in part):
         return []
     points = pose.to_frame(*(p.astype(np.float64) for p in grid.points(part)))
@@ -171,7 +174,7 @@ def _boxes(
 
 
 def _part_around(
-    grid: Grid, centre: NDArray[np.float64], reach: Sequence[float]
+    grid: Grid, centre: NDArray[np.float64], reach: Sequence[float] | NDArray[np.float64]
 ) -> tuple[slice, slice, slice]:
     """The part of the grid within a reach (x, y, z) of a point."""
     z = _range(grid.z, centre[2], reach[2])

@@ -8,8 +8,10 @@ across with its transverse processes; dens some 10 mm thick and 15 high), rounde
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.phantom.shapes import (
     Field,
@@ -81,9 +83,6 @@ PITCH = {
 }
 """From the middle of a vertebra's body to that of the next one below, in mm: body and disc."""
 
-REACH_UP = {"C1": 10.0, "C2": 27.0}
-"""How far a vertebra reaches above its origin, where that is beyond the usual 13 mm."""
-
 
 def shape_vertebra(level: str, points: Points) -> Field:
     """Signed distance of one vertebra, in mm, in its own frame."""
@@ -94,6 +93,21 @@ def shape_vertebra(level: str, points: Points) -> Field:
     if level == "C2":
         solid = join(solid, _dens(form, points), 2.0)
     return solid
+
+
+@cache
+def find_extent(level: str) -> NDArray[np.float64]:
+    """Lowest and highest (u, v, w) that a vertebra reaches in its frame, in mm, with some air.
+
+    Returns
+    -------
+    ndarray, shape (2, 3), float64
+    """
+    step = 3.0
+    side = np.arange(-60, 100, step, dtype=np.float32)
+    points = (side[:, None, None], side[:, None], side)
+    near = side[np.argwhere(shape_vertebra(level, points) < step)]
+    return np.stack([near.min(axis=0), near.max(axis=0)]).astype(np.float64)
 
 
 def _mirrored(points: Points) -> Points:
