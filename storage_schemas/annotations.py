@@ -127,6 +127,7 @@ def _read(
         with fsspec.open(url, "rb") as stream:
             table = csv.read_csv(
                 stream,
+                read_options=csv.ReadOptions(use_threads=False),
                 convert_options=csv.ConvertOptions(
                     column_types=columns, include_columns=list(columns)
                 ),

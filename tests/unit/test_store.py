@@ -1,4 +1,6 @@
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +190,23 @@ def test_tables_keep_their_columns(store: StudyStore) -> None:
     for name in TABLES:
         store.write_table(name, make_table(name, []))
         assert store.read_table(name).schema.equals(TABLES[name])
+
+
+def test_a_process_may_end_right_after_it_read_tables(store: StudyStore) -> None:
+    for name in TABLES:
+        store.write_table(name, make_table(name, []))
+    script = (
+        "import sys; from storage_schemas.store import StudyStore\n"
+        "for name in sys.argv[2:]: StudyStore.open(sys.argv[1]).read_table(name).schema\n"
+    )
+    for _ in range(3):
+        ended = subprocess.run(
+            [sys.executable, "-c", script, store.objects.root, *TABLES],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_a_table_that_is_missing_or_none_is_named(store: StudyStore) -> None:
