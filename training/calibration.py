@@ -148,18 +148,18 @@ def fit_calibration(
     )
     seen = known.any(axis=1)
     either = _noisy_or(half._levels(scores))[seen]
-    columns = [either, np.ones(either.size)]
-    if patient is not None:
-        columns.append(half._head(patient)[seen])
+    opinion = np.zeros(len(scores)) if patient is None else half._head(patient)
+    columns = np.column_stack([either, np.ones(either.size), opinion[seen]])
     # Starts from the noisy-or itself: slope 1, offset 0, and nothing of the model's own.
-    found = _fit_logistic(
-        np.column_stack(columns),
-        labels[seen, 0],
-        weights[seen, 0],
-        start=either,
-        penalty=np.array([1.0, _SHARED_PENALTY, 1.0])[: len(columns)],
-    )
-    slope, offset, head = (*found.tolist(), 0.0)[:3]
+    start, penalty = either, np.array([1.0, _SHARED_PENALTY, 1.0])
+    found = _fit_logistic(columns, labels[seen, 0], weights[seen, 0], start=start, penalty=penalty)
+    if found[2] < 0:
+        # An opinion that is worse than none is left out, never believed in reverse.
+        columns[:, 2] = 0
+        found = _fit_logistic(
+            columns, labels[seen, 0], weights[seen, 0], start=start, penalty=penalty
+        )
+    slope, offset, head = found.tolist()
     return replace(half, patient_slope=1 + slope, patient_offset=offset, head_slope=head)
 
 

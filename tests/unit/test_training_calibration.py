@@ -156,6 +156,16 @@ def test_a_patient_logit_that_says_nothing_hardly_changes_the_patient() -> None:
     assert np.abs(found - plain).mean() < 0.02
 
 
+def test_a_patient_logit_that_is_wrong_is_left_out_and_not_believed_in_reverse() -> None:
+    scores, labels = make_exams(400, 1.0)
+    found = fit_calibration(scores, labels, labels, -heads(labels, 3.0))
+    assert found.head_slope == 0
+    alone = fit_calibration(scores, labels, labels)
+    assert (found.patient_slope, found.patient_offset) == pytest.approx(
+        (alone.patient_slope, alone.patient_offset)
+    )
+
+
 def test_a_patient_without_that_logit_gets_the_noisy_or_alone() -> None:
     scores, labels = make_exams(200, 2.0)
     patient = heads(labels, 2.0)
