@@ -142,22 +142,52 @@ def sample_mask(
     slices = origins @ matrix[:3, :3].T + matrix[:3, 3] - corner
     rows = matrix[:3, :3] @ np.multiply(geometry.column_direction, geometry.pixel_spacing[0])
     columns = matrix[:3, :3] @ np.multiply(geometry.row_direction, geometry.pixel_spacing[1])
-    indices = []
-    inside = np.ones((1, 1, 1), bool)
-    for axis, length in enumerate(value.shape):
+    indices, turns = [], []
+    for axis in range(3):
         terms = [
             slices[:, axis].reshape(-1, 1, 1),
             (y * rows[axis]).reshape(1, -1, 1),
             (x * columns[axis]).reshape(1, 1, -1),
         ]
+        turn = [side for side, term in enumerate(terms) if np.ptp(term) > _NEGLIGIBLE]
+        rest = sum(float(term.mean()) for side, term in enumerate(terms) if side not in turn)
+        kept = sum((terms[side] for side in turn), start=np.full((1, 1, 1), rest))
+        indices.append(np.rint(kept).astype(np.intp))
+        turns.append(turn)
+    shape = (len(z), len(y), len(x))
+    if sorted(turns) == [[0], [1], [2]]:
         # Grids that share their axes are by far the most common, and need no index per voxel.
-        kept = [term for term in terms if np.ptp(term) > _NEGLIGIBLE]
-        rest = sum(float(term.mean()) for term in terms if np.ptp(term) <= _NEGLIGIBLE)
-        index = np.rint(np.asarray(sum(kept, start=np.full((1, 1, 1), rest)))).astype(np.intp)
+        return _look_along(value, [index.ravel() for index in indices], [t[0] for t in turns])
+    inside = np.ones((1, 1, 1), bool)
+    for index, length in zip(indices, value.shape, strict=True):
         inside = inside & (index >= 0) & (index < length)
-        indices.append(index.clip(0, length - 1))
-    found = value[tuple(indices)] & inside
-    return np.broadcast_to(found, (len(z), len(y), len(x)))
+        index.clip(0, length - 1, out=index)
+    return np.broadcast_to(value[tuple(indices)] & inside, shape)
+
+
+def _look_along(
+    value: NDArray[np.bool_], indices: list[NDArray[np.intp]], turns: list[int]
+) -> NDArray[np.bool_]:
+    """`value` at an index along each of its axes, False beyond it; an axis becomes axis `turn`."""
+    found, held = value, [slice(0)] * 3
+    for axis, (index, turn) in enumerate(zip(indices, turns, strict=True)):
+        # Indices rise or fall all the way, so those that hit lie side by side.
+        hits = np.flatnonzero((index >= 0) & (index < value.shape[axis]))
+        held[turn] = slice(hits[0], hits[-1] + 1) if hits.size else slice(0)
+        found = found[(slice(None),) * axis + (_as_slice(index[held[turn]]),)]
+    carried = np.zeros([indices[turns.index(side)].size for side in range(3)], bool)
+    carried[tuple(held)] = found.transpose([turns.index(side) for side in range(3)])
+    return carried
+
+
+def _as_slice(index: NDArray[np.intp]) -> slice | NDArray[np.intp]:
+    """An index that goes up or down by 1 as a slice, which copies nothing."""
+    steps = np.diff(index)
+    step = int(steps[0]) if steps.size else 1
+    if abs(step) != 1 or (steps != step).any() or not index.size:
+        return index
+    stop = int(index[-1]) + step
+    return slice(int(index[0]), stop if stop >= 0 else None, step)
 
 
 def box_around(

@@ -186,7 +186,9 @@ def _decode_stack(
 
     kept = {}
     with ThreadPoolExecutor(settings.threads) as pool:
-        for z, (decoded, errors) in enumerate(pool.map(decode, range(len(stack.places)))):
+        # A worker that has one core for its study decodes at once, not through a queue.
+        spread = map if settings.threads == 1 else pool.map
+        for z, (decoded, errors) in enumerate(spread(decode, range(len(stack.places)))):
             refused += errors
             if decoded:
                 kept[z] = decoded

@@ -8,7 +8,7 @@ how nothing is lost, and how the tables can be rebuilt from records alone.
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from storage_schemas.canonical import canonical_json, sha256_json
@@ -236,9 +236,7 @@ class StudyRecord:
 
     def to_bytes(self) -> bytes:
         """The record as canonical JSON with a digest of itself."""
-        document = asdict(self) | {"schema": SCHEMA}
-        if self.volume is not None:
-            document["volume"]["geometry"] = self.volume.geometry.to_json()
+        document = _plain(self) | {"schema": SCHEMA}
         return canonical_json(document | {"sha256": sha256_json(document)})
 
     @classmethod
@@ -295,6 +293,15 @@ class RecordHead:
             )
         except (KeyError, TypeError) as error:
             raise StoreError("record-invalid", f"{error}", key=key) from None
+
+
+def _plain(value: Any) -> Any:
+    """What JSON takes; `asdict` would copy every number of every slice."""
+    if isinstance(value, StackGeometry):
+        return value.to_json()
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return {k: _plain(v) for k, v in vars(value).items()} if is_dataclass(value) else value
 
 
 def _parse(data: bytes, key: str) -> dict[str, Any]:
