@@ -351,8 +351,8 @@ class StudyStore:
         except FileNotFoundError:
             raise StoreError("table-missing", "no such table", key=key) from None
         try:
-            # In this thread alone: one of Arrow's that still held the file when the interpreter ends
-            # would abort the process.
+            # By this thread alone: one of Arrow's own that still held the file when the interpreter
+            # ends would abort the process.
             table = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
             raise StoreError("table-invalid", f"no Parquet file: {error}", key=key) from None
