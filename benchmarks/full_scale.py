@@ -44,7 +44,8 @@ STUDIES, SLICES = 2_019, 711_601
 """Of the competition's training set."""
 SITE = replace(SITES[2], fov_mm=(150, 150))
 PACKAGES = ("dask", "distributed", "zarr", "numcodecs", "imagecodecs", "pydicom", "numpy")
-BARE_STUDIES = 12
+BARE_STUDIES = 36
+"""Before the run and after it: a shared machine is not as fast all the time."""
 GIB = 1 << 30
 
 
@@ -199,7 +200,7 @@ def watched(process: subprocess.Popen[str]) -> Iterator[PeakMemory]:
 
 
 def preprocess(
-    bucket: str, store: str, workers: int, *, masks: bool = True
+    bucket: str, store: str, workers: int, *more: str, masks: bool = True
 ) -> tuple[dict[str, Any], float, PeakMemory]:
     """Run the real command; returns its summary, its wall seconds and its memory."""
     command = [
@@ -207,6 +208,7 @@ def preprocess(
         "import sys, big_bucket; from pipeline.cli import main; sys.exit(main(sys.argv[1:]))",
         *("run", f"{bucket}/{big_bucket.SOURCE}", store, "--workers", str(workers), "--json"),
         *(("--masks", f"{bucket}/{big_bucket.MASKS}") if masks else ()),
+        *more,
     ]
     start = time.perf_counter()
     process = subprocess.Popen(
@@ -256,11 +258,15 @@ def main() -> None:
         slices = make_bucket(folder, templates, fraction, size)
         bucket = f"bigbucket://{folder}"
         store = options.store or f"lightstore://{root}/store"
-        summary, seconds, peak = preprocess(bucket, store, options.workers)
-        requests = big_bucket.counted()
         listed = json.loads((folder / "bucket.json").read_text())["slices"]
-        boxes = boxes_of(StudyStore.open(store), templates)
+        first = f"lightstore://{root}/first"
+        preprocess(bucket, first, options.workers, "--limit", str(templates))
+        boxes = boxes_of(StudyStore.open(first), templates)
         bare = race_bare(bucket, listed, boxes, options.workers)
+        before = big_bucket.counted()
+        summary, seconds, peak = preprocess(bucket, store, options.workers)
+        requests = big_bucket.counted() - before
+        bare = (bare + race_bare(bucket, listed, boxes, options.workers)) / 2
         again, resume, _ = preprocess(bucket, store, options.workers)
         assert again["unchanged"] == summary["committed"] == again["listed"], again
         make_empty_bucket(Path(root) / "empty")
