@@ -5,10 +5,10 @@ are never flipped by hand: two affines say where a voxel lies, and a mask that t
 bone is refused by `pipeline.localizers`.
 """
 
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
+import imagecodecs
 import nibabel as nib
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
@@ -21,8 +21,6 @@ from storage_schemas.geometry import Box, StackGeometry
 MAX_BYTES = 4 << 30
 """The largest mask: 1024 slices of 1024 x 1024 voxels in 32 bits."""
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_PIECE = 1 << 12
-"""Bytes of a gzip stream that are inflated at a time."""
 _MAX_RATIO = 1032
 """Deflate makes no byte into more."""
 _VOXEL_MM = (0.01, 100.0)
@@ -36,7 +34,6 @@ _UNREADABLE = (
     ValueError,
     OSError,
     EOFError,
-    zlib.error,
     np.linalg.LinAlgError,
     HeaderDataError,
     WrapStructError,
@@ -218,16 +215,13 @@ def _inflate(data: bytes) -> bytes | memoryview:
     # What the stream's end says of its size, as far as deflate can reach (RFC 1952, 2.3.1).
     size = min(int.from_bytes(data[-4:], "little"), MAX_BYTES, _MAX_RATIO * len(data))
     inflated = np.empty(size, np.uint8)
-    stream, view, done = zlib.decompressobj(wbits=31), memoryview(data), 0
-    # Piece by piece, so that each is copied while it is still in the processor's cache.
-    for start in range(0, len(data), _PIECE):
-        piece = np.frombuffer(stream.decompress(view[start : start + _PIECE]), np.uint8)
-        if done + piece.size > size:
-            break
-        inflated[done : done + piece.size] = piece
-        done += piece.size
-    if not stream.eof or done != size:
-        raise ValueError(f"the gzip stream is cut, or does not hold the {size} bytes that it says")
+    try:
+        # libdeflate writes straight to its place, in a third of the time of zlib.
+        found = len(imagecodecs.gzip_decode(data, out=inflated))
+    except imagecodecs.GzipError:
+        raise ValueError("the gzip stream is cut or damaged") from None
+    if found != size:
+        raise ValueError(f"the gzip stream holds {found} bytes, not the {size} that it says")
     return inflated.data
 
 
