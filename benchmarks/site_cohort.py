@@ -11,7 +11,7 @@ learns from random weights in minutes.
 import csv
 import multiprocessing
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -69,8 +69,20 @@ HOSPITALS = (
 )
 
 
-def make_site_store(folder: Path, patients: int, *, seed: int, size: int, slices: int) -> str:
-    """Write the DICOM of so many patients, evenly from all hospitals, and preprocess it.
+ELSEWHERE = (Hospital(_scanner(0, 0.1, (15, 35)), 0.6, dict.fromkeys(CERVICAL, 1.0)),)
+"""Whose patients a model has seen before: what pretraining is to a model of natural images."""
+
+
+def make_site_store(
+    folder: Path,
+    patients: int,
+    *,
+    seed: int,
+    size: int,
+    slices: int,
+    hospitals: Sequence[Hospital] = HOSPITALS,
+) -> str:
+    """Write the DICOM of so many patients, evenly from the hospitals, and preprocess it.
 
     Returns
     -------
@@ -80,7 +92,9 @@ def make_site_store(folder: Path, patients: int, *, seed: int, size: int, slices
     source, store = folder / "source", folder / "store"
     for part in ("train_images", "segmentations"):
         (source / part).mkdir(parents=True)
-    write = partial(_write_patient, seed=seed, out=source, size=size, slices=slices)
+    write = partial(
+        _write_patient, seed=seed, out=source, size=size, slices=slices, hospitals=hospitals
+    )
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), context) as pool:
         rows = list(pool.map(write, range(patients), chunksize=8))
@@ -105,10 +119,10 @@ def make_site_store(folder: Path, patients: int, *, seed: int, size: int, slices
 
 
 def _write_patient(
-    index: int, *, seed: int, out: Path, size: int, slices: int
+    index: int, *, seed: int, out: Path, size: int, slices: int, hospitals: Sequence[Hospital]
 ) -> tuple[str, tuple[str, ...], list[tuple[object, ...]]]:
     random = np.random.default_rng([seed, index])
-    hospital = HOSPITALS[index % len(HOSPITALS)]
+    hospital = hospitals[index % len(hospitals)]
     patient = draw_patient(random)
     broken = _draw_broken(hospital, random)
     fractures = {level: _shatter(level, random) for level in broken}
