@@ -217,7 +217,7 @@ def _inflate(data: bytes) -> bytes | memoryview:
     inflated = np.empty(size, np.uint8)
     try:
         # libdeflate writes straight to its place, in a third of the time of zlib.
-        found = len(imagecodecs.gzip_decode(data, out=inflated))
+        found = len(imagecodecs.gzip_decode(data, out=inflated.data))
     except imagecodecs.GzipError:
         raise ValueError("the gzip stream is cut or damaged") from None
     if found != size:
