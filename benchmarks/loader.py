@@ -10,6 +10,7 @@ MosaicML Streaming 0.13 wants numpy < 2.2, transformers < 5 and torchvision, so 
 of this project can hold it. Where it was installed beside, without what it wants, it takes part:
 
     pip install --no-deps --target PEERS mosaicml-streaming Brotli catalogue xxhash zstd
+    pip install --no-deps --target PEERS python-snappy cramjam
     PYTHONPATH=PEERS python benchmarks/loader.py
 """
 
