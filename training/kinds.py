@@ -17,10 +17,10 @@ from training.config import InputConfig, RunConfig
 from training.models import build_model, load_model, read_model_type, start_model
 from training.scoring import LevelScores, score_studies
 from training.sequence_model import MODEL_TYPE, load_sequence_model
+from training.sequence_scoring import score_necks
 from training.sequences import (
     count_positions,
     refresh_sequences,
-    score_necks,
     start_sequence_model,
     train_sequences,
 )

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel
 from storage_schemas.vertebrae import CERVICAL
 from training.config import InputConfig
 from training.explain import explain
-from training.inputs import Batch, gather_slices, index_slices, make_pixels, normalise, plain_pose
-from training.scoring import TOP, device, slice_logits
+from training.inputs import gather_slices, index_slices, make_pixels, normalise, plain_pose
+from training.scoring import TOP, device, slice_logits, to_device
 from training.sequence_inputs import NeckIndex, gather_necks
 from training.sequence_model import CervicalSequenceModel
-from training.sequences import read_necks
+from training.sequence_scoring import read_necks
 from training.shards import RoundShards
 
 KEYS = 3
@@ -111,7 +111,7 @@ def _read_slices(
         weights[np.argsort(logits)[-TOP:]] = 1 / min(TOP, len(logits))
         # Of equal weights the larger logits are the key.
         keys = np.sort(np.argsort(logits)[-KEYS:])
-        batch = _moved(gather_slices(shards, index.crop[keys], index.z[keys]))
+        batch = to_device(gather_slices(shards, index.crop[keys], index.z[keys]))
         pixels = make_pixels(batch, inputs, plain_pose(len(keys)))
         heat = explain(model, normalise(pixels, inputs))
         found.append(
@@ -146,7 +146,7 @@ def _read_sequence(
         keys = np.sort(np.argsort(weights[level][valid])[-KEYS:])
         alone = NeckIndex(np.full_like(index.crop, -1), np.full_like(index.z, -1))
         alone.crop[0, level], alone.z[0, level] = index.crop[0, level], index.z[0, level]
-        batch = _moved(gather_necks(shards, alone, inputs))
+        batch = to_device(gather_necks(shards, alone, inputs))
         pixels = make_pixels(batch, inputs, plain_pose(len(z)))
         heat = explain(model, normalise(pixels, inputs), batch["valid"])
         found.append(
@@ -159,10 +159,6 @@ def _read_sequence(
             )
         )
     return tuple(found)
-
-
-def _moved(batch: Batch) -> Batch:
-    return {name: part.to(device()) for name, part in batch.items()}
 
 
 def _key_slices(z: NDArray[np.int64], pixels: Tensor, heat: Tensor) -> tuple[KeySlice, ...]:

@@ -4,12 +4,13 @@ The score of a vertebra is the mean of its five largest logits (all, where it ha
 is seen in a part of the slices only. Probabilities come from `training.calibration`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from storage_schemas.vertebrae import CERVICAL
@@ -33,6 +34,11 @@ _BATCH = 64
 def device() -> torch.device:
     """Where models run: the first GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def to_device(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch where models run."""
+    return {name: part.to(device()) for name, part in batch.items()}
 
 
 @dataclass(frozen=True)
@@ -65,13 +71,11 @@ def slice_logits(
     model: PreTrainedModel, inputs: InputConfig, shards: RoundShards, index: SliceIndex
 ) -> NDArray[np.float32]:
     """The logit of each input, shape (inputs,), in the order of the index."""
-    place = device()
-    model.eval().to(place)
+    model.eval().to(device())
     logits = []
     for start in range(0, len(index), _BATCH):
         part = slice(start, start + _BATCH)
-        batch = gather_slices(shards, index.crop[part], index.z[part])
-        batch = {name: part.to(place) for name, part in batch.items()}
+        batch = to_device(gather_slices(shards, index.crop[part], index.z[part]))
         pixels = make_pixels(batch, inputs, plain_pose(len(batch["hu"])))
         logits.append(
             model(pixel_values=normalise(pixels, inputs)).logits[:, 0].float().cpu().numpy()

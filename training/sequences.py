@@ -1,4 +1,4 @@
-"""How a sequence model is started, trained on the crops of a round, and asked.
+"""How a sequence model is started, and trained on the crops of a round.
 
 A round has two parts. First the encoder and its classifier learn through the heads as they are (of
 a new model a soft maximum over the slices), from few slices of many vertebrae in a step: from the
@@ -8,7 +8,7 @@ second part is left.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,13 +25,11 @@ from storage_schemas.vertebrae import CERVICAL
 from training.cohort import Study
 from training.config import InputConfig, RunConfig
 from training.encoders import build_encoder, read_classifier, run_encoder, start_encoder
-from training.features import encode_necks, keep_features
 from training.inputs import cover_patches, index_slices
 from training.models import is_ours, load_model, read_model_type
 from training.patches import box_loss, has_places, patch_logits
-from training.ranks import rank, ranks
-from training.runs import FEATURES
-from training.scoring import LevelScores, device
+from training.ranks import ranks
+from training.scoring import to_device
 from training.sequence_inputs import (
     NeckIndex,
     draw_neck_pose,
@@ -45,16 +43,14 @@ from training.sequence_model import (
     MODEL_TYPE,
     CervicalSequenceConfig,
     CervicalSequenceModel,
-    SequenceOutput,
     load_sequence_model,
 )
+from training.sequence_scoring import find_features, is_frozen
 from training.shards import RoundShards
 from training.slices import STATISTICS_BATCHES, counting_anew, draw_order, keeps_statistics
 from training.trainer import Loss, RoundWork, Trained, fit
 
 _ALONE = LossShares(patient=0.0)
-_STUDIES_AT_ONCE = 4
-"""Of which all positions go through the encoder together."""
 
 
 # ---- starting -----------------------------------------------------------------------------------
@@ -110,10 +106,6 @@ def _freeze(model: CervicalSequenceModel, config: RunConfig) -> CervicalSequence
         # A mask token is of pretraining alone, and several devices would wait for its gradient.
         parameter.requires_grad_(not config.sequence.frozen and not name.endswith("mask_token"))
     return model
-
-
-def _is_frozen(model: CervicalSequenceModel) -> bool:
-    return not any(parameter.requires_grad for parameter in model.encoder.parameters())
 
 
 def count_positions(study: Study, config: RunConfig) -> int:
@@ -185,7 +177,7 @@ def train_sequences(
 ) -> Trained:
     """Train a sequence model, in place; see the module, and `fit`."""
     model = cast(CervicalSequenceModel, model)
-    if _is_frozen(model):
+    if is_frozen(model):
         return _train_heads(model, inputs, shards, config, work)
     round_ = _plan(model, inputs, shards, config, work)
     dataset = NeckDataset(shards, round_.index, round_.targets, inputs)
@@ -294,7 +286,7 @@ def _train_heads(
         shards, [study.study for study in known], model.config.positions, inputs.trim_mm
     )
     targets = find_targets(shards, index, known)
-    features = _features(model, inputs, shards, index)
+    features = find_features(model, inputs, shards, index)
     batch = _shared(min(settings.head_batch, len(index)))
     order = draw_order(
         np.zeros(len(index), np.float32),
@@ -343,85 +335,14 @@ def refresh_sequences(
 ) -> None:
     """Let the encoder's batch normalisations count anew, see `training.slices`."""
     model = cast(CervicalSequenceModel, model)
-    if not keeps_statistics(model.encoder) or _is_frozen(model):
+    if not keeps_statistics(model.encoder) or is_frozen(model):
         return
     round_ = _plan(model, inputs, shards, config, work)
     dataset = NeckDataset(shards, round_.index, round_.targets, inputs)
     with torch.no_grad(), counting_anew(model.encoder):
         for number, items in enumerate(round_.order[:STATISTICS_BATCHES]):
-            batch = _moved(dataset.__getitems__(items.tolist()))
+            batch = to_device(dataset.__getitems__(items.tolist()))
             generator = torch.Generator().manual_seed(work.seed * 1_000_003 + number)
             pose = draw_neck_pose(batch, config.augment, generator)
             pixels = show_necks(batch, inputs, pose, config.augment, generator)
             run_encoder(model.encoder, pixels)
-
-
-def _moved(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: part.to(device()) for name, part in batch.items()}
-
-
-# ---- asking -------------------------------------------------------------------------------------
-
-
-def _features(
-    model: CervicalSequenceModel, inputs: InputConfig, shards: RoundShards, index: NeckIndex
-) -> NDArray[np.float16]:
-    if _is_frozen(model) and shards.folder is not None:
-        return keep_features(shards.folder / FEATURES / str(rank()), model, inputs, shards, index)
-    return encode_necks(model, inputs, shards, index)
-
-
-@torch.no_grad()
-def read_necks(
-    model: CervicalSequenceModel, inputs: InputConfig, shards: RoundShards, studies: Sequence[str]
-) -> tuple[NeckIndex, SequenceOutput]:
-    """What the model says of some studies.
-
-    Returns
-    -------
-    NeckIndex
-        The positions that it looked at.
-    SequenceOutput
-        On the CPU, without features and patches.
-    """
-    index = index_necks(shards, studies, model.config.positions, inputs.trim_mm)
-    model.eval().to(device())
-    kept = _features(model, inputs, shards, index) if _is_frozen(model) else None
-    parts = []
-    for start in range(0, len(index), _STUDIES_AT_ONCE):
-        part = slice(start, start + _STUDIES_AT_ONCE)
-        if kept is not None:
-            features = torch.from_numpy(kept[part].astype(np.float32)).to(device())
-            valid = torch.from_numpy(index[part].valid).to(device())
-            parts.append(model(features=features, valid=valid))
-        else:
-            batch = _moved(gather_necks(shards, index[part], inputs))
-            parts.append(model(show_necks(batch, inputs), batch["valid"]))
-    names = ("logits", "vertebra_logits", "position_logits", "weights")
-    joined = {name: torch.cat([part[name].float().cpu() for part in parts]) for name in names}
-    return index, SequenceOutput(**joined)
-
-
-def score_necks(
-    model: PreTrainedModel, inputs: InputConfig, shards: RoundShards, studies: Sequence[Study]
-) -> LevelScores:
-    """Score each level of each study, and each patient.
-
-    The peak is the slice of the largest weight.
-    """
-    shape = (len(studies), len(CERVICAL))
-    scores = LevelScores(
-        np.full(shape, np.nan), np.full(shape, -1, np.int64), np.full(len(studies), np.nan)
-    )
-    if not studies or scores.patient is None:
-        return scores
-    index, output = read_necks(
-        cast(CervicalSequenceModel, model), inputs, shards, [study.study for study in studies]
-    )
-    present = index.crop >= 0
-    logits = cast(Tensor, output.logits).double().numpy()
-    scores.score[present] = logits[:, 1:][present]
-    scores.patient[present.any(axis=1)] = logits[present.any(axis=1), 0]
-    best = cast(Tensor, output.weights).numpy().argmax(axis=2)
-    scores.peak[present] = np.take_along_axis(index.z, best[..., None], axis=2)[..., 0][present]
-    return scores

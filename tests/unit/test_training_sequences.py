@@ -29,7 +29,7 @@ from training.models import build_model, save_model
 from training.readings import read_study
 from training.sequence_inputs import warn_of
 from training.sequence_model import MODEL_TYPE, CervicalSequenceModel
-from training.sequences import read_necks
+from training.sequence_scoring import read_necks
 from training.shards import RoundShards
 from training.trainer import RoundWork, Trained
 
