@@ -13,6 +13,7 @@ LABELS ?= $(SOURCE)/train.csv
 BOXES ?= $(SOURCE)/train_bounding_boxes.csv
 OUT ?= $(DEMO)/predictions.csv
 ANSWER ?= $(DEMO)/answer
+JOBS ?= 2
 PRESET ?= default
 RECIPE ?= boost
 # What finds the vertebrae of a new study: a trained localizer where there is one, or masks.
@@ -38,8 +39,8 @@ demo: setup ## make a cohort, preprocess, train, score, report: all under DEMO
 	$(MAKE) --no-print-directory train PRESET=demo
 	$(MAKE) --no-print-directory evaluate report
 
-test: setup ## run the tests
-	$(BIN)/pytest
+test: setup ## run the tests, JOBS files at once
+	$(BIN)/pytest --numprocesses $(JOBS) --dist loadfile
 
 lint: setup ## check style
 	$(BIN)/ruff check .

@@ -10,6 +10,10 @@ from playwright.sync_api import Browser, sync_playwright
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# Tiny models on shared cores: threads that wait for each other take ten times as long. Here, before
+# any library counts the cores; the processes that tests start inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 @pytest.fixture(scope="session")
 def realdata() -> Path:

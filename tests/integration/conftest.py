@@ -12,15 +12,6 @@ from tests.runs import SETTINGS
 from training.cli import main as training_main
 
 
-@pytest.fixture(autouse=True, scope="session")
-def one_thread() -> Iterator[None]:
-    """Tiny models on shared cores: threads that wait for each other take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="session")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A cohort of 20 small studies, all with masks, and its store."""

@@ -58,7 +58,6 @@ def train(checkpoint: Path, batch_size: int, accumulation: int) -> float:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     with joined_ranks():
         found = train(Path(sys.argv[1]), *map(int, sys.argv[2:]))
         if is_first():

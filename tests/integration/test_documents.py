@@ -90,13 +90,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (root / "SOURCE" / name).rename(root / name)
     first = min((root / "SOURCE" / "train_images").iterdir())
     (root / "NEW").symlink_to(first, target_is_directory=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         run_blocks("README.md")
         yield root
-    torch.set_num_threads(threads)
 
 
 def run_blocks(document: str) -> list[dict[str, Any]]:

@@ -490,7 +490,7 @@ def test_the_installed_command_predicts_and_says_nothing_but_its_own_lines(
         [command, "predict", run, site.store, tmp_path / "p.csv", "--json"],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
+        env={**os.environ, "PYTHONWARNINGS": "default"},
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -62,14 +62,6 @@ def configs() -> dict[str, PreTrainedConfig]:
 FAMILIES = sorted(configs())
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def make(family: str) -> PreTrainedModel:
     torch.manual_seed(0)
     return make_encoder(configs()[family]).eval()

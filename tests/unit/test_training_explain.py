@@ -30,14 +30,6 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def draw(count: int, seed: int) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
     """Noise, half of it with a bright line; labels; and the box of each line: x, y, width, height.
 

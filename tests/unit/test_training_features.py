@@ -26,14 +26,6 @@ INPUTS = InputConfig(size=16, crop_mm=16, trim_mm=0)
 STUDIES = ["1.1", "1.2"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def build(seed: int = 0) -> CervicalSequenceModel:
     torch.manual_seed(seed)
     shape = {"image_size": 16, "patch_size": 8, "hidden_size": 16, "intermediate_size": 32}

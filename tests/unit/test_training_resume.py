@@ -32,14 +32,6 @@ class Killed(BaseException):
     """As a signal would."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def build(family: Family) -> PreTrainedModel:
     config = ModelConfig(family=family, patch=16, width=32, depth=1, heads=2)
     model = build_model(config, INPUTS, seed=0)

@@ -31,14 +31,6 @@ INPUTS = InputConfig(size=16, crop_mm=16, trim_mm=0)
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(params=POOLINGS)
 def pooling(request: pytest.FixtureRequest) -> Pooling:
     found: Pooling = request.param

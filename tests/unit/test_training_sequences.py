@@ -49,14 +49,6 @@ CONFIG = RunConfig(
 )
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def make_round(
     patients: int, seed: int = 0, folder: Path | None = None, missing: tuple[str, ...] = ()
 ) -> tuple[RoundShards, tuple[Study, ...]]:

@@ -33,15 +33,6 @@ ONE_STEP = TrainConfig(
 Lines = list[Mapping[str, Any]]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tiny models on shared cores: threads that wait for each other take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def build(family: Family = "vit", seed: int = 0) -> PreTrainedModel:
     return build_model(
         ModelConfig(family=family, patch=16, width=32, depth=2, heads=2), INPUTS, seed
