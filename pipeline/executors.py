@@ -57,9 +57,10 @@ _SETTINGS = {
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.worker.multiprocessing-method": "spawn",
     # Dask lets workers give each freed buffer back to the system at once; getting it again page by
-    # page takes a third of a study's time. Here volumes and slices are freed and made all along.
-    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 256 << 20,
-    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_THRESHOLD_": 32 << 20,
+    # page takes a third of a study's time. Here volumes and slices are freed and made all along, so
+    # a worker keeps what its largest study needed.
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 30,
+    "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_MAX_": 0,
     "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
 }
 

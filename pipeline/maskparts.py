@@ -122,16 +122,26 @@ def carry_part(
 
 
 def _extents(labels: NDArray[np.uint8]) -> dict[int, Box]:
-    """The box of each label that occurs; most of a mask is background, and is passed over."""
+    """The box of each label that occurs, from the runs of equal labels along i."""
     around = bounds_of(labels)
     if around is None:
         return {}
-    # Masks run along i in memory, and a search along k would jump at every voxel.
-    found = ndimage.find_objects(np.asfortranarray(labels[around]).T)
+    rows = labels[around].T  # masks run along i in memory
+    begins = np.ones(rows.shape, bool)
+    np.not_equal(rows[..., 1:], rows[..., :-1], out=begins[..., 1:])
+    first = np.flatnonzero(begins)
+    begin = np.stack(np.unravel_index(first, rows.shape))
+    end = begin + 1
+    end[2] = begin[2] + np.diff(first, append=rows.size)
+    value = rows[tuple(begin)]
+    order = np.argsort(value, kind="stable")
+    found, places = np.unique(value[order], return_index=True)
+    low = np.minimum.reduceat(begin[:, order], places, axis=1).T.tolist()
+    high = np.maximum.reduceat(end[:, order], places, axis=1).T.tolist()
     return {
-        value: _shift((box[2], box[1], box[0]), around)
-        for value, box in enumerate(found, start=1)
-        if box
+        label: _shift((slice(i0, i1), slice(j0, j1), slice(k0, k1)), around)
+        for label, (k0, j0, i0), (k1, j1, i1) in zip(found.tolist(), low, high, strict=True)
+        if label
     }
 
 

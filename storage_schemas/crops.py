@@ -108,8 +108,7 @@ def create_array(path: str, data: Voxels, attributes: Mapping[str, Any]) -> dict
         Where the data hold the fill value or are no three-dimensional int16 or uint8.
     """
     layout = _layout_of(data)
-    if int(data.min() if layout.dtype == "int16" else data.max()) == _FILL[layout.dtype]:
-        raise ValueError(f"{path}: a voxel has the value that is kept to mean 'lost'")
+    shard = _encode_shard(data, layout, path)
     stored: dict[str, Any] = {}
     zarr.create_array(
         MemoryStore(stored),
@@ -132,14 +131,16 @@ def create_array(path: str, data: Voxels, attributes: Mapping[str, Any]) -> dict
         attributes=dict(attributes),
         config={"write_empty_chunks": True},
     )
-    return _objects_below(stored, path) | {f"{path}/c/0/0/0": _encode_shard(data, layout)}
+    return _objects_below(stored, path) | {f"{path}/c/0/0/0": shard}
 
 
-def _encode_shard(data: Voxels, layout: ArrayLayout) -> bytes:
+def _encode_shard(data: Voxels, layout: ArrayLayout, path: str) -> bytes:
     little = np.dtype(layout.dtype).newbyteorder("<")
     chunks: list[bytes] = []
     for start in range(0, layout.shape[0], layout.slab):
         slab = np.ascontiguousarray(data[start : start + layout.slab], little)
+        if _holds_fill(slab, layout):
+            raise ValueError(f"{path}: a voxel has the value that is kept to mean 'lost'")
         if len(slab) < layout.slab:
             rest = (layout.slab - len(slab), *layout.shape[1:])
             slab = np.concatenate([slab, np.full(rest, _FILL[layout.dtype], little)])
@@ -148,6 +149,11 @@ def _encode_shard(data: Voxels, layout: ArrayLayout) -> bytes:
     lengths = np.array(list(map(len, chunks)), "<u8").reshape(-1, 2).sum(1)
     index = np.column_stack([lengths.cumsum() - lengths, lengths]).astype("<u8").tobytes()
     return b"".join([*chunks, index, _checksum(index)])
+
+
+def _holds_fill(slab: Voxels, layout: ArrayLayout) -> bool:
+    # The fill value is the lowest int16 and the highest uint8; looking for an end is cheapest.
+    return bool((slab.min() if layout.dtype == "int16" else slab.max()) == _FILL[layout.dtype])
 
 
 def _checksum(body: bytes) -> bytes:
@@ -273,8 +279,7 @@ def decode_shard(shard: bytes, layout: ArrayLayout, path: str, out: Voxels | Non
         blosc.decompress(chunk[:-4], slab)
         if slab is not place:
             place[:] = slab[: len(place)]
-        # The fill value is the lowest int16 and the highest uint8; looking for an end is cheapest.
-        if (place.min() if layout.dtype == "int16" else place.max()) == _FILL[layout.dtype]:
+        if _holds_fill(place, layout):
             raise _damaged(path, f"{name}, a voxel of the fill value,")
     return decoded
 

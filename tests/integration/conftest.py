@@ -1,10 +1,8 @@
 """Fixtures that several integration tests share."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipeline.cli import main
 from pipeline.phantom import make_cohort

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from pipeline import cli as pipeline_cli
 from pipeline.phantom import make_cohort

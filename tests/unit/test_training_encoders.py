@@ -1,7 +1,6 @@
 """Encoders of any family keep what they learnt when channels or pixels are added."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 

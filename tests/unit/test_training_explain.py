@@ -1,7 +1,6 @@
 """Heat maps point at what the model was taught, and change when it forgets it."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np

@@ -1,12 +1,10 @@
 """Features that are kept are those that the encoder would give, and never another's."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from transformers import ViTConfig
 

@@ -1,6 +1,6 @@
 """A round that is killed goes on from its checkpoint to the very same weights."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 

@@ -1,6 +1,5 @@
 """How a sequence model is started, trained in a round and asked, as the round loop does it."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
