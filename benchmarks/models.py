@@ -1,10 +1,11 @@
 """Sequence model, slice model, their blend and the best constant on locked phantom patients.
 
-Both models have the same encoder, made from the same seed, and go through the same round loop. They
-take as many optimizer steps with as many slices through the encoder in each: a slice is the fair
-unit, since it is what costs; a sequence step just takes them from fewer vertebrae. The sequence
-model's patient head then learns from features, for which each slice of a round goes through the
-encoder once more without a gradient. The table counts what each run put through its encoder.
+Both models have the very same encoder: the slice model's, as its rounds left it. What is compared
+is how a vertebra and a patient are read from it: by a calibrated mean of the highest slices, or by
+the heads of the sequence model. These go through the same round loop, in as many optimizer steps as
+the slice model took, on features that the encoder gives once. With `--end-to-end` a sequence model
+whose encoder learns through its own heads, from the same random weights, runs beside them. The
+table counts what each run put through its encoder.
 
     python benchmarks/models.py
 """
@@ -34,7 +35,6 @@ from training.runs import HISTORY, RunFolder
 PACKAGES = ("torch", "transformers", "numpy")
 SEEDS = (0, 1, 2)
 ENCODERS = ("ResNetModel", "ViTModel")
-RECIPES = {"slice": "boost", "sequence": "sequence"}
 
 
 @dataclass(frozen=True)
@@ -106,31 +106,42 @@ def counting(counts: dict[str, int]) -> Iterator[None]:
         handle.remove()
 
 
-def race(store: StudyStore, folder: Path, size: Size, seed: int) -> list[dict[str, Any]]:
+def race(
+    store: StudyStore, folder: Path, config: RunConfig, end_to_end: bool
+) -> list[dict[str, Any]]:
     """Train both models and blend them; one row for each, and one for the constant."""
-    rows: list[dict[str, Any]] = []
-    runs = {}
-    for name, recipe in RECIPES.items():
-        run = RunFolder(folder / f"{name}-{seed}")
-        counts = {"trained": 0, "seen": 0}
-        began = time.monotonic()
-        with counting(counts):
-            boost(store, run, replace(size.config, recipe=recipe, seed=seed), None)
-        seconds = time.monotonic() - began
-        steps = sum(line["steps"] for line in run.lines(HISTORY))
-        runs[name] = run
-        more = {
-            "steps": steps,
-            "slices trained": counts["trained"],
-            "slices seen": counts["seen"],
-            "seconds": round(seconds),
-        }
-        rows.append(_row(name, seed, evaluate(store, run), more))
-    out = RunFolder(folder / f"blend-{seed}")
-    blend(store, out, list(runs.values()))
+    slices, rows = _train("slice", store, folder, config, None)
+    sequence = replace(config, recipe="sequence")
+    heads = sequence.override({"sequence": {"frozen": True}})
+    sequences, more = _train("sequence", store, folder, heads, slices.model)
+    rows += more
+    if end_to_end:
+        rows += _train("sequence, end to end", store, folder, sequence, None)[1]
+    out = RunFolder(folder / f"blend-{config.seed}")
+    blend(store, out, [slices, sequences])
     found = evaluate(store, out)
-    rows.append(_row("blend", seed, found, {}))
-    return [*rows, _row("constant", seed, found, {}, of=BEST)]
+    rows.append(_row("blend", config.seed, found, {}))
+    return [*rows, _row("constant", config.seed, found, {}, of=BEST)]
+
+
+def _train(
+    name: str, store: StudyStore, folder: Path, config: RunConfig, start: Path | None
+) -> tuple[RunFolder, list[dict[str, Any]]]:
+    """Train one model; the run, and its row."""
+    run = RunFolder(folder / f"{name.replace(' ', '-')}-{config.seed}")
+    counts = {"trained": 0, "seen": 0}
+    began = time.monotonic()
+    with counting(counts):
+        boost(store, run, config, start)
+    history = run.lines(HISTORY)
+    more = {
+        "accepted": f"{sum(line['accepted'] for line in history)} of {len(history)}",
+        "steps": sum(line["steps"] for line in history),
+        "slices trained": counts["trained"],
+        "slices seen": counts["seen"],
+        "seconds": round(time.monotonic() - began),
+    }
+    return run, [_row(name, config.seed, evaluate(store, run), more)]
 
 
 def _row(
@@ -148,6 +159,7 @@ def _row(
         "AUC patient": ""
         if auc["patient_overall"] is None
         else round(auc["patient_overall"][0], 3),
+        "accepted": "",
         "steps": "",
         "slices trained": "",
         "slices seen": "",
@@ -175,6 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--store", help="a phantom store that is there (default: make one)")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), metavar="S")
+    parser.add_argument("--end-to-end", action="store_true", help="a third model")
     parser.add_argument("--quick", action="store_true", help="tiny, one seed, under a minute")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
@@ -183,7 +196,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="cspine-models-") as place:
         store = StudyStore.open(options.store or make_store(Path(place), size))
         for seed in options.seeds[:1] if options.quick else options.seeds:
-            rows += race(store, Path(place), size, seed)
+            rows += race(store, Path(place), replace(size.config, seed=seed), options.end_to_end)
     report(describe_machine(PACKAGES), rows, claim(rows), options.json)
 
 

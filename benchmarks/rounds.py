@@ -47,6 +47,8 @@ BASE = RunConfig(
         epochs=3.6, learning_rate=1.5e-3, broken_share=0.4, box_weight=0.5, slices_per_round=1400
     ),
 )
+START_EPOCHS = 30.0
+"""Of the model that all start from: as a pretrained one, it is to be past its steep part."""
 WHOLE = BoostConfig(replay=0.5, rate_fall=1.0, layer_decay=1.0)
 """Rates do not fall: a small model that still learns has little that they would protect."""
 ABLATIONS: Mapping[str, BoostConfig] = {
@@ -70,6 +72,7 @@ class Job:
     seed : int
         Of the splits, the weights, the order of the hospitals and all draws.
     policy : BoostConfig
+    epochs : float
     """
 
     name: str
@@ -77,6 +80,7 @@ class Job:
     order: Order
     seed: int
     policy: BoostConfig = WHOLE
+    epochs: float = BASE.train.epochs
 
 
 def run_job(job: Job, store: str, start: Path | None, folder: str, quick: bool) -> dict[str, Any]:
@@ -85,16 +89,16 @@ def run_job(job: Job, store: str, start: Path | None, folder: str, quick: bool) 
 
     from storage_schemas.store import StudyStore
     from training.boosting import boost
-    from training.cli import _quiet
+    from training.cli import quiet_libraries
     from training.evaluate import BEST, MIXTURE, MODEL, evaluate
     from training.runs import HISTORY, RunFolder
 
-    _quiet()
+    quiet_libraries()
     torch.set_num_threads(1)
     sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     run = RunFolder(Path(folder) / f"{job.name} {job.order} {job.seed}".replace(" ", "-"))
     config = replace(BASE, recipe=job.recipe, seed=job.seed, boost=job.policy)
-    config = config.override({"train": {"order": job.order}})
+    config = config.override({"train": {"order": job.order, "epochs": job.epochs}})
     if quick:
         config = config.override({"train": {"epochs": 1.5, "slices_per_round": 400}})
     opened = StudyStore.open(store)
@@ -124,7 +128,7 @@ def pretrain(root: Path, patients: int, quick: bool) -> Path:
     store = make_site_store(root, patients, seed=COHORT_SEED + 1, hospitals=ELSEWHERE, **SHAPE)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:
-        job = Job("start", "joint", "shuffled", 0)
+        job = Job("start", "joint", "shuffled", 0, epochs=START_EPOCHS)
         pool.submit(run_job, job, store, None, str(root), quick).result()
     return root / "start-shuffled-0" / "model"
 
@@ -134,7 +138,9 @@ def plan_jobs(seeds: Sequence[int], orders: Sequence[Order], ablate: bool) -> li
     jobs = []
     for seed in seeds:
         for order in orders:
-            recipes: tuple[RecipeName, ...] = ("boost", "seed", "joint")
+            recipes: tuple[RecipeName, ...] = ("boost", "seed")
+            if order == orders[0]:  # all patients in one round have no order
+                recipes += ("joint",)
             jobs += [Job(recipe, recipe, order, seed) for recipe in recipes]
         if ablate:
             jobs += [Job(name, "boost", "site", seed, to) for name, to in ABLATIONS.items()]

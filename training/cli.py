@@ -43,11 +43,11 @@ Rows = list[tuple[str, object]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error is one line."""
-    _quiet()
+    quiet_libraries()
     return run_command(parser(), arguments, stopped="finished rounds stay")
 
 
-def _quiet() -> None:
+def quiet_libraries() -> None:
     """Set what libraries read when they are imported: no network, no chatter, no spinning."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

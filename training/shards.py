@@ -166,30 +166,47 @@ def _read_shards(
     advance: Callable[[], None],
     masks: bool,
 ) -> None:
-    shape = (int(offsets[-1]),)
-    file = np.memmap(path, np.int16, "r+", shape=shape)
-    voxels = file.view(np.ndarray)
-    # A new file is all zeros: unknown.
-    inside = np.memmap(path.with_name(MASKS), np.uint8, "r+", shape=shape) if masks else None
+    with ExitStack() as stack:
+        files = [stack.enter_context(_opened(path))]
+        if masks:
+            files.append(stack.enter_context(_opened(path.with_name(MASKS))))
 
-    def read(index: int) -> None:
-        vertebra = vertebrae[index]
-        place = slice(offsets[index], offsets[index + 1])
-        whole = voxels[place].reshape(vertebra.shape)
-        store.read_shard(vertebra.path, vertebra.layout, whole)
-        if inside is not None and vertebra.masked:
-            layout = ArrayLayout(vertebra.shape, "uint8")
-            inside[place] = store.read_shard(vertebra.mask_path, layout).reshape(-1)
+        def read(index: int) -> None:
+            vertebra = vertebrae[index]
+            voxels = store.read_shard(vertebra.path, vertebra.layout)
+            _write_at(files[0], voxels, 2 * int(offsets[index]))
+            # A new file is all zeros: unknown.
+            if masks and vertebra.masked:
+                layout = ArrayLayout(vertebra.shape, "uint8")
+                inside = store.read_shard(vertebra.mask_path, layout)
+                _write_at(files[1], inside, int(offsets[index]))
 
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        try:
-            for _ in pool.map(read, range(len(vertebrae))):
-                advance()
-        except BaseException:
-            # Without this, the pool would first read all the other shards.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    if ranks() > 1:
-        file.flush()  # another machine may map it
-        if inside is not None:
-            inside.flush()
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            try:
+                for _ in pool.map(read, range(len(vertebrae))):
+                    advance()
+            except BaseException:
+                # Without this, the pool would first read all the other shards.
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        if ranks() > 1:
+            for file in files:
+                os.fsync(file)  # another machine may map it
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_WRONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _write_at(file: int, data: NDArray[Any], offset: int) -> None:
+    """Write an array's bytes at a place in a file: each page of a new file that is written through
+    a map would cost a fault."""
+    rest = data.data.cast("B")
+    while rest:
+        written = os.pwrite(file, rest, offset)
+        rest, offset = rest[written:], offset + written
