@@ -1,8 +1,10 @@
 """The whole job at its real size on one machine: 2,019 studies, 711,601 slices, through Dask.
 
 A few phantom studies in JPEG Lossless at 512 x 512, with masks, are presented as 2,019 (see
-`big_bucket`), and the real command preprocesses all of them. Beside it, in the same run and with as
-many processes, a bare loop over the same bytes only fetches, decodes and compresses.
+`big_bucket`), and the real command preprocesses all of them. Beside it, with as many processes, a
+bare loop over the same bytes only fetches, decodes and compresses: a few studies before the run, a
+few after it, and a few every some minutes, while the run is halted, because a shared machine is not
+as fast all the time.
 
     python benchmarks/full_scale.py --fraction 0.02
 """
@@ -11,6 +13,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,8 +47,9 @@ STUDIES, SLICES = 2_019, 711_601
 """Of the competition's training set."""
 SITE = replace(SITES[2], fov_mm=(150, 150))
 PACKAGES = ("dask", "distributed", "zarr", "numcodecs", "imagecodecs", "pydicom", "numpy")
-BARE_STUDIES = 36
-"""Before the run and after it: a shared machine is not as fast all the time."""
+BARE_STUDIES = 12
+"""At a time."""
+BARE_EVERY_S = 150.0
 GIB = 1 << 30
 
 
@@ -119,17 +123,47 @@ def _decode(data: bytes | OSError) -> NDArray[np.int16]:
     return image
 
 
-def race_bare(
-    bucket: str, counts: list[int], boxes: list[list[list[slice]]], workers: int
-) -> float:
-    """Wall seconds of the bare loop for each study, over `BARE_STUDIES` of them."""
-    chosen = [n % len(counts) for n in range(BARE_STUDIES)]
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        jobs = [(n, bucket, counts[n], boxes[n % len(boxes)]) for n in chosen]
-        list(pool.map(bare_study, *zip(*jobs[:workers], strict=True)))  # imports and caches
+class BareLoop:
+    """The bare loop over `BARE_STUDIES` studies, in processes of its own, turn after turn.
+
+    Parameters
+    ----------
+    bucket : str
+    counts : list of int
+        Slices of each study.
+    boxes : list
+        What is cut from each real study.
+    workers : int
+        Processes.
+    """
+
+    def __init__(
+        self, bucket: str, counts: list[int], boxes: list[list[list[slice]]], workers: int
+    ) -> None:
+        chosen = [n % len(counts) for n in range(BARE_STUDIES)]
+        self._jobs = [(n, bucket, counts[n], boxes[n % len(boxes)]) for n in chosen]
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(workers, context, initializer=_count_nothing)
+        self._work(self._jobs[:workers])  # imports and caches
+        self.turns: list[float] = []
+
+    def take_turn(self) -> None:
+        """Run it once, and note the wall seconds of a study."""
         start = time.perf_counter()
-        list(pool.map(bare_study, *zip(*jobs, strict=True)))
-        return (time.perf_counter() - start) / len(jobs)
+        self._work(self._jobs)
+        self.turns.append((time.perf_counter() - start) / BARE_STUDIES)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.shutdown()
+
+    def _work(self, jobs: list[tuple[Any, ...]]) -> None:
+        list(self._pool.map(bare_study, *zip(*jobs, strict=True)))
+
+
+def _count_nothing() -> None:
+    """The requests that are counted are the run's."""
+    big_bucket.count = lambda kind: None
 
 
 # ---- the run -------------------------------------------------------------------------------------
@@ -182,6 +216,19 @@ def _family(pid: int) -> Iterator[int]:
 
 
 @contextmanager
+def halted(pid: int) -> Iterator[None]:
+    """Halt a process and its children within the block."""
+    family = list(_family(pid))
+    for one in family:
+        os.kill(one, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for one in reversed(family):
+            os.kill(one, signal.SIGCONT)
+
+
+@contextmanager
 def watched(process: subprocess.Popen[str]) -> Iterator[PeakMemory]:
     """Look at a process' memory twice a second while it runs."""
     peak, over = PeakMemory(process.pid), threading.Event()
@@ -200,9 +247,17 @@ def watched(process: subprocess.Popen[str]) -> Iterator[PeakMemory]:
 
 
 def preprocess(
-    bucket: str, store: str, workers: int, *more: str, masks: bool = True
+    bucket: str,
+    store: str,
+    workers: int,
+    *more: str,
+    masks: bool = True,
+    beside: BareLoop | None = None,
 ) -> tuple[dict[str, Any], float, PeakMemory]:
-    """Run the real command; returns its summary, its wall seconds and its memory."""
+    """Run the real command; returns its summary, its wall seconds and its memory.
+
+    Every `BARE_EVERY_S` it is halted for a turn of what runs beside it, which is not of its time.
+    """
     command = [
         *(sys.executable, "-c"),
         "import sys, big_bucket; from pipeline.cli import main; sys.exit(main(sys.argv[1:]))",
@@ -214,9 +269,19 @@ def preprocess(
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     )
+    paused = 0.0
     with watched(process) as peak:
-        out, _ = process.communicate()
-    seconds = time.perf_counter() - start
+        while True:
+            try:
+                out, _ = process.communicate(timeout=BARE_EVERY_S if beside else None)
+                break
+            except subprocess.TimeoutExpired:
+                assert beside
+                stopped = time.perf_counter()
+                with halted(process.pid):
+                    beside.take_turn()
+                paused += time.perf_counter() - stopped
+    seconds = time.perf_counter() - start - paused
     if process.returncode not in (0, 1):  # 1: something is quarantined, as the empty studies are
         raise SystemExit(f"the run ended with {process.returncode}: {out[-500:]}")
     return json.loads(out.splitlines()[-1]), seconds, peak
@@ -262,11 +327,13 @@ def main() -> None:
         first = f"lightstore://{root}/first"
         preprocess(bucket, first, options.workers, "--limit", str(templates))
         boxes = boxes_of(StudyStore.open(first), templates)
-        bare = race_bare(bucket, listed, boxes, options.workers)
+        bare = BareLoop(bucket, listed, boxes, options.workers)
+        bare.take_turn()
         before = big_bucket.counted()
-        summary, seconds, peak = preprocess(bucket, store, options.workers)
+        summary, seconds, peak = preprocess(bucket, store, options.workers, beside=bare)
         requests = big_bucket.counted() - before
-        bare = (bare + race_bare(bucket, listed, boxes, options.workers)) / 2
+        bare.take_turn()
+        bare.close()
         again, resume, _ = preprocess(bucket, store, options.workers)
         assert again["unchanged"] == summary["committed"] == again["listed"], again
         make_empty_bucket(Path(root) / "empty")
@@ -287,11 +354,11 @@ def _tell(
     seconds: float,
     peak: PeakMemory,
     requests: dict[str, int],
-    bare: float,
+    bare: BareLoop,
     slices: int,
 ) -> tuple[list[dict[str, Any]], list[Claim]]:
     studies = summary["committed"]
-    bare_seconds = bare * studies
+    bare_seconds = float(np.mean(bare.turns)) * studies
     rows = [
         {"what": name, "value": value}
         for name, value in {
@@ -300,6 +367,7 @@ def _tell(
             "vertebrae": summary["crops"],
             "wall time, s": seconds,
             "bare loop over the same bytes, s": bare_seconds,
+            "turns of the bare loop": len(bare.turns),
             "slices per second": summary["slices"] / seconds,
             "GB in": summary["bytes_in"] / 1e9,
             "GB out": summary["bytes_out"] / 1e9,
