@@ -40,16 +40,16 @@ PACKAGES = ("torch", "transformers", "accelerate", "numpy")
 COHORT_SEED = 14
 SHAPE = {"size": 80, "slices": 44}
 BASE = RunConfig(
-    split=SplitConfig(guard=0.25, calibration=0.1, test=0.25),
+    split=SplitConfig(guard=0.165, calibration=0.065, test=0.5),
     inputs=InputConfig(size=32, crop_mm=56.0),
     model=ModelConfig(patch=4, width=64, depth=3, heads=2),
     train=TrainConfig(
-        epochs=3.6, learning_rate=1.5e-3, broken_share=0.4, box_weight=0.5, slices_per_round=1400
+        epochs=8.0, learning_rate=1.5e-3, broken_share=0.4, box_weight=0.5, slices_per_round=1400
     ),
 )
 START_EPOCHS = 30.0
 """Of the model that all start from: as a pretrained one, it is to be past its steep part."""
-WHOLE = BoostConfig(replay=0.5, rate_fall=1.0, layer_decay=1.0)
+WHOLE = BoostConfig(replay=0.75, rate_fall=1.0, layer_decay=1.0)
 """Rates do not fall: a small model that still learns has little that they would protect."""
 ABLATIONS: Mapping[str, BoostConfig] = {
     "boost without replay": replace(WHOLE, replay=0.0),
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed of a small cohort")
     parser.add_argument("--ablate", action="store_true", help="boost without each of its parts")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--patients", type=int, default=420)
+    parser.add_argument("--patients", type=int, default=640)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep all that is written")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, metavar="FILE")
