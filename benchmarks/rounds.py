@@ -195,7 +195,7 @@ def main() -> None:
     options = parser.parse_args()
     seeds = [0] if options.quick else list(range(options.seeds))
     orders: list[Order] = ["site"] if options.quick else ["site", "shuffled"]
-    patients, elsewhere = (50, 40) if options.quick else (options.patients, 100)
+    patients, elsewhere = (50, 40) if options.quick else (options.patients, 150)
     with tempfile.TemporaryDirectory() as scratch:
         root = options.keep or Path(scratch)
         os.environ["OMP_NUM_THREADS"] = "1"
