@@ -26,6 +26,7 @@ from claims import Claim, describe_machine, report
 from site_cohort import ELSEWHERE, HOSPITALS, make_site_store
 
 from training.config import (
+    ORDERS,
     BoostConfig,
     InputConfig,
     ModelConfig,
@@ -49,13 +50,15 @@ BASE = RunConfig(
 )
 START_EPOCHS = 30.0
 """Of the model that all start from: as a pretrained one, it is to be past its steep part."""
-WHOLE = BoostConfig(replay=0.75, rate_fall=1.0, layer_decay=1.0)
-"""Rates do not fall: a small model that still learns has little that they would protect."""
+WHOLE = BoostConfig(replay=0.75, rate_fall=1.0, layer_decay=1.0, caution=0.0)
+"""Rates do not fall: a small model that still learns has little that they would protect. And gains
+add up that a hundred guard patients could not prove one by one."""
 ABLATIONS: Mapping[str, BoostConfig] = {
     "boost without replay": replace(WHOLE, replay=0.0),
     "boost without merging": replace(WHOLE, step_lengths=()),
     "boost without the average": replace(WHOLE, average=0.0),
     "boost without the guard": replace(WHOLE, guarded=False),
+    "boost with doubt": replace(WHOLE, caution=1.0),
 }
 
 
@@ -188,13 +191,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed of a small cohort")
     parser.add_argument("--ablate", action="store_true", help="boost without each of its parts")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--orders", nargs="+", choices=ORDERS, default=["site", "shuffled"])
     parser.add_argument("--patients", type=int, default=640)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep all that is written")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     seeds = [0] if options.quick else list(range(options.seeds))
-    orders: list[Order] = ["site"] if options.quick else ["site", "shuffled"]
+    orders: list[Order] = ["site"] if options.quick else options.orders
     patients, elsewhere = (50, 40) if options.quick else (options.patients, 150)
     with tempfile.TemporaryDirectory() as scratch:
         root = options.keep or Path(scratch)

@@ -5,9 +5,10 @@ is trained. Each round starts from the incumbent and trains on new patients and 
 ones again. What it trained, the moving average of that, and steps from the incumbent towards it are
 candidates: the calibration patients fit the probabilities of each, and the guard patients judge it
 by the competition's loss. The best one is the next incumbent where the guard gains more by it than
-the error of that gain; otherwise the round is rolled back as if it had not been. So the loss on the
-guard never rises. Every decision is a line of the journal, written last. In the end the incumbent
-is the model that the run offers, and a mixture of the accepted rounds stands beside it.
+the error of that gain (or as many times it as the policy asks for); otherwise the round is rolled
+back as if it had not been. So the loss on the guard never rises. Every decision is a line of the
+journal, written last. In the end the incumbent is the model that the run offers, and a mixture of
+the accepted rounds stands beside it.
 
 That is the recipe `boost`. `seed` and `joint` walk the same way and judge likewise, but replay
 nothing and accept everything.
@@ -153,7 +154,7 @@ def _run_round(
             work = _work(run, plan, entry, incumbent, log)
             trained = _train(plan, model, shards, work)
         verdicts, best = _judge_candidates(plan, incumbent, before, trained, shards, work, judges)
-    decision = decide(judges, incumbent.verdict, verdicts, plan.policy.guarded)
+    decision = decide(judges, incumbent.verdict, verdicts, plan.policy)
     following = incumbent
     model.load_state_dict(before if decision.chosen is None else best)
     if decision.chosen is not None:
@@ -162,6 +163,7 @@ def _run_round(
         if following.number == entry.number and following.verdict is not None:
             save_round(run, plan, entry.number, model, following.verdict, judges)
         line = _line(entry, following, decision, verdicts, trained, judges)
+        line["caution"] = plan.policy.caution if plan.policy.guarded else None
         line["seconds"] = round(time.monotonic() - began, 1)
         run.append(HISTORY, line)
         run.checkpoint.unlink(missing_ok=True)

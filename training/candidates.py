@@ -105,9 +105,9 @@ def _mix(before: Weights, after: Weights, length: float) -> Weights:
 
 
 def decide(
-    judges: Judges, incumbent: Verdict | None, found: Mapping[str, Verdict], guarded: bool
+    judges: Judges, incumbent: Verdict | None, found: Mapping[str, Verdict], policy: BoostConfig
 ) -> Decision:
-    """Choose the candidate of the lowest guard loss; accept it where the gain exceeds its error.
+    """Choose the candidate of the lowest guard loss; accept it where its gain is beyond doubt.
 
     Parameters
     ----------
@@ -116,8 +116,8 @@ def decide(
         None where there is nothing to protect yet: then the best candidate is accepted.
     found : mapping of str to Verdict
         Of each candidate.
-    guarded : bool
-        False accepts whatever was trained.
+    policy : BoostConfig
+        Says how much doubt; without the guard whatever was trained is accepted.
     """
     if not found:
         return Decision(None, None, None, None)
@@ -125,5 +125,6 @@ def decide(
     if incumbent is None:
         return Decision(best, best, None, None)
     gain, error = paired_gain(judges, incumbent, found[best])
-    accepted = not guarded or (gain > error and found[best].loss < incumbent.loss)
+    enough = gain > policy.caution * error and found[best].loss < incumbent.loss
+    accepted = enough or not policy.guarded
     return Decision(best if accepted else None, best, gain, error)

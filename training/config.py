@@ -308,6 +308,9 @@ class BoostConfig:
     guarded : bool
         Whether a round is accepted only where the guard patients gain by it; otherwise every round
         is, and there is no candidate but what it trained.
+    caution : float
+        How many times its own standard error a gain must exceed. 1 asks for evidence; 0 takes
+        whatever has a lower loss, and lets small gains add up that few guard patients cannot prove.
     """
 
     replay: float = 0.4
@@ -316,8 +319,11 @@ class BoostConfig:
     layer_decay: float = 0.8
     step_lengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     guarded: bool = True
+    caution: float = 1.0
 
     def __post_init__(self) -> None:
+        if self.caution < 0:
+            raise _invalid(f"caution {self.caution}: at least 0")
         if not (0 <= self.replay < 1 and 0 <= self.average <= 1):
             raise _invalid("replay and average are shares")
         if not (0 < self.rate_fall <= 1 and 0 < self.layer_decay <= 1):

@@ -57,7 +57,12 @@ def give_reason(line: Mapping[str, Any]) -> str:
     )
     if line["accepted"] == (gain > error):
         return told
-    return f"{told}, but {'every round is accepted' if line['accepted'] else 'no loss is lower'}"
+    caution = line["caution"]
+    if line["accepted"]:
+        return (
+            f"{told}, but {'every round is accepted' if caution is None else 'less is asked for'}"
+        )
+    return f"{told}, but {'more is asked for' if caution > 1 else 'no loss is lower'}"
 
 
 def summarise(run: RunFolder) -> list[tuple[str, object]]:

@@ -100,7 +100,7 @@ BEFORE = verdict(JUDGES, [0.7] * 12)
 
 def test_a_round_by_which_all_gain_is_accepted() -> None:
     found = {"raw": verdict(JUDGES, [0.75] * 12), "average": verdict(JUDGES, [0.8] * 12)}
-    decision = decide(JUDGES, BEFORE, found, guarded=True)
+    decision = decide(JUDGES, BEFORE, found, POLICY)
     assert (decision.chosen, decision.best) == ("average", "average")
     assert decision.gain == pytest.approx(np.log(0.8 / 0.7))
     assert decision.error == pytest.approx(0, abs=1e-9)
@@ -108,28 +108,33 @@ def test_a_round_by_which_all_gain_is_accepted() -> None:
 
 def test_a_gain_within_its_error_is_rolled_back() -> None:
     lucky = verdict(JUDGES, [0.99] + [0.69] * 11)
-    decision = decide(JUDGES, BEFORE, {"raw": lucky}, guarded=True)
+    decision = decide(JUDGES, BEFORE, {"raw": lucky}, POLICY)
     assert lucky.loss < BEFORE.loss
     assert decision.gain is not None
     assert decision.error is not None
     assert 0 < decision.gain < decision.error
     assert (decision.chosen, decision.best) == (None, "raw")
+    bold, timid = replace(POLICY, caution=0.0), replace(POLICY, caution=100.0)
+    assert decide(JUDGES, BEFORE, {"raw": lucky}, bold).chosen == "raw"
+    sure = verdict(JUDGES, [0.75] * 11 + [0.8])
+    assert decide(JUDGES, BEFORE, {"raw": sure}, POLICY).chosen == "raw"
+    assert decide(JUDGES, BEFORE, {"raw": sure}, timid).chosen is None
 
 
 def test_a_loss_is_rolled_back_and_only_without_the_guard_accepted() -> None:
     worse = {"raw": verdict(JUDGES, [0.6] * 12)}
-    assert decide(JUDGES, BEFORE, worse, guarded=True).chosen is None
-    assert decide(JUDGES, BEFORE, worse, guarded=False).chosen == "raw"
+    assert decide(JUDGES, BEFORE, worse, POLICY).chosen is None
+    assert decide(JUDGES, BEFORE, worse, PLAIN).chosen == "raw"
 
 
 def test_where_there_is_nothing_to_protect_the_best_is_accepted() -> None:
     found = {"raw": verdict(JUDGES, [0.2] * 12), "average": verdict(JUDGES, [0.3] * 12)}
-    assert decide(JUDGES, None, found, guarded=True).chosen == "average"
+    assert decide(JUDGES, None, found, POLICY).chosen == "average"
 
 
 def test_no_candidate_is_a_round_rolled_back() -> None:
-    assert decide(JUDGES, BEFORE, {}, guarded=True).chosen is None
-    assert decide(JUDGES, None, {}, guarded=True).chosen is None
+    assert decide(JUDGES, BEFORE, {}, POLICY).chosen is None
+    assert decide(JUDGES, None, {}, POLICY).chosen is None
 
 
 def test_the_error_is_of_patients_and_not_of_their_studies() -> None:

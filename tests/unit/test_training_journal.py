@@ -22,6 +22,7 @@ def entry(number: int, **changes: Any) -> dict[str, Any]:
         "incumbent": number,
         "guard_loss": 0.5,
         "guard_best_constant": 0.6,
+        "caution": 1.0,
     }
     return line | changes
 
@@ -34,7 +35,15 @@ def entry(number: int, **changes: Any) -> dict[str, Any]:
         ({"accepted": False, "gain": 0.005}, "gain 0.0050 does not exceed its error 0.0100"),
         ({"accepted": False}, "gain 0.0200 exceeds its error 0.0100, but no loss is lower"),
         (
-            {"gain": -0.1},
+            {"gain": 0.005, "caution": 0.0},
+            "gain 0.0050 does not exceed its error 0.0100, but less is asked for",
+        ),
+        (
+            {"accepted": False, "caution": 3.0},
+            "gain 0.0200 exceeds its error 0.0100, but more is asked for",
+        ),
+        (
+            {"gain": -0.1, "caution": None},
             "gain -0.1000 does not exceed its error 0.0100, but every round is accepted",
         ),
         (
