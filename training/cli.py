@@ -146,6 +146,7 @@ _SETTINGS: dict[str, dict[str, str]] = {
         "rate_fall": "peak rate of a round, as a multiple of the one before",
         "layer_decay": "rate of a layer, as a multiple of the one above",
         "average": "share of a round's steps that the moving average looks back",
+        "caution": "how many times its own error a round's gain must exceed",
     },
     "inputs": {
         "size": "pixels of the square input",
