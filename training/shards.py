@@ -155,7 +155,7 @@ def _reserve(path: Path, size: int) -> None:
     with path.open("wb") as stream:
         if hasattr(os, "posix_fallocate") and size:
             os.posix_fallocate(stream.fileno(), 0, size)
-        stream.truncate(size)
+        stream.truncate(max(size, 1))  # an empty file cannot be mapped
 
 
 def _read_shards(

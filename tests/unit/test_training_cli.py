@@ -10,8 +10,8 @@ from training.runs import RunFolder
 TRAINING = {
     "boost": "STORE RUN --recipe --model --preset --seed --rounds --slices-per-round --epochs "
     "--order --batch-size --accumulation --learning-rate --broken-share --weak-target "
-    "--checkpoint-steps --replay --rate-fall --layer-decay --average --size --crop-mm --trim-mm "
-    "--neighbours --mask --positions --drawn --pooling --frozen --head-epochs --folds "
+    "--checkpoint-steps --replay --rate-fall --layer-decay --average --caution --size --crop-mm "
+    "--trim-mm --neighbours --mask --positions --drawn --pooling --frozen --head-epochs --folds "
     "--patch --width --depth --heads --guard --calibration --test",
     "localizer": "STORE OUT.onnx --preset --size --steps --batch-size --learning-rate --folds "
     "--fold --margin-mm --seed",
