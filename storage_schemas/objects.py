@@ -89,6 +89,29 @@ class RequestCounts:
     retries: int = 0
 
 
+def for_each(
+    work: Callable[[int], None], items: Iterable[int], advance: Callable[[], None]
+) -> None:
+    """Do work for each item, `REQUESTS` at once; where one fails, those that wait are not begun.
+
+    Parameters
+    ----------
+    work : callable
+        Called with each item.
+    items : iterable of int
+    advance : callable
+        Called after each item, in their order.
+    """
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        try:
+            for _ in pool.map(work, items):
+                advance()
+        except BaseException:
+            # Without this, the pool would first do all the others.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
 def as_text(key: str) -> str:
     """A key that any encoding holds: bytes of a file name that are no UTF-8 become ``\\xNN``."""
     return key.encode(errors="surrogateescape").decode(errors="backslashreplace")

@@ -6,7 +6,6 @@ voxel up once, in mm from the cube's middle, as `training.inputs` does with slic
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch.nn import functional
 from storage_schemas.crops import AIR_HU
 from storage_schemas.errors import StoreError, UsageError
 from storage_schemas.localizer import CLASSES
-from storage_schemas.objects import REQUESTS
+from storage_schemas.objects import for_each
 from storage_schemas.store import StudyStore
 from training.localizer_config import CubeAugmentConfig
 
@@ -149,14 +148,7 @@ def open_overviews(
             classes[number] = shrink_classes(level_classes(levels), factor)
             spacing[number] = np.linalg.norm(affine[:3, :3], axis=0) * factor
 
-        with ThreadPoolExecutor(REQUESTS) as pool:
-            try:
-                for _ in pool.map(read, range(len(studies))):
-                    advance()
-            except BaseException:
-                # Without this, the pool would first read all the other studies.
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        for_each(read, range(len(studies)), advance)
         yield Overviews(tuple(studies), hu, classes, spacing)
 
 

@@ -6,7 +6,6 @@ is one request, and many are in flight; what is damaged stops the round and says
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_schemas.crops import ArrayLayout
-from storage_schemas.objects import REQUESTS
+from storage_schemas.objects import for_each
 from storage_schemas.store import StudyStore
 from training.cohort import Study, Vertebra
 from training.ranks import agree, is_first, ranks, wait
@@ -181,14 +180,7 @@ def _read_shards(
                 inside = store.read_shard(vertebra.mask_path, layout)
                 _write_at(files[1], inside, int(offsets[index]))
 
-        with ThreadPoolExecutor(REQUESTS) as pool:
-            try:
-                for _ in pool.map(read, range(len(vertebrae))):
-                    advance()
-            except BaseException:
-                # Without this, the pool would first read all the other shards.
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        for_each(read, range(len(vertebrae)), advance)
         if ranks() > 1:
             for file in files:
                 os.fsync(file)  # another machine may map it
