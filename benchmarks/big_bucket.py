@@ -10,6 +10,7 @@ by preloading this module.
 import json
 import os
 from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,13 @@ def presented_uid(number: int) -> str:
 
 def count(kind: str) -> None:
     """Count one request: a byte more in this process' file."""
-    path = Path(os.environ[COUNTS]) / f"{kind}-{os.getpid()}"
-    with path.open("ab", buffering=0) as file:
-        file.write(b".")
+    os.write(_counter(f"{os.environ[COUNTS]}/{kind}-{os.getpid()}"), b".")
+
+
+@cache
+def _counter(path: str) -> int:
+    # Kept open: to open it for each request would cost a study more than its headers do.
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
 def counted() -> Counter[str]:
@@ -137,14 +142,12 @@ class LightStore(LocalFileSystem):
     def pipe_file(self, path: str, value: bytes, **kwargs: Any) -> None:
         """Write an object: one request."""
         count("put")
-        target = Path(self._strip_protocol(path))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.match("c/0/0/0"):
+        if path.endswith("/c/0/0/0"):
             kept = {"bytes": len(value), "crc32c": google_crc32c.value(value)}
             value = json.dumps(kept).encode()
-        partial = target.with_name(f".{target.name}.partial")
-        partial.write_bytes(value)
-        partial.replace(target)
+        target = Path(self._strip_protocol(path))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(value)
 
 
 fsspec.register_implementation("bigbucket", BigBucket, clobber=True)

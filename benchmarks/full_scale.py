@@ -47,6 +47,8 @@ STUDIES, SLICES = 2_019, 711_601
 """Of the competition's training set."""
 SITE = replace(SITES[2], fov_mm=(150, 150))
 PACKAGES = ("dask", "distributed", "zarr", "numcodecs", "imagecodecs", "pydicom", "numpy")
+NIFTI_HEADER = 352
+"""Bytes before the voxels, of NIfTI-1."""
 BARE_STUDIES = 12
 """At a time."""
 BARE_EVERY_S = 150.0
@@ -109,11 +111,16 @@ def bare_study(number: int, bucket: str, slices: int, boxes: list[list[slice]]) 
     folder = ObjectFolder(bucket)
     study = big_bucket.presented_uid(number)
     keys = [f"{big_bucket.SOURCE}/{study}/{z}.dcm" for z in range(slices)]
-    zlib.decompress(folder.get(f"{big_bucket.MASKS}/{study}.nii.gz"), wbits=31)
-    images = [_decode(data) for _, data in folder.get_all(keys)]
+    mask = zlib.decompress(folder.get(f"{big_bucket.MASKS}/{study}.nii.gz"), wbits=31)
+    volume = np.stack([_decode(data) for _, data in folder.get_all(keys)])
+    # A phantom's mask lies on the grid of its images, its rows from the other end.
+    labels = np.frombuffer(mask, np.uint8, volume.size, NIFTI_HEADER).reshape(volume.shape)
     codec = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE)
-    volume = np.stack(images)
-    return sum(len(codec.encode(np.ascontiguousarray(volume[tuple(box)]))) for box in boxes)
+    return sum(
+        len(codec.encode(np.ascontiguousarray(array[tuple(box)])))
+        for box in boxes
+        for array in (volume, labels[:, ::-1])
+    )
 
 
 def _decode(data: bytes | OSError) -> NDArray[np.int16]:
@@ -135,6 +142,13 @@ class BareLoop:
         What is cut from each real study.
     workers : int
         Processes.
+
+    Attributes
+    ----------
+    turns : list of float
+        Wall seconds of a study, of each turn.
+    bytes_out : int
+        Of a study.
     """
 
     def __init__(
@@ -146,19 +160,20 @@ class BareLoop:
         self._pool = ProcessPoolExecutor(workers, context, initializer=_count_nothing)
         self._work(self._jobs[:workers])  # imports and caches
         self.turns: list[float] = []
+        self.bytes_out = 0
 
     def take_turn(self) -> None:
         """Run it once, and note the wall seconds of a study."""
         start = time.perf_counter()
-        self._work(self._jobs)
+        self.bytes_out = self._work(self._jobs) // BARE_STUDIES
         self.turns.append((time.perf_counter() - start) / BARE_STUDIES)
 
     def close(self) -> None:
         """End the processes."""
         self._pool.shutdown()
 
-    def _work(self, jobs: list[tuple[Any, ...]]) -> None:
-        list(self._pool.map(bare_study, *zip(*jobs, strict=True)))
+    def _work(self, jobs: list[tuple[Any, ...]]) -> int:
+        return sum(self._pool.map(bare_study, *zip(*jobs, strict=True)))
 
 
 def _count_nothing() -> None:
@@ -371,6 +386,7 @@ def _tell(
             "slices per second": summary["slices"] / seconds,
             "GB in": summary["bytes_in"] / 1e9,
             "GB out": summary["bytes_out"] / 1e9,
+            "GB out of the bare loop": bare.bytes_out * studies / 1e9,
             "GET of slices": requests["get"],
             "GET of masks": requests["mask"],
             "LIST": requests["list"],

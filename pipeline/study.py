@@ -9,6 +9,7 @@ import hmac
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -155,13 +156,15 @@ def process_study(
         check_share((row.outcome for row in inputs.rows()), config.max_bad_share)
         if config.strict and volume.geometry.classes != ("regular",):
             raise StudyError("geometry-irregular", "+".join(volume.geometry.classes), key=study)
-        overview = make_overview(volume.hu, volume.geometry)
-        began = time.perf_counter()
-        try:
-            found = _locate(listing, config, volume, overview)
-        finally:
-            times["locate"] = time.perf_counter() - began
-        return _commit(listing, config, volume, overview, found, inputs)
+        with ThreadPoolExecutor(1) as aside:  # the longest work that nothing else waits for
+            digest = aside.submit(sha256_voxels, volume.hu)
+            overview = make_overview(volume.hu, volume.geometry)
+            began = time.perf_counter()
+            try:
+                found = _locate(listing, config, volume, overview)
+            finally:
+                times["locate"] = time.perf_counter() - began
+            return _commit(listing, config, volume, overview, found, inputs, digest)
     except StudyError as error:
         for refusal in getattr(error, "refused", ()):
             inputs.note_refusal(refusal)
@@ -274,8 +277,9 @@ def _commit(
     overview: Overview,
     localization: Localization,
     inputs: _Inputs,
+    digest: Future[str],
 ) -> tuple[StudyRecord, dict[str, bytes]]:
-    """Crop, encode and describe."""
+    """Crop, encode and describe; the digest is the whole volume's."""
     study = listing.study
     cube, affine = overview
     objects = crops.create_group(study, {"cspine": {"schema": crops.SCHEMA, "study": study}})
@@ -301,7 +305,7 @@ def _commit(
         input_sha256=listing.sha256,
         inputs=inputs.rows(),
         localizer=localization.localizer,
-        volume=_volume_record(volume, inputs),
+        volume=_volume_record(volume, inputs, digest.result()),
         vertebrae=tuple(vertebrae),
         arrays=tuple(_read_back(objects)),
         metadata=tuple(
@@ -357,7 +361,7 @@ def _read_back(objects: dict[str, bytes]) -> Iterator[StoredArray]:
         yield StoredArray(path, layout.shape, layout.dtype, digest, len(objects[key]))
 
 
-def _volume_record(volume: StudyVolume, inputs: _Inputs) -> StudyVolumeRecord:
+def _volume_record(volume: StudyVolume, inputs: _Inputs, hu_sha256: str) -> StudyVolumeRecord:
     return StudyVolumeRecord(
         series=volume.series,
         scanner=volume.scanner,
@@ -368,7 +372,7 @@ def _volume_record(volume: StudyVolume, inputs: _Inputs) -> StudyVolumeRecord:
             StoredSlice(inputs.shown_key(origin.key), origin.frame, origin.instance_number)
             for origin in volume.slices
         ),
-        hu_sha256=sha256_voxels(volume.hu),
+        hu_sha256=hu_sha256,
     )
 
 
