@@ -6,9 +6,10 @@ reading the pixels is `pipeline.volume`, and what there is to know without them 
 
 from collections.abc import Iterable
 
-from pipeline.headers import check_object, read_header, read_planes
+from pipeline.headers import check_object, read_header
 from pipeline.limits import Limits
 from pipeline.pixeldata import check_pixels
+from pipeline.planes import read_planes
 from pipeline.stack import Candidate, Stack, find_stack
 from storage_schemas.errors import SliceError, StudyError
 from storage_schemas.records import STORED

@@ -1,26 +1,18 @@
-"""What an object says about itself: its identity, the form of its pixels, where its frames lie.
+"""What an object says about itself: its identity and the form of its pixels.
 
 Reading judges nothing: an MR image has a header too. `check_object` then says whether the object
-can be a part of a CT stack at all. Not here: the pixel data (`pipeline.pixeldata`).
+can be a part of a CT stack at all. Not here: where its frames lie (`pipeline.planes`), and the
+pixel data (`pipeline.pixeldata`).
 """
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from pydicom.datadict import keyword_for_tag
-from pydicom.dataset import Dataset
-from pydicom.multival import MultiValue
 
-from pipeline.elements import (
-    SPECIFIC,
-    Elements,
-    quiet_pydicom,
-    read_elements,
-    read_functional_groups,
-)
+from pipeline.elements import SPECIFIC, Elements, read_elements
 from pipeline.limits import Limits
 from storage_schemas.errors import SliceError
 
@@ -31,44 +23,11 @@ CT_CLASSES = {
 }
 """The SOP classes that hold Hounsfield units (PS3.4 B.5)."""
 
-MAX_POSITION_MM = 1e5
 _PHOTOMETRIC = {
     "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422",
     "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT",
 }  # fmt: skip
-_OTHER_UNITS = {"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
-"""What a rescale may give beside Hounsfield units (PS3.3 C.11.1.1.2); free text is no unit."""
 _UID = re.compile(r"[0-9.]{0,64}")
-_DIRECTION_TOLERANCE = 1e-3
-
-Vector = tuple[float, float, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Plane:
-    """Where one frame lies and how it is scaled.
-
-    Parameters
-    ----------
-    position : (float, float, float)
-        LPS mm of the centre of the first stored pixel.
-    row_direction, column_direction : (float, float, float)
-        Unit vectors, LPS, along increasing column index and increasing row index.
-    spacing : (float, float)
-        mm between rows and between columns.
-    slope, intercept : float
-        Of the rescale to Hounsfield units.
-    localizer : bool
-        Whether the image type says so.
-    """
-
-    position: Vector
-    row_direction: Vector
-    column_direction: Vector
-    spacing: tuple[float, float]
-    slope: float
-    intercept: float
-    localizer: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +97,7 @@ def read_header(key: str, data: bytes, limits: Limits) -> Header:
     if elements.pixel_start is None:
         _refuse_without_pixels(key, elements, sop_class)
     number = _number_reader(key, elements)
-    photometric = _text(values.get("photometric", b""))
+    photometric = decode_text(values.get("photometric", b""))
     return Header(
         key=key,
         elements=elements,
@@ -146,7 +105,7 @@ def read_header(key: str, data: bytes, limits: Limits) -> Header:
         syntax=_check_uid(key, elements.syntax, "transfer syntax"),
         study=_uid(key, values, "study"),
         series=_uid(key, values, "series"),
-        patient_id=_text(values.get("patient_id", b"")),
+        patient_id=decode_text(values.get("patient_id", b"")),
         instance_number=_optional_integer(values.get("instance_number", b"")),
         frames=_frames(key, values),
         rows=number("rows"),
@@ -158,11 +117,11 @@ def read_header(key: str, data: bytes, limits: Limits) -> Header:
         high_bit=number("high_bit"),
         signed=_signed(key, number("signed")),
         padding=_padding(key, elements),
-        burned_in=_text(values.get("burned_in", b"")).upper() == "YES",
+        burned_in=decode_text(values.get("burned_in", b"")).upper() == "YES",
         scanner=(
-            _text(values.get("manufacturer", b"")),
-            _text(values.get("model", b"")),
-            _text(values.get("kernel", b"")),
+            decode_text(values.get("manufacturer", b"")),
+            decode_text(values.get("model", b"")),
+            decode_text(values.get("kernel", b"")),
         ),
     )
 
@@ -188,156 +147,6 @@ def check_object(header: Header) -> None:
         raise SliceError("sop-class-unsupported", f"SOP class {found}", key=header.key)
     if header.burned_in:
         raise SliceError("burned-in-annotation", "BurnedInAnnotation is YES", key=header.key)
-
-
-def read_planes(header: Header) -> list[Plane | SliceError]:
-    """Read where each frame lies.
-
-    Returns
-    -------
-    list
-        One entry a frame: its plane, or ``header-invalid`` with the field that is missing.
-
-    Raises
-    ------
-    SliceError
-        ``header-invalid`` where not even the number of frames can be trusted.
-    """
-    if CT_CLASSES.get(header.sop_class) != "CT":
-        return _frame_planes(header)
-    if header.frames != 1:
-        why = f"{header.frames} frames, but a CT image has one position"
-        raise SliceError("header-invalid", why, key=header.key)
-    return [_single_plane(header)]
-
-
-def _single_plane(header: Header) -> Plane | SliceError:
-    values = header.elements.values
-    try:
-        return _plane(
-            {name: _decimals(name, values.get(name, b"")) for name in _KEYWORDS},
-            _text(values.get("image_type", b"")),
-            _text(values.get("unit", b"")),
-        )
-    except ValueError as error:
-        return SliceError("header-invalid", str(error), key=header.key)
-
-
-_GROUPS = {
-    "position": "PlanePositionSequence",
-    "orientation": "PlaneOrientationSequence",
-    "spacing": "PixelMeasuresSequence",
-    "slope": "PixelValueTransformationSequence",
-    "intercept": "PixelValueTransformationSequence",
-}
-"""Where enhanced CT keeps what a single CT image has at its top (PS3.3 C.7.6.16)."""
-
-
-def _frame_planes(header: Header) -> list[Plane | SliceError]:
-    try:
-        with quiet_pydicom():
-            groups = read_functional_groups(header.elements)
-            shared = _first(groups, "SharedFunctionalGroupsSequence")
-            frames = list(groups.get("PerFrameFunctionalGroupsSequence") or [])
-            planes = [_frame_plane(header, n, shared, own) for n, own in enumerate(frames)]
-    except (Exception, RecursionError) as error:  # noqa: BLE001 - damaged bytes raise anything here
-        why = f"functional groups: {type(error).__name__}"
-        raise SliceError("header-invalid", why, key=header.key) from None
-    if len(planes) != header.frames:
-        why = f"{len(planes)} per-frame functional groups for {header.frames} frames"
-        raise SliceError("header-invalid", why, key=header.key)
-    return planes
-
-
-def _frame_plane(header: Header, frame: int, shared: Dataset, own: Dataset) -> Plane | SliceError:
-    values = {}
-    try:
-        for name, sequence in _GROUPS.items():
-            item = _first(own, sequence) if sequence in own else _first(shared, sequence)
-            values[name] = _item_decimals(name, item)
-        kind = _first(own, "CTImageFrameTypeSequence") or _first(shared, "CTImageFrameTypeSequence")
-        rescale = _first(own, _GROUPS["slope"]) or _first(shared, _GROUPS["slope"])
-        unit = str(rescale.get("RescaleType") or "")
-        return _plane(values, "\\".join(map(str, kind.get("FrameType") or ())), unit)
-    except ValueError as error:
-        return SliceError("header-invalid", f"frame {frame}: {error}", key=header.key)
-
-
-def _first(dataset: Dataset, keyword: str) -> Dataset:
-    sequence = dataset.get(keyword)
-    return sequence[0] if sequence else Dataset()
-
-
-def _plane(values: Mapping[str, Sequence[float]], image_type: str, unit: str) -> Plane:
-    if unit in _OTHER_UNITS:
-        raise ValueError(f"RescaleType is {unit}, not HU")
-    position = _exactly(values, "position", 3)
-    orientation = _exactly(values, "orientation", 6)
-    spacing = _exactly(values, "spacing", 2)
-    row = (orientation[0], orientation[1], orientation[2])
-    column = (orientation[3], orientation[4], orientation[5])
-    if max(map(abs, position)) > MAX_POSITION_MM:
-        raise ValueError(f"ImagePositionPatient {position} mm lies beyond {MAX_POSITION_MM:g}")
-    lengths = (math.hypot(*row), math.hypot(*column))
-    if (
-        max(abs(length - 1) for length in lengths) > _DIRECTION_TOLERANCE
-        or abs(sum(a * b for a, b in zip(row, column, strict=True))) > _DIRECTION_TOLERANCE
-    ):
-        raise ValueError(f"ImageOrientationPatient {orientation} is no pair of unit vectors")
-    if not 1e-3 <= min(spacing) <= max(spacing) <= 100:
-        raise ValueError(f"PixelSpacing {spacing} mm is not in 0.001 to 100")
-    kinds = image_type.split("\\")
-    return Plane(
-        position=(position[0], position[1], position[2]),
-        row_direction=row,
-        column_direction=column,
-        spacing=(spacing[0], spacing[1]),
-        slope=_exactly(values, "slope", 1)[0],
-        intercept=_exactly(values, "intercept", 1)[0],
-        localizer=len(kinds) > 2 and kinds[2].strip() == "LOCALIZER",
-    )
-
-
-_KEYWORDS = {
-    "position": "ImagePositionPatient",
-    "orientation": "ImageOrientationPatient",
-    "spacing": "PixelSpacing",
-    "slope": "RescaleSlope",
-    "intercept": "RescaleIntercept",
-}
-
-
-def _exactly(values: Mapping[str, Sequence[float]], name: str, count: int) -> Sequence[float]:
-    found = values[name]
-    if len(found) != count:
-        raise ValueError(f"{_KEYWORDS[name]} has {len(found)} values, not {count}")
-    if not all(map(math.isfinite, found)):
-        raise ValueError(f"{_KEYWORDS[name]} is not finite")
-    return found
-
-
-def _decimals(name: str, raw: bytes) -> list[float]:
-    """Decimal strings (VR DS); raises ValueError, without the text, on anything else."""
-    text = raw.strip(b"\0 ")
-    if not text:
-        return []
-    try:
-        if b"_" not in text:
-            return [float(part) for part in text.split(b"\\")]
-    except ValueError:
-        pass
-    raise ValueError(f"{_KEYWORDS[name]} is no decimal string")
-
-
-def _item_decimals(name: str, item: Dataset) -> list[float]:
-    """The same from a functional group, where pydicom converts."""
-    try:
-        value = item.get(_KEYWORDS[name])
-        if value is None:
-            return []
-        return [float(v) for v in (value if isinstance(value, MultiValue) else [value])]
-    except (TypeError, ValueError):
-        raise ValueError(f"{_KEYWORDS[name]} is no decimal string") from None
 
 
 def _optional_integer(raw: bytes) -> int | None:
@@ -383,12 +192,13 @@ def _padding(key: str, elements: Elements) -> tuple[int, int] | None:
     return first, number("padding_limit") if elements.values.get("padding_limit") else first
 
 
-def _text(raw: bytes) -> str:
+def decode_text(raw: bytes) -> str:
+    """The text of an element, padding left out; every byte is a character."""
     return raw.strip(b"\0 ").decode("latin-1")
 
 
 def _uid(key: str, values: dict[str, bytes], name: str) -> str:
-    return _check_uid(key, _text(values.get(name, b"")), name)
+    return _check_uid(key, decode_text(values.get(name, b"")), name)
 
 
 def _check_uid(key: str, text: str, name: str) -> str:

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.headers import Header, Plane, Vector
+from pipeline.headers import Header
+from pipeline.planes import Plane, Vector
 from storage_schemas.geometry import StackGeometry
 
 DIRECTION_TOLERANCE = 1e-3

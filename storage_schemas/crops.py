@@ -11,7 +11,7 @@ Not here: where objects are kept (`storage_schemas.store`).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -156,8 +156,9 @@ def _holds_fill(slab: Voxels, layout: ArrayLayout) -> bool:
     return bool((slab.min() if layout.dtype == "int16" else slab.max()) == _FILL[layout.dtype])
 
 
-def _checksum(body: bytes) -> bytes:
-    return int(google_crc32c.value(body)).to_bytes(4, "little")
+def _checksum(body: bytes | memoryview) -> bytes:
+    # The library takes no memoryview, but numpy's view of one; a copy would cost as much again.
+    return int(google_crc32c.value(np.frombuffer(body, np.uint8))).to_bytes(4, "little")
 
 
 def create_crop(
@@ -234,7 +235,7 @@ def read_layout(metadata: bytes, path: str) -> ArrayLayout:
     return layout
 
 
-def decode_shard(shard: bytes, layout: ArrayLayout, path: str, out: Voxels | None = None) -> Voxels:
+def decode_shard(shard: bytes, layout: ArrayLayout, path: str) -> Voxels:
     """Decode a whole shard, every chunk under its checksum.
 
     Parameters
@@ -245,8 +246,6 @@ def decode_shard(shard: bytes, layout: ArrayLayout, path: str, out: Voxels | Non
         From `read_layout`.
     path : str
         Key of the array, for errors.
-    out : ndarray, shape (z, y, x), optional
-        C-contiguous, of the layout's dtype: where to decode to, which saves a copy.
 
     Returns
     -------
@@ -255,33 +254,66 @@ def decode_shard(shard: bytes, layout: ArrayLayout, path: str, out: Voxels | Non
     Raises
     ------
     StoreError
-        ``array-damaged``, naming the array and the chunk; `out` then holds anything.
+        ``array-damaged``, naming the array and the chunk.
     """
+    decoded = np.empty(layout.shape, layout.dtype)
+    for number, chunk in enumerate(_chunks(shard, layout, path)):
+        place = decoded[number * layout.slab : (number + 1) * layout.slab]
+        # The last chunk is stored whole, and may reach beyond the array.
+        whole = len(place) == layout.slab
+        slab = place if whole else np.empty(layout.chunk_shape, layout.dtype)
+        found = _decompress(chunk, slab, layout, number, path)
+        if not whole:
+            place[:] = found
+    return decoded
+
+
+def decode_slabs(shard: bytes, layout: ArrayLayout, path: str) -> Iterator[Voxels]:
+    """Decode a shard chunk by chunk, for one who has no need of the whole at once.
+
+    Yields
+    ------
+    ndarray, shape (slices, y, x), int16 or uint8
+        z ascending; each is written over the one before.
+
+    Raises
+    ------
+    StoreError
+        As `decode_shard`.
+    """
+    buffer = np.empty(layout.chunk_shape, layout.dtype)
+    for number, chunk in enumerate(_chunks(shard, layout, path)):
+        yield _decompress(chunk, buffer, layout, number, path)
+
+
+def _chunks(shard: bytes, layout: ArrayLayout, path: str) -> Iterator[memoryview]:
+    """The compressed chunks of a shard, z ascending, each under its checksum."""
     index_bytes = 16 * layout.slabs
     if len(shard) < index_bytes + 4 or not _checksum_holds(shard[-index_bytes - 4 :]):
         raise _damaged(path, _DAMAGED_INDEX)
     index = np.frombuffer(shard, "<u8", 2 * layout.slabs, len(shard) - index_bytes - 4)
-    decoded = np.empty(layout.shape, layout.dtype) if out is None else out
     view = memoryview(shard)
     for number, (offset, length) in enumerate(index.reshape(-1, 2).tolist()):
-        place = decoded[number * layout.slab : (number + 1) * layout.slab]
-        # The last chunk is stored whole, and may reach beyond the array.
-        slab = place if len(place) == layout.slab else np.empty(layout.chunk_shape, layout.dtype)
-        name = f"chunk {number}/0/0"
         if offset + length > len(shard) - index_bytes - 4 or length < 4 + 16:
-            raise _damaged(path, name)
+            raise _damaged(path, f"chunk {number}/0/0")
         chunk = view[offset : offset + length]
         if not _checksum_holds(chunk):
-            raise _damaged(path, name)
-        # The Blosc header states the decompressed size at byte 4; never trust it with memory.
-        if int.from_bytes(chunk[4:8], "little") != slab.nbytes:
-            raise _damaged(path, name)
-        blosc.decompress(chunk[:-4], slab)
-        if slab is not place:
-            place[:] = slab[: len(place)]
-        if _holds_fill(place, layout):
-            raise _damaged(path, f"{name}, a voxel of the fill value,")
-    return decoded
+            raise _damaged(path, f"chunk {number}/0/0")
+        yield chunk[:-4]
+
+
+def _decompress(
+    chunk: memoryview, slab: Voxels, layout: ArrayLayout, number: int, path: str
+) -> Voxels:
+    """Decompress a chunk into a slab; returns the part of it that belongs to the array."""
+    # The Blosc header states the decompressed size at byte 4; never trust it with memory.
+    if int.from_bytes(chunk[4:8], "little") != slab.nbytes:
+        raise _damaged(path, f"chunk {number}/0/0")
+    blosc.decompress(chunk, slab)
+    found = slab[: layout.shape[0] - number * layout.slab]
+    if _holds_fill(found, layout):
+        raise _damaged(path, f"chunk {number}/0/0, a voxel of the fill value,")
+    return found
 
 
 def _damaged(path: str, part: str) -> StoreError:
@@ -290,7 +322,7 @@ def _damaged(path: str, part: str) -> StoreError:
 
 def _checksum_holds(closed: bytes | memoryview) -> bool:
     """Whether the last four bytes are the crc32c of those before."""
-    return _checksum(bytes(closed[:-4])) == closed[-4:]
+    return _checksum(closed[:-4]) == closed[-4:]
 
 
 def _layout_of(data: Voxels) -> ArrayLayout:

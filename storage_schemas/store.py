@@ -213,21 +213,22 @@ class StudyStore:
             ``array-missing``, ``array-damaged`` or ``metadata-damaged``, naming the array.
         """
         layout = crops.read_layout(self._get(f"{VOLUMES}/{path}/zarr.json", path), path)
-        return self.read_shard(path, layout)
+        return crops.decode_shard(self._get_shard(path), layout, path)
 
-    def read_shard(
-        self, path: str, layout: crops.ArrayLayout, out: crops.Voxels | None = None
-    ) -> crops.Voxels:
+    def read_slabs(self, path: str, layout: crops.ArrayLayout) -> Iterator[crops.Voxels]:
         """Read an array whose shape and dtype are known, from a table or a record: one request.
 
-        With `out` it is decoded to there.
+        Yields
+        ------
+        ndarray, shape (slices, y, x)
+            z ascending; each is written over the one before.
 
         Raises
         ------
         StoreError
             ``array-missing`` or ``array-damaged``; a wrong layout reads as damage too.
         """
-        return crops.decode_shard(self._get(f"{VOLUMES}/{path}/c/0/0/0", path), layout, path, out)
+        return crops.decode_slabs(self._get_shard(path), layout, path)
 
     def read_crop(self, study: str, level: str, *, mask: bool = True) -> Crop:
         """Read one vertebra, with its mask where one is stored (and `mask` asks for it).
@@ -363,6 +364,9 @@ class StudyStore:
             return self.objects.get(key)
         except FileNotFoundError:
             raise StoreError("record-missing", "the study has no record", key=key) from None
+
+    def _get_shard(self, path: str) -> bytes:
+        return self._get(f"{VOLUMES}/{path}/c/0/0/0", path)
 
     def _get(self, key: str, path: str) -> bytes:
         try:

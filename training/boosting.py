@@ -162,9 +162,8 @@ def _run_round(
     if is_first():
         if following.number == entry.number and following.verdict is not None:
             save_round(run, plan, entry.number, model, following.verdict, judges)
-        line = _line(entry, following, decision, verdicts, trained, judges)
-        line["caution"] = plan.policy.caution if plan.policy.guarded else None
-        line["seconds"] = round(time.monotonic() - began, 1)
+        seconds = round(time.monotonic() - began, 1)
+        line = _line(plan, entry, following, decision, verdicts, trained, judges, seconds)
         run.append(HISTORY, line)
         run.checkpoint.unlink(missing_ok=True)
         if following.verdict is not None:
@@ -234,12 +233,14 @@ def _judge_candidates(
 
 
 def _line(
+    plan: RunPlan,
     entry: RoundPlan,
     following: Incumbent,
     decision: Decision,
     verdicts: Mapping[str, Verdict],
     trained: Trained | None,
     judges: Judges,
+    seconds: float,
 ) -> dict[str, Any]:
     """The round's line in the journal."""
     return {
@@ -253,10 +254,12 @@ def _line(
         "best": decision.best,
         "gain": decision.gain,
         "gain_error": decision.error,
+        "caution": plan.policy.caution if plan.policy.guarded else None,
         "accepted": decision.chosen is not None,
         "incumbent": following.number,
         "guard_loss": None if following.verdict is None else following.verdict.loss,
         "guard_best_constant": judges.best_constant,
+        "seconds": seconds,
     }
 
 

@@ -172,12 +172,12 @@ def _read_shards(
 
         def read(index: int) -> None:
             vertebra = vertebrae[index]
-            voxels = store.read_shard(vertebra.path, vertebra.layout)
+            voxels = store.read_slabs(vertebra.path, vertebra.layout)
             _write_at(files[0], voxels, 2 * int(offsets[index]))
             # A new file is all zeros: unknown.
             if masks and vertebra.masked:
                 layout = ArrayLayout(vertebra.shape, "uint8")
-                inside = store.read_shard(vertebra.mask_path, layout)
+                inside = store.read_slabs(vertebra.mask_path, layout)
                 _write_at(files[1], inside, int(offsets[index]))
 
         for_each(read, range(len(vertebrae)), advance)
@@ -195,10 +195,11 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _write_at(file: int, data: NDArray[Any], offset: int) -> None:
-    """Write an array's bytes at a place in a file: each page of a new file that is written through
-    a map would cost a fault."""
-    rest = data.data.cast("B")
-    while rest:
-        written = os.pwrite(file, rest, offset)
-        rest, offset = rest[written:], offset + written
+def _write_at(file: int, slabs: Iterable[NDArray[Any]], offset: int) -> None:
+    """Write arrays one after another from a place in a file: each page of a new file that is
+    written through a map would cost a fault."""
+    for slab in slabs:
+        rest = slab.data.cast("B")
+        while rest:
+            written = os.pwrite(file, rest, offset)
+            rest, offset = rest[written:], offset + written

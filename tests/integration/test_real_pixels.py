@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from pipeline import elements as reading
 from pipeline.decoders import decode_frame
-from pipeline.headers import check_object, read_header, read_planes
+from pipeline.headers import check_object, read_header
 from pipeline.hounsfield import to_stored_values
 from pipeline.limits import Limits
 from pipeline.pixeldata import check_pixels, read_frames
+from pipeline.planes import read_planes
 from pipeline.volume import StudyVolume, read_volume
 from storage_schemas.errors import SliceError
 

@@ -5,8 +5,9 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
-from pipeline.headers import check_object, read_header, read_planes, read_study_uid
+from pipeline.headers import check_object, read_header, read_study_uid
 from pipeline.limits import Limits
+from pipeline.planes import read_planes
 from storage_schemas.errors import SliceError
 from tests import made_dicom
 
