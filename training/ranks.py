@@ -4,6 +4,7 @@ All ranks walk through the same program: they train together, share the scoring,
 Only the first one writes, and RUN lies where all of them can read it.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,11 @@ def joined_ranks() -> Iterator[None]:
     distributed.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield
+        wait()
     finally:
+        # Whatever still holds the group, as a wrapped model in a cycle does, would keep its threads
+        # beyond its end, and these abort a process that is otherwise done.
+        gc.collect()
         distributed.destroy_process_group()
 
 
