@@ -13,33 +13,26 @@ import argparse
 import json
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import zlib
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import big_bucket
-import imagecodecs
 import numpy as np
+from bare_loop import BareLoop
 from claims import Claim, describe_machine, report
-from numcodecs import Blosc
-from numpy.typing import NDArray
+from processes import PeakMemory, halted, watched
 
 from pipeline.phantom.cohort import write_mask
 from pipeline.phantom.patient import draw_patient
 from pipeline.phantom.render import Grid, render_patient
 from pipeline.phantom.scanner import SITES, Series, acquire, make_slice, save_slice
-from storage_schemas.objects import ObjectFolder
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import CERVICAL
 
@@ -47,12 +40,7 @@ STUDIES, SLICES = 2_019, 711_601
 """Of the competition's training set."""
 SITE = replace(SITES[2], fov_mm=(150, 150))
 PACKAGES = ("dask", "distributed", "zarr", "numcodecs", "imagecodecs", "pydicom", "numpy")
-NIFTI_HEADER = 352
-"""Bytes before the voxels, of NIfTI-1."""
-BARE_STUDIES = 12
-"""At a time."""
 BARE_EVERY_S = 150.0
-GIB = 1 << 30
 
 
 # ---- the bucket ----------------------------------------------------------------------------------
@@ -103,162 +91,7 @@ def _write_template(number: int, folder: Path, slices: int, size: int) -> list[i
     return sizes
 
 
-# ---- the bare loop -------------------------------------------------------------------------------
-
-
-def bare_study(number: int, bucket: str, slices: int, boxes: list[list[slice]]) -> int:
-    """Fetch, decode and compress one study and its mask; returns the bytes to be stored."""
-    folder = ObjectFolder(bucket)
-    study = big_bucket.presented_uid(number)
-    keys = [f"{big_bucket.SOURCE}/{study}/{z}.dcm" for z in range(slices)]
-    mask = zlib.decompress(folder.get(f"{big_bucket.MASKS}/{study}.nii.gz"), wbits=31)
-    volume = np.stack([_decode(data) for _, data in folder.get_all(keys)])
-    # A phantom's mask lies on the grid of its images, its rows from the other end.
-    labels = np.frombuffer(mask, np.uint8, volume.size, NIFTI_HEADER).reshape(volume.shape)
-    codec = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE)
-    return sum(
-        len(codec.encode(np.ascontiguousarray(array[tuple(box)])))
-        for box in boxes
-        for array in (volume, labels[:, ::-1])
-    )
-
-
-def _decode(data: bytes | OSError) -> NDArray[np.int16]:
-    if isinstance(data, OSError):
-        raise data
-    image: NDArray[np.int16] = imagecodecs.jpeg_decode(data[data.index(b"\xff\xd8\xff") :])
-    return image
-
-
-class BareLoop:
-    """The bare loop over `BARE_STUDIES` studies, in processes of its own, turn after turn.
-
-    Parameters
-    ----------
-    bucket : str
-    counts : list of int
-        Slices of each study.
-    boxes : list
-        What is cut from each real study.
-    workers : int
-        Processes.
-
-    Attributes
-    ----------
-    turns : list of float
-        Wall seconds of a study, of each turn.
-    bytes_out : int
-        Of a study.
-    """
-
-    def __init__(
-        self, bucket: str, counts: list[int], boxes: list[list[list[slice]]], workers: int
-    ) -> None:
-        chosen = [n % len(counts) for n in range(BARE_STUDIES)]
-        self._jobs = [(n, bucket, counts[n], boxes[n % len(boxes)]) for n in chosen]
-        context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, context, initializer=_count_nothing)
-        self._work(self._jobs[:workers])  # imports and caches
-        self.turns: list[float] = []
-        self.bytes_out = 0
-
-    def take_turn(self) -> None:
-        """Run it once, and note the wall seconds of a study."""
-        start = time.perf_counter()
-        self.bytes_out = self._work(self._jobs) // BARE_STUDIES
-        self.turns.append((time.perf_counter() - start) / BARE_STUDIES)
-
-    def close(self) -> None:
-        """End the processes."""
-        self._pool.shutdown()
-
-    def _work(self, jobs: list[tuple[Any, ...]]) -> int:
-        return sum(self._pool.map(bare_study, *zip(*jobs, strict=True)))
-
-
-def _count_nothing() -> None:
-    """The requests that are counted are the run's."""
-    big_bucket.count = lambda kind: None
-
-
 # ---- the run -------------------------------------------------------------------------------------
-
-
-class PeakMemory:
-    """The most memory that the processes of a command held, the first one apart from its workers.
-
-    Parameters
-    ----------
-    pid : int
-        Of the command.
-    """
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._peaks: dict[int, int] = {}
-
-    def look(self) -> None:
-        """Note the peaks so far, as the kernel keeps them."""
-        for pid in _family(self._pid):
-            try:
-                status = Path(f"/proc/{pid}/status").read_text()
-            except OSError:
-                continue
-            for line in status.splitlines():
-                if line.startswith("VmHWM:"):
-                    self._peaks[pid] = max(self._peaks.get(pid, 0), int(line.split()[1]) << 10)
-
-    @property
-    def first(self) -> float:
-        """GiB of the command itself: client and scheduler."""
-        return self._peaks.get(self._pid, 0) / GIB
-
-    @property
-    def others(self) -> float:
-        """GiB of its largest child."""
-        return max((peak for pid, peak in self._peaks.items() if pid != self._pid), default=0) / GIB
-
-
-def _family(pid: int) -> Iterator[int]:
-    yield pid
-    for threads in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = threads.read_text().split()
-        except OSError:
-            continue
-        for child in children:
-            yield from _family(int(child))
-
-
-@contextmanager
-def halted(pid: int) -> Iterator[None]:
-    """Halt a process and its children within the block."""
-    family = list(_family(pid))
-    for one in family:
-        os.kill(one, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for one in reversed(family):
-            os.kill(one, signal.SIGCONT)
-
-
-@contextmanager
-def watched(process: subprocess.Popen[str]) -> Iterator[PeakMemory]:
-    """Look at a process' memory twice a second while it runs."""
-    peak, over = PeakMemory(process.pid), threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.5):
-            peak.look()
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        over.set()
-        thread.join()
 
 
 def preprocess(

@@ -1,0 +1,99 @@
+"""The bare loop that the whole job is measured against: fetch, decode and compress, nothing else.
+
+It reads the same bytes of the same bucket (see `big_bucket`) and cuts the same crops, in processes
+of its own, which live on between its turns.
+"""
+
+import multiprocessing
+import time
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import big_bucket
+import imagecodecs
+import numpy as np
+from numcodecs import Blosc
+from numpy.typing import NDArray
+
+from storage_schemas.objects import ObjectFolder
+
+NIFTI_HEADER = 352
+"""Bytes before the voxels, of NIfTI-1."""
+BARE_STUDIES = 12
+"""At a time."""
+
+
+def bare_study(number: int, bucket: str, slices: int, boxes: list[list[slice]]) -> int:
+    """Fetch, decode and compress one study and its mask; returns the bytes to be stored."""
+    folder = ObjectFolder(bucket)
+    study = big_bucket.presented_uid(number)
+    keys = [f"{big_bucket.SOURCE}/{study}/{z}.dcm" for z in range(slices)]
+    mask = zlib.decompress(folder.get(f"{big_bucket.MASKS}/{study}.nii.gz"), wbits=31)
+    volume = np.stack([_decode(data) for _, data in folder.get_all(keys)])
+    # A phantom's mask lies on the grid of its images, its rows from the other end.
+    labels = np.frombuffer(mask, np.uint8, volume.size, NIFTI_HEADER).reshape(volume.shape)
+    codec = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE)
+    return sum(
+        len(codec.encode(np.ascontiguousarray(array[tuple(box)])))
+        for box in boxes
+        for array in (volume, labels[:, ::-1])
+    )
+
+
+def _decode(data: bytes | OSError) -> NDArray[np.int16]:
+    if isinstance(data, OSError):
+        raise data
+    image: NDArray[np.int16] = imagecodecs.jpeg_decode(data[data.index(b"\xff\xd8\xff") :])
+    return image
+
+
+class BareLoop:
+    """The bare loop over `BARE_STUDIES` studies, in processes of its own, turn after turn.
+
+    Parameters
+    ----------
+    bucket : str
+    counts : list of int
+        Slices of each study.
+    boxes : list
+        What is cut from each real study.
+    workers : int
+        Processes.
+
+    Attributes
+    ----------
+    turns : list of float
+        Wall seconds of a study, of each turn.
+    bytes_out : int
+        Of a study.
+    """
+
+    def __init__(
+        self, bucket: str, counts: list[int], boxes: list[list[list[slice]]], workers: int
+    ) -> None:
+        chosen = [n % len(counts) for n in range(BARE_STUDIES)]
+        self._jobs = [(n, bucket, counts[n], boxes[n % len(boxes)]) for n in chosen]
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(workers, context, initializer=_count_nothing)
+        self._work(self._jobs[:workers])  # imports and caches
+        self.turns: list[float] = []
+        self.bytes_out = 0
+
+    def take_turn(self) -> None:
+        """Run it once, and note the wall seconds of a study."""
+        start = time.perf_counter()
+        self.bytes_out = self._work(self._jobs) // BARE_STUDIES
+        self.turns.append((time.perf_counter() - start) / BARE_STUDIES)
+
+    def close(self) -> None:
+        """End the processes."""
+        self._pool.shutdown()
+
+    def _work(self, jobs: list[tuple[Any, ...]]) -> int:
+        return sum(self._pool.map(bare_study, *zip(*jobs, strict=True)))
+
+
+def _count_nothing() -> None:
+    """The requests that are counted are the run's."""
+    big_bucket.count = lambda kind: None
