@@ -41,7 +41,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "numpy")
 COHORT_SEED = 14
 SHAPE = {"size": 80, "slices": 44}
 BASE = RunConfig(
-    split=SplitConfig(guard=0.165, calibration=0.065, test=0.5),
+    split=SplitConfig(guard=0.165, calibration=0.1, test=0.465),
     inputs=InputConfig(size=32, crop_mm=56.0),
     model=ModelConfig(patch=4, width=64, depth=3, heads=2),
     train=TrainConfig(

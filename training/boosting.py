@@ -1,23 +1,24 @@
 """The round loop: one round after another on the same model, and who judges it.
 
 Patients are split and rounds are planned from the tables, and both are written down before anything
-is trained. Each round starts from the incumbent and trains on new patients and some of the earlier
-ones again. What it trained, the moving average of that, and steps from the incumbent towards it are
-candidates: the calibration patients fit the probabilities of each, and the guard patients judge it
-by the competition's loss. The best one is the next incumbent where the guard gains more by it than
-the error of that gain (or as many times it as the policy asks for); otherwise the round is rolled
-back as if it had not been. So the loss on the guard never rises. Every decision is a line of the
-journal, written last. In the end the incumbent is the model that the run offers, and a mixture of
-the accepted rounds stands beside it.
+is trained. Each round trains on new patients and some of the earlier ones again. What it trained,
+the moving average of that, and steps from the incumbent towards it are candidates: the calibration
+patients fit the probabilities of each, and the guard patients judge it by the competition's loss.
+The best one is the next incumbent where the guard gains more by it than the error of that gain (or
+as many times it as the policy asks for), and the next round goes on from all that this one trained:
+a mixture is the better model, but to start from it would give away what lies beyond it. Otherwise
+the round is rolled back as a whole, and the next one starts from the incumbent itself. So the loss
+on the guard never rises. Every decision is a line of the journal, written last. In the end the
+incumbent is the model that the run offers, and a mixture of the accepted rounds stands beside it.
 
 That is the recipe `boost`. `seed` and `joint` walk the same way and judge likewise, but replay
 nothing and accept everything.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,16 @@ from transformers import PreTrainedModel
 from storage_schemas.errors import RunError
 from storage_schemas.progress import StageProgress, say_event
 from storage_schemas.store import StudyStore
-from training.candidates import Decision, Weights, copy_weights, decide, list_candidates
+from training.candidates import (
+    RAW,
+    Candidate,
+    Decision,
+    Weights,
+    copy_weights,
+    decide,
+    list_candidates,
+)
+from training.checkpoints import read_iterate, write_iterate
 from training.cohort import Study, labelled, read_cohort
 from training.config import RunConfig
 from training.judges import Judges, Verdict, judge
@@ -45,7 +55,7 @@ from training.trainer import Log, RoundWork, Trained
 
 @dataclass(frozen=True)
 class Incumbent:
-    """The model that the next round starts from.
+    """The model that the next round has to beat.
 
     Parameters
     ----------
@@ -55,11 +65,14 @@ class Incumbent:
     verdict : Verdict or None
         None of a start that has learnt nothing of fractures yet: the first round has nothing to
         protect.
+    iterate : Path or None
+        The weights that the next round goes on from; None where it starts from the model itself.
     """
 
     number: int
     model: PreTrainedModel
     verdict: Verdict | None
+    iterate: Path | None = None
 
 
 def boost(store: StudyStore, run: RunFolder, config: RunConfig, start: Path | None) -> None:
@@ -114,6 +127,7 @@ def boost(store: StudyStore, run: RunFolder, config: RunConfig, start: Path | No
         if is_first():
             stack_rounds(run, judges)
             offer(run, incumbent.number)
+            run.drop_iterates()
 
 
 def _find_incumbent(
@@ -124,7 +138,9 @@ def _find_incumbent(
     number = history[-1]["incumbent"] if history else 0
     if number or run.has(run.judged(0)):
         model, _ = load_any(run.round_model(number))
-        return Incumbent(number, model, Verdict.from_json(run.read(run.judged(number))))
+        verdict = Verdict.from_json(run.read(run.judged(number)))
+        goes_on = history and history[-1]["accepted"] and history[-1]["best"] != RAW
+        return Incumbent(number, model, verdict, run.iterate(number) if goes_on else None)
     if plan.start is None or not is_ours(plan.start):
         return Incumbent(0, first, None)
     verdict = judge(first, plan.config.inputs, judges)
@@ -147,25 +163,36 @@ def _run_round(
     began = time.monotonic()
     model, before = incumbent.model, copy_weights(incumbent.model)
     base = sum(earlier.steps for earlier in plan.rounds[: entry.number - 1])
+    if incumbent.iterate is not None:
+        model.load_state_dict(read_iterate(incumbent.iterate))
     studies = [study for study in judges.train if study.study in {*entry.studies, *entry.replay}]
     with _load(store, run, plan, studies, f"read round {entry.number}") as shards:
         with StageProgress(f"train round {entry.number}", entry.steps, "steps") as progress:
             log = _tell(run, entry.number, base, progress, scalars)
             work = _work(run, plan, entry, incumbent, log)
             trained = _train(plan, model, shards, work)
-        verdicts, best = _judge_candidates(plan, incumbent, before, trained, shards, work, judges)
+        iterate = copy_weights(model)
+        known = None if incumbent.verdict is None else before
+        candidates = (
+            () if trained is None else list_candidates(iterate, known, trained, plan.policy)
+        )
+        verdicts, best = _judge_candidates(plan, model, candidates, shards, work, judges)
     decision = decide(judges, incumbent.verdict, verdicts, plan.policy)
-    following = incumbent
+    following = replace(incumbent, iterate=None)
     model.load_state_dict(before if decision.chosen is None else best)
     if decision.chosen is not None:
-        following = Incumbent(entry.number, model, verdicts[decision.chosen])
+        path = None if decision.chosen == RAW else run.iterate(entry.number)
+        following = Incumbent(entry.number, model, verdicts[decision.chosen], path)
     if is_first():
         if following.number == entry.number and following.verdict is not None:
             save_round(run, plan, entry.number, model, following.verdict, judges)
+        if following.iterate is not None:
+            write_iterate(following.iterate, iterate)
         seconds = round(time.monotonic() - began, 1)
         line = _line(plan, entry, following, decision, verdicts, trained, judges, seconds)
         run.append(HISTORY, line)
         run.checkpoint.unlink(missing_ok=True)
+        run.drop_iterates(keep=following.iterate)
         if following.verdict is not None:
             scalars("guard/loss", following.verdict.loss, base + entry.steps)
         say_event("round", **line)
@@ -205,21 +232,17 @@ def _train(
 
 def _judge_candidates(
     plan: RunPlan,
-    incumbent: Incumbent,
-    before: Weights,
-    trained: Trained | None,
+    model: PreTrainedModel,
+    candidates: Iterable[Candidate],
     shards: RoundShards,
     work: RoundWork,
     judges: Judges,
 ) -> tuple[dict[str, Verdict], Weights]:
     """What the judges say of each candidate, and the weights of the best one."""
     verdicts: dict[str, Verdict] = {}
-    best: Weights = before
-    if trained is None:
-        return verdicts, best
-    model, inputs = incumbent.model, plan.config.inputs
-    known = None if incumbent.verdict is None else before
-    for candidate in list_candidates(model, known, trained, plan.policy):
+    best: Weights = {}
+    inputs = plan.config.inputs
+    for candidate in candidates:
         model.load_state_dict(candidate.weights)
         if candidate.mixed:
             plan.kind.refresh(model, inputs, shards, plan.config, work)

@@ -2,10 +2,10 @@
 
 A vertebra's probability is Platt's ``sigmoid(slope * score + offset)``. Slope and offset are one
 pair for all levels plus a deviation for each level, held down by a ridge penalty: a split of a
-dozen patients moves the shared pair only, one of hundreds gives each level its own. The patient's
-probability is a Platt map of the noisy-or of its vertebrae, blended with what the model says of the
-whole patient where it says so. All are fitted under the competition's weights, since that is the
-loss that they should make small.
+dozen patients moves mostly the shared pair, one of hundreds gives each level its own. The patient's
+probability is a Platt map of the noisy-or of its vertebrae, held near the noisy-or itself until
+there are many patients, and blended with what the model says of the whole patient where it says so.
+All are fitted under the competition's weights, since that is the loss that they should make small.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,10 @@ from training.metric import best_constants, exam_weights
 
 Floats = NDArray[np.float64]
 
-_SHARED_PENALTY = 0.1
-_LEVEL_PENALTY = 3.0
+_LEVEL_PENALTY = 1.0
+_PATIENT_SLOPE_PENALTY, _PATIENT_OFFSET_PENALTY = 30.0, 10.0
+"""Half of the loss is this one label's, and one patient is one observation of it: a slope that is
+too steep by chance costs more than all else here. See "What was changed" in docs/benchmarks.md."""
 _EDGE = 1e-6
 
 
@@ -131,7 +133,7 @@ def fit_calibration(
         labels[:, 1:][known],
         weights[:, 1:][known],
         start=_logit(priors[1:])[level],
-        penalty=np.array([_SHARED_PENALTY] * 2 + [_LEVEL_PENALTY] * 2 * scores.shape[1]),
+        penalty=np.full(2 + 2 * scores.shape[1], _LEVEL_PENALTY),
     )
     slope, offset, slopes, offsets = theta[0], theta[1], theta[2:9], theta[9:]
     head_centre, head_scale = _centre_and_scale(patient)
@@ -151,7 +153,8 @@ def fit_calibration(
     opinion = np.zeros(len(scores)) if patient is None else half._head(patient)
     columns = np.column_stack([either, np.ones(either.size), opinion[seen]])
     # Starts from the noisy-or itself: slope 1, offset 0, and nothing of the model's own.
-    start, penalty = either, np.array([1.0, _SHARED_PENALTY, 1.0])
+    start = either
+    penalty = np.array([_PATIENT_SLOPE_PENALTY, _PATIENT_OFFSET_PENALTY, 1.0])
     found = _fit_logistic(columns, labels[seen, 0], weights[seen, 0], start=start, penalty=penalty)
     if found[2] < 0:
         # An opinion that is worse than none is left out, never believed in reverse.

@@ -17,6 +17,8 @@ from training.judges import Judges, Verdict, paired_gain
 from training.trainer import Trained
 
 Weights = Mapping[str, Tensor]
+RAW = "raw"
+"""Name of the candidate that is what the round trained, as it is."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,14 @@ def copy_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def list_candidates(
-    model: PreTrainedModel, before: Weights | None, trained: Trained, policy: BoostConfig
+    weights: Weights, before: Weights | None, trained: Trained, policy: BoostConfig
 ) -> Iterator[Candidate]:
     """The candidates of a round, those left out that hold a weight which is no number.
 
     Parameters
     ----------
-    model : PreTrainedModel
-        As the round left it.
+    weights : mapping of str to Tensor
+        As the round left them, on the CPU.
     before : mapping, or None
         The incumbent's weights; None where it was not trained yet, and is not worth a mixture.
     trained : Trained
@@ -79,7 +81,7 @@ def list_candidates(
         Without the guard there is but one candidate: the average where there is one, or else the
         weights as they are.
     """
-    raw = Candidate("raw", copy_weights(model), mixed=False)
+    raw = Candidate(RAW, weights, mixed=False)
     new = raw
     if trained.average is not None:
         average = {name: tensor.cpu() for name, tensor in trained.average.items()}

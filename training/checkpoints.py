@@ -1,7 +1,8 @@
-"""A round in the middle: one safetensors file from which it goes on to the very same weights.
+"""What training goes on from to the very same weights: safetensors files, and never a pickle.
 
-It holds the model, the moments of AdamW, the moving average, and in its header where the round is.
-Draws need no state: each batch makes its own from the seed and its number. Never a pickle.
+The checkpoint of a round in the middle holds the model, the moments of AdamW, the moving average,
+and in its header where the round is. Draws need no state: each batch makes its own from the seed
+and its number. The last iterate of a finished round holds the model's weights alone.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from storage_schemas.errors import RunError
+from storage_schemas.errors import RunError, UsageError
 from training.runs import sync, unwritable
 
 
@@ -44,16 +45,8 @@ def write_checkpoint(path: Path, progress: Progress, tensors: Mapping[str, Tenso
     RunError
         ``run-unwritable`` where the disk is full or fails.
     """
-    partial = path.with_name(f"{path.name}.partial")
     header = {name: repr(value) for name, value in asdict(progress).items()}
-    try:
-        with unwritable(path):
-            save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, partial, header)
-            sync(partial)
-            partial.replace(path)
-    except RunError:
-        partial.unlink(missing_ok=True)  # it takes room that is needed
-        raise
+    _write(path, tensors, header)
 
 
 def read_checkpoint(path: Path) -> tuple[Progress, dict[str, Tensor]] | None:
@@ -69,8 +62,50 @@ def read_checkpoint(path: Path) -> tuple[Progress, dict[str, Tensor]] | None:
                 int(header["step"]),
                 float(header["loss"]),
             )
-            # Views of the file need not be aligned, and sums then come in another order.
-            names = stream.keys()
-            return progress, {name: stream.get_tensor(name).clone() for name in names}
+            return progress, _tensors(stream)
     except (SafetensorError, OSError, KeyError, ValueError):
         return None
+
+
+def write_iterate(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Keep the weights that a round trained, whole or not at all.
+
+    Raises
+    ------
+    RunError
+        ``run-unwritable`` where the disk is full or fails.
+    """
+    _write(path, weights, {})
+
+
+def read_iterate(path: Path) -> dict[str, Tensor]:
+    """Read them back, to the bit.
+
+    Raises
+    ------
+    UsageError
+        ``model-invalid`` where they are missing or damaged.
+    """
+    try:
+        with safe_open(path, "pt") as stream:
+            return _tensors(stream)
+    except (SafetensorError, OSError) as error:
+        reason = f"the next round goes on from these weights, and they cannot be read: {error}"
+        raise UsageError("model-invalid", reason, key=str(path)) from None
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with unwritable(path):
+            save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, partial, header)
+            sync(partial)
+            partial.replace(path)
+    except RunError:
+        partial.unlink(missing_ok=True)  # it takes room that is needed
+        raise
+
+
+def _tensors(stream: safe_open) -> dict[str, Tensor]:
+    # Views of the file need not be aligned, and sums then come in another order.
+    return {name: stream.get_tensor(name).clone() for name in stream.keys()}  # noqa: SIM118

@@ -9,6 +9,8 @@
       rounds.jsonl            one line a finished round: what it saw, and what was decided
       metrics.jsonl           the training loss along the steps; tensorboard/ holds the same
       rounds/01/ ...          the model after each accepted round, with its calibration.json
+      rounds/01.safetensors   the weights that it trained, where its model is a mixture with them:
+                              the next round goes on from these, and then they are removed
       judged/01.json ...      what that model says of the calibration and the guard patients
       round.safetensors       the round that is being trained, from which a killed run goes on
       model/                  the one that the run offers
@@ -82,6 +84,16 @@ class RunFolder:
     def round_model(self, number: int) -> Path:
         """Folder of the model after a round."""
         return self.path / "rounds" / f"{number:02}"
+
+    def iterate(self, number: int) -> Path:
+        """The weights that a round trained, where they are not those of its model."""
+        return self.path / "rounds" / f"{number:02}.safetensors"
+
+    def drop_iterates(self, keep: Path | None = None) -> None:
+        """Remove those that no round goes on from."""
+        for path in (self.path / "rounds").glob("*.safetensors*"):
+            if path != keep:
+                path.unlink(missing_ok=True)
 
     @property
     def checkpoint(self) -> Path:

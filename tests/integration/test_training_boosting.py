@@ -9,18 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from storage_schemas.errors import RunError
-from tests.runs import SETTINGS
+from tests.runs import SETTINGS, lines_of, same, weights_of
 from training import boosting, models, planning, shards
 from training.candidates import Decision, copy_weights, decide
 from training.cli import main
@@ -33,18 +32,6 @@ Patch = pytest.MonkeyPatch
 
 def train(store: Path, run: Path, *more: str) -> int:
     return main(["boost", str(store), str(run), *SETTINGS, *more])
-
-
-def lines_of(run: Path, name: str = "rounds.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / name).read_text().splitlines()]
-
-
-def weights_of(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
-    return all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 @pytest.fixture(scope="module")

@@ -41,8 +41,8 @@ def candidates(
 ) -> dict[str, Candidate]:
     known = None if before is None else copy_weights(cast(PreTrainedModel, Pair(before)))
     trained = Trained(0.1, None if average is None else {"weight": torch.full((2,), average)})
-    model = cast(PreTrainedModel, Pair(after))
-    return {found.name: found for found in list_candidates(model, known, trained, policy)}
+    weights = copy_weights(cast(PreTrainedModel, Pair(after)))
+    return {found.name: found for found in list_candidates(weights, known, trained, policy)}
 
 
 def values(found: dict[str, Candidate]) -> dict[str, float]:

@@ -14,7 +14,13 @@ from transformers import PreTrainedModel
 from storage_schemas.errors import RunError
 from tests.cohorts import make_shards, make_vertebra
 from training import checkpoints
-from training.checkpoints import Progress, read_checkpoint, write_checkpoint
+from training.checkpoints import (
+    Progress,
+    read_checkpoint,
+    read_iterate,
+    write_checkpoint,
+    write_iterate,
+)
 from training.config import Family, InputConfig, ModelConfig, RunConfig, TrainConfig
 from training.models import build_model
 from training.shards import RoundShards
@@ -148,4 +154,20 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_no_half_of_a_new_one(
     found = read_checkpoint(place)
     assert found is not None
     assert found[0].step == 2
+    assert [path.name for path in tmp_path.iterdir()] == [place.name]
+
+
+def test_an_iterate_reads_back_to_the_bit_and_a_full_disk_leaves_no_half_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, weights = tmp_path / "01.safetensors", build("resnet").state_dict()
+    write_iterate(place, weights)
+    assert_same(read_iterate(place), weights)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, "sync", full)
+    with pytest.raises(RunError, match=r"No space left.*run-unwritable"):
+        write_iterate(tmp_path / "02.safetensors", weights)
     assert [path.name for path in tmp_path.iterdir()] == [place.name]
