@@ -45,11 +45,12 @@ BASE = RunConfig(
     inputs=InputConfig(size=32, crop_mm=56.0),
     model=ModelConfig(patch=4, width=64, depth=3, heads=2),
     train=TrainConfig(
-        epochs=8.0, learning_rate=1.5e-3, broken_share=0.4, box_weight=0.5, slices_per_round=1400
+        epochs=16.0, learning_rate=1.5e-3, broken_share=0.4, box_weight=0.5, slices_per_round=1400
     ),
 )
 START_EPOCHS = 30.0
-"""Of the model that all start from: as a pretrained one, it is to be past its steep part."""
+"""Of the model that all start from: as a pretrained one, it is to be past its steep part. And the
+epochs of a round are as many as let `joint` gain little from more."""
 WHOLE = BoostConfig(replay=0.75, rate_fall=1.0, layer_decay=1.0, caution=0.0)
 """Rates do not fall: a small model that still learns has little that they would protect. And gains
 add up that a hundred guard patients could not prove one by one."""
@@ -137,7 +138,7 @@ def pretrain(root: Path, patients: int, quick: bool) -> Path:
 
 
 def plan_jobs(seeds: Sequence[int], orders: Sequence[Order], ablate: bool) -> list[Job]:
-    """All runs, those first that take longest."""
+    """All runs; those that the promises are of come first."""
     jobs = []
     for seed in seeds:
         for order in orders:
@@ -145,8 +146,8 @@ def plan_jobs(seeds: Sequence[int], orders: Sequence[Order], ablate: bool) -> li
             if order == orders[0]:  # all patients in one round have no order
                 recipes += ("joint",)
             jobs += [Job(recipe, recipe, order, seed) for recipe in recipes]
-        if ablate:
-            jobs += [Job(name, "boost", "site", seed, to) for name, to in ABLATIONS.items()]
+    if ablate:
+        jobs += [Job(n, "boost", "site", seed, to) for seed in seeds for n, to in ABLATIONS.items()]
     return jobs
 
 
