@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.calibration import Calibration, fit_calibration
-from training.metric import best_constants, competition_loss
+from training.metric import best_constants, competition_loss, exam_weights
 
 Exams = tuple[NDArray[np.float64], NDArray[np.int64]]
 
@@ -93,6 +93,21 @@ def test_probabilities_of_a_large_split_are_as_frequent_as_they_say() -> None:
         w = weights[:, column]
         said = (w * found[:, column]).sum() / w.sum()
         assert said == pytest.approx((w * labels[:, column]).sum() / w.sum(), rel=0.15)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_patients_map_is_near_the_noisy_or_until_there_are_many_patients(seed: int) -> None:
+    scores, labels = make_exams(12, gap=8.0, seed=seed)
+    few = fit_calibration(scores, labels, labels)
+    assert 0.9 < few.patient_slope < 1.2, "told apart by luck, which is no reason to be so sure"
+    assert abs(few.patient_offset) < 0.2
+    scores, labels = make_exams(2000, gap=8.0, seed=seed)
+    labels[::2, 0] = 0  # as no noisy-or would have it
+    many = fit_calibration(scores, labels, labels).probabilities(scores)[:, 0]
+    broken = labels[:, 1:].any(axis=1)
+    weights = exam_weights(labels)[broken, 0]
+    said, true = (np.average(of[broken], weights=weights) for of in (many, labels[:, 0]))
+    assert said == pytest.approx(true, rel=0.1)
 
 
 def test_the_scale_of_the_scores_does_not_matter() -> None:
