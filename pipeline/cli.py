@@ -222,6 +222,7 @@ def _run(options: argparse.Namespace) -> int:
         hash_keys=options.hash_keys,
     )
     annotations = _annotations(options)
+    open_source(options.source)  # a mistyped SOURCE leaves no STORE behind
     store = StudyStore.create(options.store)
     if options.repair:
         for check in verify_store(store):

@@ -361,6 +361,11 @@ def test_bad_use_is_one_clear_line_and_code_2(
     assert f"[{kind}]" in told[0]
 
 
+def test_a_source_that_is_not_there_leaves_no_store(tmp_path: Path) -> None:
+    assert main(["run", str(tmp_path / "none"), str(tmp_path / "s")]) == 2
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
