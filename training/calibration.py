@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 _LEVEL_PENALTY = 1.0
 _PATIENT_SLOPE_PENALTY, _PATIENT_OFFSET_PENALTY = 30.0, 10.0
 """Half of the loss is this one label's, and one patient is one observation of it: a slope that is
-too steep by chance costs more than all else here. See "What was changed" in docs/benchmarks.md."""
+too steep by chance costs more than all else here. Measured in docs/benchmarks.md, "Rounds"."""
 _EDGE = 1e-6
 
 
