@@ -19,7 +19,7 @@ from training.metric import best_constants, exam_weights
 
 Floats = NDArray[np.float64]
 
-_LEVEL_PENALTY = 1.0
+_PENALTY = 1.0
 _PATIENT_SLOPE_PENALTY, _PATIENT_OFFSET_PENALTY = 30.0, 10.0
 """Half of the loss is this one label's, and one patient is one observation of it: a slope that is
 too steep by chance costs more than all else here. Measured in docs/benchmarks.md, "Rounds"."""
@@ -133,7 +133,7 @@ def fit_calibration(
         labels[:, 1:][known],
         weights[:, 1:][known],
         start=_logit(priors[1:])[level],
-        penalty=np.full(2 + 2 * scores.shape[1], _LEVEL_PENALTY),
+        penalty=np.full(2 + 2 * scores.shape[1], _PENALTY),
     )
     slope, offset, slopes, offsets = theta[0], theta[1], theta[2:9], theta[9:]
     head_centre, head_scale = _centre_and_scale(patient)
@@ -154,7 +154,7 @@ def fit_calibration(
     columns = np.column_stack([either, np.ones(either.size), opinion[seen]])
     # Starts from the noisy-or itself: slope 1, offset 0, and nothing of the model's own.
     start = either
-    penalty = np.array([_PATIENT_SLOPE_PENALTY, _PATIENT_OFFSET_PENALTY, 1.0])
+    penalty = np.array([_PATIENT_SLOPE_PENALTY, _PATIENT_OFFSET_PENALTY, _PENALTY])
     found = _fit_logistic(columns, labels[seen, 0], weights[seen, 0], start=start, penalty=penalty)
     if found[2] < 0:
         # An opinion that is worse than none is left out, never believed in reverse.
