@@ -48,9 +48,9 @@ BASE = RunConfig(
         epochs=16.0, learning_rate=1.5e-3, broken_share=0.4, box_weight=0.5, slices_per_round=1400
     ),
 )
+"""As many epochs as let `joint` gain little from more."""
 START_EPOCHS = 30.0
-"""Of the model that all start from: as a pretrained one, it is to be past its steep part. And the
-epochs of a round are as many as let `joint` gain little from more."""
+"""Of the model that all start from: as a pretrained one, it is to be past its steep part."""
 WHOLE = BoostConfig(replay=0.75, rate_fall=1.0, layer_decay=1.0, caution=0.0)
 """Rates do not fall: a small model that still learns has little that they would protect. And gains
 add up that a hundred guard patients could not prove one by one."""
