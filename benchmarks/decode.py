@@ -34,10 +34,10 @@ from claims import Claim, describe_machine, report
 from numpy.typing import NDArray
 from pydicom.encaps import encapsulate
 
+from pipeline.dicom.volume import read_volume
 from pipeline.phantom.patient import draw_patient
 from pipeline.phantom.render import Grid, render_patient
 from pipeline.phantom.scanner import INTERCEPT, SITES, Series, acquire, make_slice
-from pipeline.volume import read_volume
 
 Volume = NDArray[np.int16]
 SYNTAXES = {

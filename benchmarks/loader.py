@@ -42,10 +42,10 @@ from pipeline.phantom import make_cohort
 from storage_schemas.crops import AIR_HU
 from storage_schemas.objects import REQUESTS
 from storage_schemas.store import VOLUMES, StudyStore
-from training.cohort import Study, labelled, read_cohort
-from training.inputs import SliceIndex, index_slices
-from training.shards import RoundShards, open_shards
-from training.slices import SliceDataset
+from training.data.cohort import Study, labelled, read_cohort
+from training.data.crop_buffer import RoundShards, open_shards
+from training.data.inputs import SliceIndex, index_slices
+from training.models.slice_training import SliceDataset
 
 PACKAGES = ("torch", "numpy", "numcodecs", "monai", "webdataset")
 BATCH = 32

@@ -28,15 +28,15 @@ import onnxruntime
 from claims import Claim, describe_machine, report
 from numpy.typing import NDArray
 
-from pipeline.anatomy import name_vertebrae
 from pipeline.config import StudyConfig
-from pipeline.cropping import crop_box
-from pipeline.localizers import LocatedVertebra, locate_by_network
-from pipeline.network import Network, choose_network, open_network
-from pipeline.overview import make_overview, shrink_overview
 from pipeline.phantom.patient import draw_patient
 from pipeline.phantom.render import Grid, render_patient
 from pipeline.phantom.scanner import INTERCEPT, SITES, acquire
+from pipeline.vertebrae.anatomy import name_vertebrae
+from pipeline.vertebrae.cropping import crop_box
+from pipeline.vertebrae.locate import LocatedVertebra, locate_by_network
+from pipeline.vertebrae.onnx_network import Network, choose_network, open_network
+from pipeline.vertebrae.overview import make_overview, shrink_overview
 from storage_schemas import crops
 from storage_schemas.catalog import make_table
 from storage_schemas.crops import AIR_HU
@@ -175,8 +175,8 @@ def score_patient(
     patient: ScannedPatient, network: Network, guess: Any
 ) -> tuple[list[LevelResult], float]:
     """Find a patient's vertebrae and compare; also the seconds of a core that finding took."""
-    from training.level_scores import judge_guess
-    from training.overviews import level_classes, shrink_classes
+    from training.localizer.overviews import level_classes, shrink_classes
+    from training.localizer.scores import judge_guess
 
     overview = make_overview(patient.hu, patient.geometry)
     started = time.process_time()  # on one thread, and whatever else the machine does
@@ -228,8 +228,8 @@ def _dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 
 def learn_guess(store: StudyStore, size: int, folder: Path) -> Any:
     """The constant guess of a store's studies."""
-    from training.level_scores import guess_constant
-    from training.overviews import open_overviews, read_masked
+    from training.localizer.overviews import open_overviews, read_masked
+    from training.localizer.scores import guess_constant
 
     studies = [study.study for study in read_masked(store)]
     with open_overviews(store, studies, size, folder) as overviews:
@@ -238,9 +238,9 @@ def learn_guess(store: StudyStore, size: int, folder: Path) -> Any:
 
 def time_default(folder: Path) -> float:
     """Seconds of a core that the default network takes; its weights do not matter here."""
-    from training.localizer_config import LocalizerConfig
-    from training.onnx_file import export_network
-    from training.unet import build_network
+    from training.localizer.config import LocalizerConfig
+    from training.localizer.onnx_export import export_network
+    from training.localizer.unet import build_network
 
     config = LocalizerConfig()
     cube = np.zeros((1, 1, *[config.size] * 3), np.float32)
@@ -263,8 +263,8 @@ def time_default(folder: Path) -> float:
 
 def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[Claim]]:
     """Train where nothing is given, scan, find, and sum up."""
-    from training.localizer import train_localizer
-    from training.localizer_config import LOCALIZER_PRESETS
+    from training.localizer.config import LOCALIZER_PRESETS
+    from training.localizer.train import train_localizer
 
     if options.store:
         store = StudyStore.open(options.store)

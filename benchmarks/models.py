@@ -26,10 +26,10 @@ from claims import Claim, describe_machine, report
 from pipeline.cli import main as pipeline_main
 from pipeline.phantom import make_cohort
 from storage_schemas.store import StudyStore
-from training.blending import blend
-from training.boosting import boost
 from training.config import PRESETS, RunConfig, SplitConfig
-from training.evaluate import BEST, MODEL, Evaluation, evaluate
+from training.evaluation.blend import blend
+from training.evaluation.evaluate import BEST, MODEL, Evaluation, evaluate
+from training.rounds.boosting import boost
 from training.runs import HISTORY, RunFolder
 
 PACKAGES = ("torch", "transformers", "numpy")

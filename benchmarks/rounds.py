@@ -92,9 +92,9 @@ def run_job(job: Job, store: str, start: Path | None, folder: str, quick: bool) 
     import torch
 
     from storage_schemas.store import StudyStore
-    from training.boosting import boost
     from training.cli import quiet_libraries
-    from training.evaluate import BEST, MIXTURE, MODEL, evaluate
+    from training.evaluation.evaluate import BEST, MIXTURE, MODEL, evaluate
+    from training.rounds.boosting import boost
     from training.runs import HISTORY, RunFolder
 
     quiet_libraries()

@@ -13,29 +13,30 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from pipeline.arguments import levels, number, positive_number, seconds, share, size
-from pipeline.catalog import Annotations, build_tables, refresh_tables
 from pipeline.config import StudyConfig
-from pipeline.inspect import READABLE, inspect_studies, render
-from pipeline.listing import guess_layout, list_studies, open_source
-from pipeline.network import choose_network
+from pipeline.inspection import READABLE, inspect_studies, render
 from pipeline.phantom import FAULTS, make_cohort
 from pipeline.run import Executor, RunSummary, execute, plan_run
 from pipeline.runlog import RunLog
+from pipeline.source.listing import open_source
+from pipeline.studies import guess_layout, list_studies
 from pipeline.study import StudyRow
+from pipeline.tables import Annotations, build_tables, refresh_tables
 from pipeline.verify import verify_store
-from storage_schemas.annotations import check_studies, read_boxes, read_labels
-from storage_schemas.commandline import (
+from pipeline.vertebrae.onnx_network import choose_network
+from presentation.arguments import at_least, number, positive_number, read, seconds, share
+from presentation.commandline import (
     OneLineParser,
     add_shared_flags,
     run_command,
     tell_summary,
 )
+from presentation.progress import StageProgress, say_event, show_table
+from storage_schemas.annotations import check_studies, read_boxes, read_labels
 from storage_schemas.errors import RunError, UsageError
 from storage_schemas.objects import ObjectFolder
-from storage_schemas.progress import StageProgress, say_event, show_table
 from storage_schemas.store import StudyStore
-from storage_schemas.vertebrae import CERVICAL, MASK_LABELS
+from storage_schemas.vertebrae import CERVICAL, MASK_LABELS, parse_levels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -81,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--localizer", metavar="model.onnx", help="finds the vertebrae of studies without a mask"
     )
-    run.add_argument("--vertebrae", type=levels, default=CERVICAL, metavar="C1,...")
+    run.add_argument("--vertebrae", type=_levels, default=CERVICAL, metavar="C1,...")
     run.add_argument("--margin", type=float, default=8.0, metavar="MM")
     run.add_argument(
         "--strict", action="store_true", help="quarantine studies whose geometry is not regular"
@@ -96,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--repair", action="store_true", help="verify first, and redo what is damaged")
     run.add_argument(
         "--memory",
-        type=size,
+        type=_size,
         default="4GiB",
         metavar="SIZE",
         help="of each local worker (default: 4GiB)",
@@ -162,6 +163,21 @@ def parser() -> argparse.ArgumentParser:
 def _add_annotations(command: argparse.ArgumentParser) -> None:
     command.add_argument("--labels", metavar="train.csv")
     command.add_argument("--boxes", metavar="train_bounding_boxes.csv")
+
+
+def _size(text: str) -> int:
+    """A number of bytes with a unit, e.g. 1.5GiB."""
+    from dask.utils import parse_bytes
+
+    return at_least(1, int(read(text, parse_bytes, "size such as 4GiB")))
+
+
+def _levels(text: str) -> tuple[str, ...]:
+    """Names of vertebrae, with commas between."""
+    try:
+        return parse_levels(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(error.detail) from None
 
 
 def _phantom(options: argparse.Namespace) -> int:
@@ -333,7 +349,7 @@ def _catalog(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     # Plots cost half a second to import, which the other commands need not pay.
-    from pipeline.report import render_report
+    from pipeline.report.page import render_report
 
     out: Path = options.out
     store = StudyStore.open(options.store)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.network import NetworkFile
 from storage_schemas.canonical import sha256_json
 from storage_schemas.errors import UsageError
 from storage_schemas.vertebrae import CERVICAL, LEVELS, MASK_LABELS
@@ -12,6 +11,22 @@ RESULT_VERSION = "2"
 """Raised whenever the same input and settings would give another result."""
 
 Layout = Literal["study", "scan"]
+
+
+@dataclass(frozen=True)
+class NetworkFile:
+    """Which network a run uses: small enough to travel with every task.
+
+    Parameters
+    ----------
+    url : str
+        Of the ONNX file, with its protocol; each process reads it once.
+    sha256 : str
+        Of its bytes.
+    """
+
+    url: str
+    sha256: str
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import dask
 from dask.distributed import Client, LocalCluster, as_completed, performance_report
 from distributed.scheduler import KilledWorker
 
-from pipeline.listing import StudyListing
 from pipeline.run import Executor, Task
+from pipeline.source.listing import StudyListing
 from pipeline.study import StudyRow
 from storage_schemas.errors import RunError, StudyError, UsageError
 

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-from pipeline.catalog import records_sha256
 from pipeline.config import Layout, StudyConfig
-from pipeline.listing import StudyListing, list_masks, list_studies
+from pipeline.source.listing import StudyListing, list_masks
+from pipeline.studies import list_studies
 from pipeline.study import StudyRow, quarantine, run_study
+from pipeline.tables import records_sha256
 from storage_schemas.errors import CspineError, StoreError, StudyError, UsageError
 from storage_schemas.records import RecordHead, StudyRecord
 from storage_schemas.store import StudyStore
@@ -37,7 +38,7 @@ class Plan:
     put_off : int
         Studies without a mask that a run of the masked ones alone leaves to a later one.
     records : str
-        `pipeline.catalog.records_sha256` of the store when this was planned.
+        `pipeline.tables.records_sha256` of the store when this was planned.
     """
 
     todo: tuple[StudyListing, ...]
@@ -125,7 +126,7 @@ def plan_run(
     config : StudyConfig
         The settings of this run.
     layout : {"study", "scan"}
-        See `pipeline.listing.list_studies`.
+        See `pipeline.studies.list_studies`.
     only_masked : bool
         Only the studies that have a mask.
     limit : int, optional

@@ -13,21 +13,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.candidates import check_identity, check_share
 from pipeline.config import StudyConfig
-from pipeline.cropping import box_bounds, crop_box, crop_mask
-from pipeline.listing import StudyListing, fetch
-from pipeline.localizers import (
+from pipeline.dicom.volume import StudyVolume, read_volume
+from pipeline.source.listing import StudyListing, fetch
+from pipeline.study_rules import check_identity, check_share
+from pipeline.vertebrae.cropping import box_bounds, crop_box, crop_mask
+from pipeline.vertebrae.locate import (
     Localization,
     LocatedVertebra,
     Overview,
     locate_by_mask,
     locate_by_network,
 )
-from pipeline.masks import read_mask
-from pipeline.network import open_network
-from pipeline.overview import make_overview
-from pipeline.volume import StudyVolume, read_volume
+from pipeline.vertebrae.nifti import read_mask
+from pipeline.vertebrae.onnx_network import open_network
+from pipeline.vertebrae.overview import make_overview
 from storage_schemas import crops
 from storage_schemas.canonical import sha256_voxels
 from storage_schemas.errors import RunError, SliceError, StudyError

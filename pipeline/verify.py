@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from pipeline.crosscheck import cross_check
-from pipeline.listing import StudyListing
+from pipeline.dicom.crosscheck import cross_check
+from pipeline.source.listing import StudyListing
 from storage_schemas.errors import CspineError, RunError, StoreError
 from storage_schemas.objects import ObjectFolder
 from storage_schemas.records import STORED, StudyRecord

@@ -1,6 +1,6 @@
 """The columns of the store's tables, and their files.
 
-Tables are derived: `pipeline.catalog` rebuilds all of them from the records and, for the labels,
+Tables are derived: `pipeline.tables` rebuilds all of them from the records and, for the labels,
 the competition's csv files. Pixels never depend on them, so new labels never touch pixels.
 """
 

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_schemas.vertebrae import CERVICAL
-from training.cohort import Rectangle, Study, Vertebra
-from training.shards import RoundShards
+from training.data.cohort import Rectangle, Study, Vertebra
+from training.data.crop_buffer import RoundShards
 
 
 def make_vertebra(

@@ -8,7 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from storage_schemas.localizer import (
+from storage_schemas.localizer_card import (
     CLASSES,
     INPUT,
     METADATA_KEY,

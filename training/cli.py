@@ -16,14 +16,14 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from storage_schemas.commandline import (
+from presentation.commandline import (
     OneLineParser,
     add_shared_flags,
     run_command,
     tell_summary,
 )
+from presentation.progress import StageProgress, result_console, say_event
 from storage_schemas.errors import UsageError
-from storage_schemas.progress import StageProgress, result_console, say_event
 from storage_schemas.store import StudyStore
 from training.config import (
     ORDERS,
@@ -32,7 +32,7 @@ from training.config import (
     RECIPES,
     RunConfig,
 )
-from training.localizer_config import LOCALIZER_PRESETS, LocalizerConfig
+from training.localizer.config import LOCALIZER_PRESETS, LocalizerConfig
 from training.runs import OUT_OF_FOLD, RunFolder
 
 Rows = list[tuple[str, object]]
@@ -213,10 +213,10 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
 
 def _boost(options: argparse.Namespace) -> int:
-    from training.blending import boost_folds
-    from training.boosting import boost
-    from training.journal import summarise
     from training.ranks import is_first, joined_ranks
+    from training.rounds.boosting import boost
+    from training.rounds.folds import boost_folds
+    from training.rounds.journal import summarise
 
     given: dict[str, dict[str, Any]] = {
         part: {name: value for name in names if (value := getattr(options, name)) is not None}
@@ -242,7 +242,7 @@ def _boost(options: argparse.Namespace) -> int:
 
 
 def _blend(options: argparse.Namespace) -> int:
-    from training.blending import blend
+    from training.evaluation.blend import blend
 
     runs = [RunFolder(path) for path in options.runs]
     found = blend(StudyStore.open(options.store), RunFolder(options.out), runs)
@@ -256,8 +256,8 @@ def _blend(options: argparse.Namespace) -> int:
 
 
 def _localizer(options: argparse.Namespace) -> int:
-    from training.level_scores import show_scores
-    from training.localizer import train_localizer
+    from training.localizer.scores import show_scores
+    from training.localizer.train import train_localizer
 
     given = {
         name: value for name in _LOCALIZER_SETTINGS if (value := getattr(options, name)) is not None
@@ -274,7 +274,7 @@ def _localizer(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from training.evaluate import evaluate, show
+    from training.evaluation.evaluate import evaluate, show
 
     found = evaluate(StudyStore.open(options.store), RunFolder(options.run))
     if options.json:
@@ -288,11 +288,11 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from training.answers import explain_studies
-    from training.cohort import read_cohort
-    from training.members import read_members
-    from training.predict import predict_studies, write_submission, write_table
-    from training.sequence_inputs import warn_of
+    from training.data.cohort import read_cohort
+    from training.evaluation.members import read_members
+    from training.evaluation.predict import predict_studies, write_submission, write_table
+    from training.models.sequence_inputs import warn_of
+    from training.report.study_pages import explain_studies
 
     run, store = RunFolder(options.run), StudyStore.open(options.store)
     studies = read_cohort(store)
@@ -322,7 +322,7 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from training.report import render_report
+    from training.report.page import render_report
 
     page, evaluation = render_report(RunFolder(options.run))
     data = page.encode()

@@ -339,7 +339,7 @@ class RunConfig:
     Parameters
     ----------
     recipe : {"boost", "seed", "joint", "sequence"}
-        See `training.recipes`.
+        See `training.rounds.recipes`.
     seed : int
         Of the splits, the rounds, the weights and the draws.
     boost : BoostConfig

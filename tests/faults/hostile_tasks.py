@@ -5,7 +5,7 @@ import signal
 import time
 
 from pipeline.config import StudyConfig
-from pipeline.listing import StudyListing
+from pipeline.source.listing import StudyListing
 from pipeline.study import StudyRow, run_study
 
 KILLER, HANGER = "1.2.1", "1.2.2"

@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from pipeline.volume import read_volume
+from pipeline.dicom.volume import read_volume
 from storage_schemas.errors import SliceError, StudyError
 from tests import made_dicom
 

@@ -98,8 +98,8 @@ BOMBS: dict[str, tuple[Callable[[], list[bytes]], str]] = {
 
 CHILD = """
 import json, resource, sys, time
-from pipeline import decoders
-from pipeline.volume import read_volume
+from pipeline.dicom import decoders
+from pipeline.dicom.volume import read_volume
 from storage_schemas.errors import StudyError
 
 def reached(*_):

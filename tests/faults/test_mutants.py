@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pydicom.encaps import encapsulate
 
-from pipeline.volume import read_volume
+from pipeline.dicom.volume import read_volume
 from storage_schemas.errors import SliceError, StudyError
 from tests import made_dicom
 

@@ -11,9 +11,9 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from training.config import InputConfig, ModelConfig, TrainConfig
-from training.models import build_model
+from training.models.slice_model import build_model
+from training.optimization.trainer import RoundWork, fit
 from training.ranks import is_first, joined_ranks
-from training.trainer import RoundWork, fit
 
 INPUTS = InputConfig(size=32)
 EXAMPLES = 16

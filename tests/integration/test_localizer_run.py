@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import network
 from pipeline.cli import main
+from pipeline.vertebrae import onnx_network as network
 from storage_schemas.geometry import StackGeometry
-from storage_schemas.localizer import CLASSES
+from storage_schemas.localizer_card import CLASSES
 from storage_schemas.objects import ObjectFolder
 from storage_schemas.records import StudyRecord
 from storage_schemas.store import StudyStore

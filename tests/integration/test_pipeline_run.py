@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.cli import main
-from pipeline.decoders import decode_frame
+from pipeline.dicom.decoders import decode_frame
 from storage_schemas.errors import StoreError
 from storage_schemas.store import StudyStore
 from tests.studies import LEVELS, SLICES, labels, slice_dataset, write_cohort, write_study
@@ -497,7 +497,7 @@ def test_a_decoder_that_errs_is_found_by_the_second(
         words[3, 4] ^= 1
         return words, name
 
-    monkeypatch.setattr("pipeline.crosscheck.decode_frame", one_pixel_off)
+    monkeypatch.setattr("pipeline.dicom.crosscheck.decode_frame", one_pixel_off)
     arguments = ["verify", str(tmp_path / "s"), "--source", str(source), "--cross-check", "0.5"]
     assert main(arguments) == 1
     assert "native and pydicom differ in 1 pixels [decoders-disagree]" in capsys.readouterr().err

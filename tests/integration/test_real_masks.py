@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pipeline.cli import main
-from pipeline.cropping import crop_box, crop_mask
-from pipeline.listing import list_studies
-from pipeline.localizers import locate_by_mask
-from pipeline.masks import read_mask
-from pipeline.overview import make_overview
+from pipeline.studies import list_studies
+from pipeline.vertebrae.cropping import crop_box, crop_mask
+from pipeline.vertebrae.locate import locate_by_mask
+from pipeline.vertebrae.nifti import read_mask
+from pipeline.vertebrae.overview import make_overview
 from storage_schemas.geometry import StackGeometry
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import CERVICAL

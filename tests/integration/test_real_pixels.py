@@ -12,14 +12,14 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 
-from pipeline import elements as reading
-from pipeline.decoders import decode_frame
-from pipeline.headers import check_object, read_header
-from pipeline.hounsfield import to_stored_values
-from pipeline.limits import Limits
-from pipeline.pixeldata import check_pixels, read_frames
-from pipeline.planes import read_planes
-from pipeline.volume import StudyVolume, read_volume
+from pipeline.dicom import elements as reading
+from pipeline.dicom.decoders import decode_frame
+from pipeline.dicom.headers import check_object, read_header
+from pipeline.dicom.hounsfield import to_stored_values
+from pipeline.dicom.limits import Limits
+from pipeline.dicom.pixeldata import check_pixels, read_frames
+from pipeline.dicom.planes import read_planes
+from pipeline.dicom.volume import StudyVolume, read_volume
 from storage_schemas.errors import SliceError
 
 pytestmark = pytest.mark.realdata

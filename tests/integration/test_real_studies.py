@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pipeline.cli import main
-from pipeline.listing import list_studies
-from pipeline.volume import read_volume
+from pipeline.dicom.volume import read_volume
+from pipeline.studies import list_studies
 from storage_schemas.canonical import sha256_voxels
 from storage_schemas.store import StudyStore
 

@@ -14,8 +14,8 @@ from pipeline.cli import main as pipeline_main
 from pipeline.phantom import make_cohort
 from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.cli import main
-from training.models import load_model
-from training.sequence_model import load_sequence_model
+from training.models.sequence_model import load_sequence_model
+from training.models.slice_model import load_model
 
 SETTINGS = [
     *("--preset", "demo", "--size", "32", "--patch", "8", "--width", "16", "--epochs", "1"),

@@ -20,11 +20,14 @@ from torch import Tensor
 
 from storage_schemas.errors import RunError
 from tests.runs import SETTINGS, lines_of, same, weights_of
-from training import boosting, models, planning, shards
-from training.candidates import Decision, copy_weights, decide
 from training.cli import main
-from training.kinds import SLICE
-from training.trainer import RoundWork, Trained
+from training.data import crop_buffer as shards
+from training.models import slice_model as models
+from training.models.kinds import SLICE
+from training.optimization.trainer import RoundWork, Trained
+from training.rounds import boosting
+from training.rounds import plan as planning
+from training.rounds.candidates import Decision, copy_weights, decide
 
 Captured = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch

@@ -9,10 +9,17 @@ import pytest
 from torch import Tensor
 
 from tests.runs import SETTINGS, lines_of, same, weights_of
-from training import boosting
-from training.candidates import RAW, Candidate, Decision, copy_weights, decide, list_candidates
-from training.checkpoints import read_iterate
 from training.cli import main
+from training.optimization.checkpoints import read_iterate
+from training.rounds import boosting
+from training.rounds.candidates import (
+    RAW,
+    Candidate,
+    Decision,
+    copy_weights,
+    decide,
+    list_candidates,
+)
 
 Captured = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from storage_schemas.errors import UsageError
 from tests.integration import one_step
-from training import trainer
+from training.optimization import trainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -8,14 +8,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.cropping import crop_box, crop_mask
-from pipeline.localizers import Localization, LocatedVertebra, locate_by_mask, locate_by_network
-from pipeline.masks import LabelMask, read_mask
-from pipeline.network import Network, NetworkFile
-from pipeline.overview import make_overview, shrink_overview
-from pipeline.volume import StudyVolume, read_volume
+from pipeline.dicom.volume import StudyVolume, read_volume
+from pipeline.vertebrae.cropping import crop_box, crop_mask
+from pipeline.vertebrae.locate import (
+    Localization,
+    LocatedVertebra,
+    locate_by_mask,
+    locate_by_network,
+)
+from pipeline.vertebrae.nifti import LabelMask, read_mask
+from pipeline.vertebrae.onnx_network import Network, NetworkFile
+from pipeline.vertebrae.overview import make_overview, shrink_overview
 from storage_schemas.geometry import StackGeometry
-from storage_schemas.localizer import CLASSES
+from storage_schemas.localizer_card import CLASSES
 from tests import made_dicom
 
 MARGIN_MM = 6.0

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from pipeline import elements as reading
-from pipeline.hounsfield import (
+from pipeline.dicom import elements as reading
+from pipeline.dicom.hounsfield import (
     find_padding,
     stored_range,
     to_stored_values,
     write_hounsfield,
 )
-from pipeline.volume import read_volume
+from pipeline.dicom.volume import read_volume
 from storage_schemas.errors import SliceError
 from tests import made_dicom
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.candidates import NoVolumeError
-from pipeline.volume import StudyVolume, read_volume
+from pipeline.dicom.selection import NoVolumeError
+from pipeline.dicom.volume import StudyVolume, read_volume
 from tests import made_dicom
 
 SLICES, ROWS, COLUMNS = 5, 7, 6

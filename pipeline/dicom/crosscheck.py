@@ -1,0 +1,72 @@
+"""A second opinion on one object: another decoder, every frame, bit by bit.
+
+Compressed frames are read again by the last rung of the syntax's ladder that stems from another
+library, else by GDCM in a process of its own; native ones by pydicom. For JPEG 2000 and JPEG-LS all
+free decoders share one of two code bases (OpenJPEG, CharLS), so there the second opinion proves the
+binding and the bytes, not the algorithm.
+"""
+
+import io
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+
+from pipeline.dicom import pixeldata as px
+from pipeline.dicom.decoders import LADDERS, Words, decode_frame, decode_with
+from pipeline.dicom.headers import Header, read_header
+from pipeline.dicom.limits import Limits
+from pipeline.dicom.pixeldata import read_frames
+from storage_schemas.errors import CspineError, SliceError, StoreError
+
+GDCM = "gdcm"
+
+
+def cross_check(key: str, data: bytes, limits: Limits | None = None) -> CspineError | None:
+    """Decode an object twice and compare.
+
+    Parameters
+    ----------
+    key : str
+        For the error.
+    data : bytes
+        The object, one that the pipeline has read before.
+    limits : Limits, optional
+
+    Returns
+    -------
+    CspineError or None
+        ``decoders-disagree`` with both names and the number of pixels, or the refusal of one of
+        them; None where they agree.
+    """
+    limits = limits or Limits()
+    try:
+        header = read_header(key, data, limits)
+        for frame, piece in enumerate(read_frames(header)):
+            first, name = decode_frame(header, piece, limits)
+            second, other = _decode_again(header, data, frame, piece, name, limits)
+            mask = np.uint16((1 << header.bits_stored) - 1)
+            differing = int(np.count_nonzero((first ^ second) & mask))
+            if differing:
+                why = f"frame {frame}: {name} and {other} differ in {differing} pixels"
+                return StoreError("decoders-disagree", why, key=key)
+    except SliceError as error:
+        return error
+    return None
+
+
+def _decode_again(
+    header: Header, data: bytes, frame: int, piece: memoryview, name: str, limits: Limits
+) -> tuple[NDArray[np.unsignedinteger], str]:
+    if header.syntax in px.NATIVE:
+        return _by_pydicom(data, frame), "pydicom"
+    library = name.partition(".")[0]
+    others = [rung for rung in LADDERS[header.syntax] if rung.partition(".")[0] != library]
+    other = others[-1] if others else GDCM
+    return decode_with(other, header, piece, limits), other
+
+
+def _by_pydicom(data: bytes, frame: int) -> Words:
+    pixels = pydicom.dcmread(io.BytesIO(data)).pixel_array
+    image = pixels[frame] if pixels.ndim == 3 else pixels
+    return image.view(f"u{image.itemsize}").astype(f"u{image.itemsize}")

@@ -1,0 +1,315 @@
+"""From one frame's bytes to its stored values, by a named rung of a fixed ladder.
+
+Every transfer syntax has its own ladder, and the rung that decoded a frame is recorded. The next
+rung is asked only where one says that it does not know the *feature*, or is not installed. Where it
+says that the data are damaged, the frame is refused: a laxer decoder would make pixels up.
+
+GDCM can abort its whole process, so it only ever runs in one of its own
+(`pipeline.dicom.gdcm_process`).
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dicom import pixeldata as px
+from pipeline.dicom.codestreams import (
+    EOI,
+    LOSSLESS,
+    CodestreamError,
+    FrameForm,
+    check_rle,
+    read_jpeg,
+    read_jpeg2000,
+)
+from pipeline.dicom.headers import Header
+from pipeline.dicom.limits import Limits
+from storage_schemas.errors import SliceError
+
+Words = NDArray[np.unsignedinteger[Any]]
+"""Stored words, uint8 or uint16, neither masked nor sign-extended."""
+Piece = Any
+"""A memoryview; imagecodecs reads any buffer, but its types name bytes alone."""
+
+
+class UnknownFeatureError(Exception):
+    """This rung does not know a feature of the frame, or is not installed."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame as its header describes it.
+
+    Parameters
+    ----------
+    syntax : str
+    rows, columns : int
+    bits_allocated, bits_stored : int
+    signed : bool
+    """
+
+    syntax: str
+    rows: int
+    columns: int
+    bits_allocated: int
+    bits_stored: int
+    signed: bool
+
+    @property
+    def words(self) -> np.dtype[np.unsignedinteger[Any]]:
+        """The unsigned type of one stored value."""
+        return np.dtype(np.uint8) if self.bits_allocated == 8 else np.dtype(np.uint16)
+
+
+Rung = Callable[[Piece, Frame, Limits, Words | None], NDArray[Any]]
+
+
+def decode_frame(
+    header: Header, piece: memoryview, limits: Limits, out: Words | None = None
+) -> tuple[Words, str]:
+    """Decode one frame.
+
+    Parameters
+    ----------
+    header : Header
+        Passed by `pipeline.dicom.pixeldata.check_pixels`.
+    piece : memoryview
+        The frame, from `pipeline.dicom.pixeldata.read_frames`.
+    limits : Limits
+        For the decoder that runs in a process of its own.
+    out : ndarray, shape (rows, columns), optional
+        Where a decoder may write to; whether it did is seen in the array returned.
+
+    Returns
+    -------
+    (ndarray, str)
+        Stored words, shape (rows, columns), uint8 or uint16, neither masked nor sign-extended; and
+        the name of the rung.
+
+    Raises
+    ------
+    SliceError
+        ``codestream-mismatch``, ``codestream-truncated`` or ``decode-failed``.
+    """
+    frame = _frame_of(header)
+    if header.syntax in px.NATIVE:
+        words = np.frombuffer(piece, frame.words)
+        if header.elements.big_endian != (sys.byteorder == "big"):
+            words = words.byteswap()
+        return words.reshape(frame.rows, frame.columns), "native"
+    try:
+        check_frame(frame, piece)
+    except CodestreamError as error:
+        raise SliceError(error.kind, str(error), key=header.key) from None
+    reasons = []
+    for name, rung in LADDERS[header.syntax].items():
+        try:
+            return _as_words(rung(piece, frame, limits, out), frame), name
+        except (UnknownFeatureError, ImportError) as error:
+            reasons.append(f"{name}: {error}")
+        except Exception as error:  # noqa: BLE001 - each library raises errors of its own
+            reasons.append(f"{name}: {error}")
+            break
+    raise SliceError("decode-failed", "; ".join(reasons), key=header.key)
+
+
+def decode_with(name: str, header: Header, piece: memoryview, limits: Limits) -> Words:
+    """Decode one frame that `decode_frame` has read with one named rung, or with GDCM.
+
+    Raises
+    ------
+    SliceError
+        ``decode-failed``.
+    """
+    frame = _frame_of(header)
+    rung = LADDERS[header.syntax].get(name, _gdcm)
+    try:
+        return _as_words(rung(piece, frame, limits, None), frame)
+    except Exception as error:  # noqa: BLE001 - each library raises errors of its own
+        raise SliceError("decode-failed", f"{name}: {error}", key=header.key) from None
+
+
+def _frame_of(header: Header) -> Frame:
+    return Frame(
+        header.syntax,
+        header.rows,
+        header.columns,
+        header.bits_allocated,
+        header.bits_stored,
+        header.signed,
+    )
+
+
+def check_frame(frame: Frame, piece: memoryview) -> None:
+    """Hold the codestream's own form against the header; raises CodestreamError."""
+    if frame.syntax == px.RLE:
+        check_rle(piece, frame.bits_allocated // 8)
+        return
+    is_jpeg2000 = frame.syntax in px.JPEG_2000S or frame.syntax in px.HTJ2KS
+    form = read_jpeg2000(piece) if is_jpeg2000 else read_jpeg(piece)
+    found = (form.rows, form.columns, form.components)
+    if found != (frame.rows, frame.columns, 1):
+        raise CodestreamError(
+            "codestream-mismatch",
+            "{} x {} x {} inside, {} x {} x 1 in the header".format(
+                *found, frame.rows, frame.columns
+            ),
+        )
+    if form.precision > frame.bits_allocated or not _sign_is_known(frame, form):
+        raise CodestreamError(
+            "codestream-mismatch",
+            f"{form.precision} bits {'' if form.signed else 'un'}signed inside,"
+            f" {frame.bits_stored} bits {'' if frame.signed else 'un'}signed in the header",
+        )
+    if form.process not in _PROCESSES.get(frame.syntax, (0,)):
+        raise CodestreamError("codestream-mismatch", f"JPEG process 0x{form.process:02X} inside")
+    if frame.syntax in px.LOSSLESS_JPEGS and len(piece) * 8 < frame.rows * frame.columns:
+        # Huffman codes have one bit a pixel or more.
+        raise CodestreamError("codestream-truncated", f"{len(piece)} bytes for {found} pixels")
+
+
+def _sign_is_known(frame: Frame, form: FrameForm) -> bool:
+    """Signed values in fewer, unsigned bits than BitsStored could be read in two ways."""
+    return not frame.signed or form.signed or form.precision >= frame.bits_stored
+
+
+_PROCESSES: Mapping[str, tuple[int, ...]] = {
+    px.JPEG_BASELINE: (0xC0,),
+    px.JPEG_EXTENDED: (0xC0, 0xC1),
+    px.JPEG_LOSSLESS: (LOSSLESS,),
+    px.JPEG_LOSSLESS_SV1: (LOSSLESS,),
+    px.JPEG_LS: (0xF7,),
+    px.JPEG_LS_NEAR: (0xF7,),
+}
+
+
+def _as_words(decoded: NDArray[Any], frame: Frame) -> Words:
+    if decoded.shape != (frame.rows, frame.columns) or decoded.dtype.itemsize > 2:
+        raise ValueError(f"decoded to {decoded.shape} {decoded.dtype}")
+    if decoded.dtype.kind not in "iu":
+        raise ValueError(f"decoded to {decoded.dtype}")
+    if decoded.dtype.itemsize == frame.words.itemsize:
+        return decoded.view(frame.words)
+    return decoded.astype(frame.words)
+
+
+# ---- rungs ---------------------------------------------------------------------------------------
+
+
+def _usable(out: Words | None, dtype: type) -> Words | None:
+    return out if out is not None and out.dtype == dtype and out.flags.c_contiguous else None
+
+
+def _jpeg8(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[Any]:
+    form = read_jpeg(piece)
+    words = np.uint8 if form.precision <= 8 else np.uint16
+    try:
+        image = np.asarray(imagecodecs.jpeg8_decode(piece, out=_usable(out, words)))
+        if _may_have_run_dry(image, form) and _ran_dry(piece, image):
+            raise ValueError("the data end before the image does")
+    except imagecodecs.Jpeg8Error as error:
+        raise _unknown_or(error, "Unsupported", "SOF type", "not supported") from None
+    return image
+
+
+def _may_have_run_dry(image: NDArray[Any], form: FrameForm) -> bool:
+    """libjpeg-turbo only warns when data run out; lossless rows then keep their first prediction.
+
+    That is half of the range (T.81 H.1.2.1), a value that a whole last row of a CT hardly has.
+    Rows of a lossy frame are filled in ways that depend on their content, so all of them count.
+    """
+    return form.process != LOSSLESS or bool((image[-1] == 1 << (form.precision - 1)).all())
+
+
+def _ran_dry(piece: memoryview, image: NDArray[Any]) -> bool:
+    """Whether more data before the end mark change the image: then there was not enough of them."""
+    body, mark, _ = bytes(piece).rpartition(EOI)
+    spare = bytes(4 * image.shape[1])
+    return not np.array_equal(imagecodecs.jpeg8_decode(body + spare + mark), image)
+
+
+def _jpegls(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[Any]:
+    words = np.uint8 if read_jpeg(piece).precision <= 8 else np.uint16
+    return np.asarray(imagecodecs.jpegls_decode(piece, out=_usable(out, words)))
+
+
+def _jpeg2k(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[Any]:
+    return np.asarray(imagecodecs.jpeg2k_decode(piece, numthreads=1))
+
+
+def _dicomrle(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[Any]:
+    words = frame.words.newbyteorder("<")
+    data = imagecodecs.dicomrle_decode(piece, words)
+    return np.frombuffer(data, words).reshape(frame.rows, frame.columns)
+
+
+def _gdcm(piece: Piece, frame: Frame, limits: Limits, out: Words | None) -> NDArray[Any]:
+    """Ask GDCM in a process that may die."""
+    head = json.dumps({**frame.__dict__, "length": len(piece)}).encode() + b"\n"
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "pipeline.dicom.gdcm_process"],
+        input=head + bytes(piece),
+        capture_output=True,
+        timeout=limits.child_seconds,
+        check=False,
+    )
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise ValueError(f"the process ended with {done.returncode} {''.join(last)[:200]}")
+    words = frame.words.newbyteorder("<")
+    return np.frombuffer(done.stdout, words).reshape(frame.rows, frame.columns)
+
+
+def _unknown_or(error: Exception, *marks: str) -> Exception:
+    known = any(mark in str(error) for mark in marks)
+    return UnknownFeatureError(str(error)) if known else ValueError(str(error))
+
+
+def _htj2k(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[Any]:
+    return np.asarray(imagecodecs.htj2k_decode(piece))
+
+
+# The packages below may be missing; then the ladder goes on.
+
+
+def _pyjpegls(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[Any]:
+    import jpeg_ls
+
+    return np.asarray(jpeg_ls.decode(np.frombuffer(piece, np.uint8)))
+
+
+def _openjpeg(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[Any]:
+    import openjpeg
+
+    return np.asarray(openjpeg.decode(bytes(piece)))
+
+
+def _pylibjpeg_rle(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[Any]:
+    from rle.rle import decode_frame as decode_rle
+
+    words = frame.words.newbyteorder("<")
+    data = decode_rle(bytes(piece), frame.rows * frame.columns, frame.bits_allocated, "<")
+    return np.frombuffer(data, words).reshape(frame.rows, frame.columns)
+
+
+_JPEG = {"imagecodecs.jpeg8": _jpeg8, "gdcm": _gdcm}
+_JPEG_LS = {"imagecodecs.jpegls": _jpegls, "pyjpegls": _pyjpegls}
+_JPEG_2000 = {"imagecodecs.jpeg2k": _jpeg2k, "pylibjpeg.openjpeg": _openjpeg}
+# OpenJPEG refuses a frame that lost data; OpenJPH, though twice as fast, makes the pixels up.
+_HTJ2K = {"imagecodecs.jpeg2k": _jpeg2k, "imagecodecs.htj2k": _htj2k}
+
+LADDERS: Mapping[str, Mapping[str, Rung]] = {
+    px.RLE: {"imagecodecs.dicomrle": _dicomrle, "pylibjpeg.rle": _pylibjpeg_rle},
+    **dict.fromkeys(px.JPEGS, _JPEG),
+    **dict.fromkeys(px.JPEG_LSS, _JPEG_LS),
+    **dict.fromkeys(px.JPEG_2000S, _JPEG_2000),
+    **dict.fromkeys(px.HTJ2KS, _HTJ2K),
+}
+"""For each compressed transfer syntax its rungs, in the order in which they are asked."""

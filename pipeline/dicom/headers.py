@@ -1,0 +1,216 @@
+"""What an object says about itself: its identity and the form of its pixels.
+
+Reading judges nothing: an MR image has a header too. `check_object` then says whether the object
+can be a part of a CT stack at all. Not here: where its frames lie (`pipeline.dicom.planes`), and
+the pixel data (`pipeline.dicom.pixeldata`).
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydicom.datadict import keyword_for_tag
+
+from pipeline.dicom.elements import SPECIFIC, Elements, read_elements
+from pipeline.dicom.limits import Limits
+from storage_schemas.errors import SliceError
+
+CT_CLASSES = {
+    "1.2.840.10008.5.1.4.1.1.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT",
+    "1.2.840.10008.5.1.4.1.1.2.2": "Legacy Converted Enhanced CT",
+}
+"""The SOP classes that hold Hounsfield units (PS3.4 B.5)."""
+
+_PHOTOMETRIC = {
+    "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422",
+    "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT",
+}  # fmt: skip
+_UID = re.compile(r"[0-9.]{0,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """One object's header.
+
+    Parameters
+    ----------
+    key : str
+        The object's key in the source.
+    elements : Elements
+        What it was read from.
+    sop_class, syntax, study, series : str
+        UIDs; study and series may be empty.
+    patient_id : str
+        Raw; for a salted hash only.
+    instance_number : int or None
+        A label, never an order.
+    frames, rows, columns : int
+    samples, bits_allocated, bits_stored, high_bit : int
+    photometric : str
+        ``other`` for anything that is no term of PS3.3 C.7.6.3.1.2.
+    signed : bool
+        Of the stored values.
+    padding : (int, int) or None
+        First and last stored value of padded pixels, as 16-bit words.
+    burned_in : bool
+        Whether text may be burned into the pixels.
+    scanner : tuple of str
+        Manufacturer, model and kernel.
+    """
+
+    key: str
+    elements: Elements = field(repr=False)
+    sop_class: str
+    syntax: str
+    study: str
+    series: str
+    patient_id: str = field(repr=False)
+    instance_number: int | None
+    frames: int
+    rows: int
+    columns: int
+    samples: int
+    photometric: str
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+    padding: tuple[int, int] | None
+    burned_in: bool
+    scanner: tuple[str, str, str]
+
+
+def read_header(key: str, data: bytes, limits: Limits) -> Header:
+    """Read one object's header; its pixels are not looked at.
+
+    Raises
+    ------
+    SliceError
+        ``not-dicom``, ``truncated``, ``header-invalid``, ``inflate-over-budget``, or
+        ``sop-class-unsupported`` where the object is no image at all.
+    """
+    elements = read_elements(key, data, limits)
+    values = elements.values
+    sop_class = _uid(key, values, "sop_class")
+    if elements.pixel_start is None:
+        _refuse_without_pixels(key, elements, sop_class)
+    number = _number_reader(key, elements)
+    photometric = decode_text(values.get("photometric", b""))
+    return Header(
+        key=key,
+        elements=elements,
+        sop_class=sop_class,
+        syntax=_check_uid(key, elements.syntax, "transfer syntax"),
+        study=_uid(key, values, "study"),
+        series=_uid(key, values, "series"),
+        patient_id=decode_text(values.get("patient_id", b"")),
+        instance_number=_optional_integer(values.get("instance_number", b"")),
+        frames=_frames(key, values),
+        rows=number("rows"),
+        columns=number("columns"),
+        samples=number("samples"),
+        photometric=photometric if photometric in _PHOTOMETRIC else "other",
+        bits_allocated=number("bits_allocated"),
+        bits_stored=number("bits_stored"),
+        high_bit=number("high_bit"),
+        signed=_signed(key, number("signed")),
+        padding=_padding(key, elements),
+        burned_in=decode_text(values.get("burned_in", b"")).upper() == "YES",
+        scanner=(
+            decode_text(values.get("manufacturer", b"")),
+            decode_text(values.get("model", b"")),
+            decode_text(values.get("kernel", b"")),
+        ),
+    )
+
+
+def read_study_uid(head: bytes) -> str | None:
+    """The StudyInstanceUID in an object's first bytes, or None where none can be read."""
+    try:
+        return _uid("", read_elements("", head, Limits()).values, "study") or None
+    except SliceError:
+        return None
+
+
+def check_object(header: Header) -> None:
+    """Refuse what cannot be a part of a CT stack, whatever its pixels.
+
+    Raises
+    ------
+    SliceError
+        ``sop-class-unsupported`` or ``burned-in-annotation``.
+    """
+    if header.sop_class not in CT_CLASSES:
+        found = header.sop_class or "none"
+        raise SliceError("sop-class-unsupported", f"SOP class {found}", key=header.key)
+    if header.burned_in:
+        raise SliceError("burned-in-annotation", "BurnedInAnnotation is YES", key=header.key)
+
+
+def _optional_integer(raw: bytes) -> int | None:
+    try:
+        return int(raw.strip(b"\0 "))
+    except ValueError:
+        return None
+
+
+def _frames(key: str, values: dict[str, bytes]) -> int:
+    raw = values.get("frames", b"").strip(b"\0 ")
+    frames = 1 if not raw else _optional_integer(raw)
+    if frames is None or frames < 1:
+        raise SliceError("header-invalid", "NumberOfFrames is no number above 0", key=key)
+    return frames
+
+
+def _signed(key: str, representation: int) -> bool:
+    if representation > 1:
+        why = f"PixelRepresentation is {representation}, not 0 or 1"
+        raise SliceError("header-invalid", why, key=key)
+    return representation == 1
+
+
+def _number_reader(key: str, elements: Elements) -> Callable[[str], int]:
+    order: Literal["big", "little"] = "big" if elements.big_endian else "little"
+
+    def number(name: str) -> int:
+        raw = elements.values.get(name, b"")
+        if len(raw) != 2:
+            why = f"{keyword_for_tag(SPECIFIC[name])} has {len(raw)} bytes, not 2"
+            raise SliceError("header-invalid", why, key=key)
+        return int.from_bytes(raw, order)
+
+    return number
+
+
+def _padding(key: str, elements: Elements) -> tuple[int, int] | None:
+    if not elements.values.get("padding"):
+        return None
+    number = _number_reader(key, elements)
+    first = number("padding")
+    return first, number("padding_limit") if elements.values.get("padding_limit") else first
+
+
+def decode_text(raw: bytes) -> str:
+    """The text of an element, padding left out; every byte is a character."""
+    return raw.strip(b"\0 ").decode("latin-1")
+
+
+def _uid(key: str, values: dict[str, bytes], name: str) -> str:
+    return _check_uid(key, decode_text(values.get(name, b"")), name)
+
+
+def _check_uid(key: str, text: str, name: str) -> str:
+    # Whatever else stands there is never repeated: it may be text about the patient.
+    if not _UID.fullmatch(text):
+        raise SliceError("header-invalid", f"the {name} UID is no UID", key=key)
+    return text
+
+
+def _refuse_without_pixels(key: str, elements: Elements, sop_class: str) -> None:
+    if not elements.whole:
+        raise SliceError("truncated", f"the header ends the {len(elements.data)} bytes", key=key)
+    if sop_class and sop_class not in CT_CLASSES:
+        raise SliceError("sop-class-unsupported", f"SOP class {sop_class}", key=key)
+    raise SliceError("header-invalid", "there is no pixel data element", key=key)

@@ -1,0 +1,179 @@
+"""From an object's pixel data to one piece of bytes a frame, with every length checked.
+
+Nothing is decoded here; what a compressed piece says about itself is read in
+`pipeline.dicom.codestreams`.
+"""
+
+import struct
+from typing import Final
+
+from pipeline.dicom.codestreams import ends, starts
+from pipeline.dicom.elements import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, UNDEFINED
+from pipeline.dicom.headers import Header
+from pipeline.dicom.limits import Limits
+from storage_schemas.errors import SliceError
+
+EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
+RLE = "1.2.840.10008.1.2.5"
+_JPEG = "1.2.840.10008.1.2.4."
+JPEG_BASELINE, JPEG_EXTENDED = _JPEG + "50", _JPEG + "51"
+JPEG_LOSSLESS, JPEG_LOSSLESS_SV1 = _JPEG + "57", _JPEG + "70"
+JPEG_LS, JPEG_LS_NEAR = _JPEG + "80", _JPEG + "81"
+JPEG_2000_LOSSLESS, JPEG_2000 = _JPEG + "90", _JPEG + "91"
+HTJ2K_LOSSLESS, HTJ2K_RPCL, HTJ2K = _JPEG + "201", _JPEG + "202", _JPEG + "203"
+
+NATIVE: Final = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
+JPEGS: Final = frozenset({JPEG_BASELINE, JPEG_EXTENDED, JPEG_LOSSLESS, JPEG_LOSSLESS_SV1})
+LOSSLESS_JPEGS: Final = frozenset({JPEG_LOSSLESS, JPEG_LOSSLESS_SV1})
+JPEG_LSS: Final = frozenset({JPEG_LS, JPEG_LS_NEAR})
+JPEG_2000S: Final = frozenset({JPEG_2000_LOSSLESS, JPEG_2000})
+HTJ2KS: Final = frozenset({HTJ2K_LOSSLESS, HTJ2K_RPCL, HTJ2K})
+SUPPORTED: Final = NATIVE | JPEGS | JPEG_LSS | JPEG_2000S | HTJ2KS | {RLE}
+"""The transfer syntaxes that are read (PS3.5 annex A); all others are refused."""
+
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
+_item = struct.Struct("<HHL").unpack_from
+
+
+def check_pixels(header: Header, limits: Limits) -> None:
+    """Refuse pixels of another form than a CT slice has, or more of them than the budget.
+
+    Raises
+    ------
+    SliceError
+        ``syntax-unsupported``, ``pixel-format-unsupported`` or ``size-over-budget``.
+    """
+    key = header.key
+    if header.syntax not in SUPPORTED:
+        raise SliceError("syntax-unsupported", f"transfer syntax {header.syntax}", key=key)
+    if (
+        header.samples != 1
+        or header.photometric not in _GREY
+        or header.bits_allocated not in (8, 16)
+        or not 8 <= header.bits_stored <= header.bits_allocated
+        or header.high_bit != header.bits_stored - 1
+    ):
+        why = (
+            f"{header.samples} samples, {header.photometric}, {header.bits_allocated} bits"
+            f" allocated, {header.bits_stored} stored, high bit {header.high_bit}"
+        )
+        raise SliceError("pixel-format-unsupported", why, key=key)
+    pixels = header.rows * header.columns
+    for count, budget in (
+        (pixels, limits.frame_pixels),
+        (pixels * header.frames, limits.object_pixels),
+    ):
+        if not 0 < count <= budget:
+            size = f"{header.rows} x {header.columns} x {header.frames} pixels"
+            raise SliceError("size-over-budget", f"{size} against {budget}", key=key)
+
+
+def check_length(header: Header) -> None:
+    """Refuse pixel data whose stated length is not what the rest of the header asks for.
+
+    Raises
+    ------
+    SliceError
+        ``length-mismatch``.
+    """
+    length = header.elements.pixel_length
+    if header.syntax not in NATIVE:
+        if length is not None:
+            why = "compressed pixel data of defined length, not in fragments"
+            raise SliceError("length-mismatch", why, key=header.key)
+        return
+    if length is None:
+        raise SliceError("length-mismatch", "native pixel data of undefined length", key=header.key)
+    need = _frame_bytes(header) * header.frames
+    if length not in (need, need + need % 2):
+        raise SliceError("length-mismatch", f"{length} bytes, not {need}", key=header.key)
+
+
+def _frame_bytes(header: Header) -> int:
+    return header.rows * header.columns * (header.bits_allocated // 8)
+
+
+def read_frames(header: Header) -> list[memoryview]:
+    """Cut the pixel data into frames, without copying where a frame is in one piece.
+
+    `check_pixels` has passed.
+
+    Raises
+    ------
+    SliceError
+        ``truncated`` or ``length-mismatch``.
+    """
+    check_length(header)
+    if header.syntax in NATIVE:
+        return _native_frames(header)
+    return _encapsulated_frames(header)
+
+
+def _native_frames(header: Header) -> list[memoryview]:
+    elements = header.elements
+    start, length = elements.pixel_start or 0, elements.pixel_length or 0
+    size = _frame_bytes(header)
+    need = size * header.frames
+    if start + length > len(elements.data) or not elements.whole:
+        found = max(0, len(elements.data) - start)
+        raise SliceError("truncated", f"{found} of {length} bytes of pixels", key=header.key)
+    view = memoryview(elements.data)[start : start + need]
+    return [view[i * size : (i + 1) * size] for i in range(header.frames)]
+
+
+def _encapsulated_frames(header: Header) -> list[memoryview]:
+    table, fragments = _fragments(header)
+    frames = _group(header, table, fragments)
+    if len(frames) != header.frames:
+        why = f"{len(fragments)} fragments make {len(frames)} frames, not {header.frames}"
+        raise SliceError("length-mismatch", why, key=header.key)
+    return [f[0] if len(f) == 1 else memoryview(b"".join(f)) for f in frames]
+
+
+def _fragments(header: Header) -> tuple[bytes, list[tuple[int, memoryview]]]:
+    """The offset table and the fragments with their offsets (PS3.5 A.4)."""
+    view = memoryview(header.elements.data)
+    position = header.elements.pixel_start or 0
+    items: list[tuple[int, memoryview]] = []
+    while position + 8 <= len(view):
+        group, element, length = _item(view, position)
+        tag = group << 16 | element
+        if tag == _SEQUENCE_END:
+            if not items:
+                raise SliceError("length-mismatch", "no fragment", key=header.key)
+            first = items[0][0] + 8 + len(items[0][1])
+            return bytes(items[0][1]), [(at - first, piece) for at, piece in items[1:]]
+        if tag != _ITEM or length == UNDEFINED:
+            why = f"no item where fragment {len(items)} should begin"
+            raise SliceError("length-mismatch", why, key=header.key)
+        if position + 8 + length > len(view):
+            break
+        items.append((position, view[position + 8 : position + 8 + length]))
+        position += 8 + length
+    raise SliceError("truncated", f"the object ends within fragment {len(items)}", key=header.key)
+
+
+def _group(
+    header: Header, table: bytes, fragments: list[tuple[int, memoryview]]
+) -> list[list[memoryview]]:
+    """Fragments by frame: one each, else by the offset table, else by their own end marks."""
+    pieces = [piece for _, piece in fragments]
+    if header.syntax == RLE or len(pieces) == header.frames:
+        return [[piece] for piece in pieces]
+    if len(table) == 4 * header.frames:
+        begin = set(struct.unpack(f"<{header.frames}L", table))
+        if 0 in begin and begin <= {at for at, _ in fragments}:
+            frames: list[list[memoryview]] = []
+            for at, piece in fragments:
+                # A second image in one frame would be lost, whatever the table says.
+                if at in begin or (starts(piece) and ends(frames[-1][-1])):
+                    frames.append([])
+                frames[-1].append(piece)
+            return frames
+    frames = []
+    for piece in pieces:
+        if not frames or (starts(piece) and ends(frames[-1][-1])):
+            frames.append([])
+        frames[-1].append(piece)
+    return frames

@@ -1,0 +1,200 @@
+"""Where each frame of an object lies, and how its values become Hounsfield units.
+
+A single CT image says so at the top of its header, an enhanced one in its functional groups, once
+for all frames or frame by frame.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+
+from pipeline.dicom.elements import quiet_pydicom, read_functional_groups
+from pipeline.dicom.headers import CT_CLASSES, Header, decode_text
+from storage_schemas.errors import SliceError
+
+MAX_POSITION_MM = 1e5
+_OTHER_UNITS = {"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
+"""What a rescale may give beside Hounsfield units (PS3.3 C.11.1.1.2); free text is no unit."""
+_DIRECTION_TOLERANCE = 1e-3
+
+Vector = tuple[float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Where one frame lies and how it is scaled.
+
+    Parameters
+    ----------
+    position : (float, float, float)
+        LPS mm of the centre of the first stored pixel.
+    row_direction, column_direction : (float, float, float)
+        Unit vectors, LPS, along increasing column index and increasing row index.
+    spacing : (float, float)
+        mm between rows and between columns.
+    slope, intercept : float
+        Of the rescale to Hounsfield units.
+    localizer : bool
+        Whether the image type says so.
+    """
+
+    position: Vector
+    row_direction: Vector
+    column_direction: Vector
+    spacing: tuple[float, float]
+    slope: float
+    intercept: float
+    localizer: bool
+
+
+def read_planes(header: Header) -> list[Plane | SliceError]:
+    """Read where each frame lies.
+
+    Returns
+    -------
+    list
+        One entry a frame: its plane, or ``header-invalid`` with the field that is missing.
+
+    Raises
+    ------
+    SliceError
+        ``header-invalid`` where not even the number of frames can be trusted.
+    """
+    if CT_CLASSES.get(header.sop_class) != "CT":
+        return _frame_planes(header)
+    if header.frames != 1:
+        why = f"{header.frames} frames, but a CT image has one position"
+        raise SliceError("header-invalid", why, key=header.key)
+    return [_single_plane(header)]
+
+
+def _single_plane(header: Header) -> Plane | SliceError:
+    values = header.elements.values
+    try:
+        return _plane(
+            {name: _decimals(name, values.get(name, b"")) for name in _KEYWORDS},
+            decode_text(values.get("image_type", b"")),
+            decode_text(values.get("unit", b"")),
+        )
+    except ValueError as error:
+        return SliceError("header-invalid", str(error), key=header.key)
+
+
+_GROUPS = {
+    "position": "PlanePositionSequence",
+    "orientation": "PlaneOrientationSequence",
+    "spacing": "PixelMeasuresSequence",
+    "slope": "PixelValueTransformationSequence",
+    "intercept": "PixelValueTransformationSequence",
+}
+"""Where enhanced CT keeps what a single CT image has at its top (PS3.3 C.7.6.16)."""
+
+
+def _frame_planes(header: Header) -> list[Plane | SliceError]:
+    try:
+        with quiet_pydicom():
+            groups = read_functional_groups(header.elements)
+            shared = _first(groups, "SharedFunctionalGroupsSequence")
+            frames = list(groups.get("PerFrameFunctionalGroupsSequence") or [])
+            planes = [_frame_plane(header, n, shared, own) for n, own in enumerate(frames)]
+    except (Exception, RecursionError) as error:  # noqa: BLE001 - damaged bytes raise anything here
+        why = f"functional groups: {type(error).__name__}"
+        raise SliceError("header-invalid", why, key=header.key) from None
+    if len(planes) != header.frames:
+        why = f"{len(planes)} per-frame functional groups for {header.frames} frames"
+        raise SliceError("header-invalid", why, key=header.key)
+    return planes
+
+
+def _frame_plane(header: Header, frame: int, shared: Dataset, own: Dataset) -> Plane | SliceError:
+    values = {}
+    try:
+        for name, sequence in _GROUPS.items():
+            item = _first(own, sequence) if sequence in own else _first(shared, sequence)
+            values[name] = _item_decimals(name, item)
+        kind = _first(own, "CTImageFrameTypeSequence") or _first(shared, "CTImageFrameTypeSequence")
+        rescale = _first(own, _GROUPS["slope"]) or _first(shared, _GROUPS["slope"])
+        unit = str(rescale.get("RescaleType") or "")
+        return _plane(values, "\\".join(map(str, kind.get("FrameType") or ())), unit)
+    except ValueError as error:
+        return SliceError("header-invalid", f"frame {frame}: {error}", key=header.key)
+
+
+def _first(dataset: Dataset, keyword: str) -> Dataset:
+    sequence = dataset.get(keyword)
+    return sequence[0] if sequence else Dataset()
+
+
+def _plane(values: Mapping[str, Sequence[float]], image_type: str, unit: str) -> Plane:
+    if unit in _OTHER_UNITS:
+        raise ValueError(f"RescaleType is {unit}, not HU")
+    position = _exactly(values, "position", 3)
+    orientation = _exactly(values, "orientation", 6)
+    spacing = _exactly(values, "spacing", 2)
+    row = (orientation[0], orientation[1], orientation[2])
+    column = (orientation[3], orientation[4], orientation[5])
+    if max(map(abs, position)) > MAX_POSITION_MM:
+        raise ValueError(f"ImagePositionPatient {position} mm lies beyond {MAX_POSITION_MM:g}")
+    lengths = (math.hypot(*row), math.hypot(*column))
+    if (
+        max(abs(length - 1) for length in lengths) > _DIRECTION_TOLERANCE
+        or abs(sum(a * b for a, b in zip(row, column, strict=True))) > _DIRECTION_TOLERANCE
+    ):
+        raise ValueError(f"ImageOrientationPatient {orientation} is no pair of unit vectors")
+    if not 1e-3 <= min(spacing) <= max(spacing) <= 100:
+        raise ValueError(f"PixelSpacing {spacing} mm is not in 0.001 to 100")
+    kinds = image_type.split("\\")
+    return Plane(
+        position=(position[0], position[1], position[2]),
+        row_direction=row,
+        column_direction=column,
+        spacing=(spacing[0], spacing[1]),
+        slope=_exactly(values, "slope", 1)[0],
+        intercept=_exactly(values, "intercept", 1)[0],
+        localizer=len(kinds) > 2 and kinds[2].strip() == "LOCALIZER",
+    )
+
+
+_KEYWORDS = {
+    "position": "ImagePositionPatient",
+    "orientation": "ImageOrientationPatient",
+    "spacing": "PixelSpacing",
+    "slope": "RescaleSlope",
+    "intercept": "RescaleIntercept",
+}
+
+
+def _exactly(values: Mapping[str, Sequence[float]], name: str, count: int) -> Sequence[float]:
+    found = values[name]
+    if len(found) != count:
+        raise ValueError(f"{_KEYWORDS[name]} has {len(found)} values, not {count}")
+    if not all(map(math.isfinite, found)):
+        raise ValueError(f"{_KEYWORDS[name]} is not finite")
+    return found
+
+
+def _decimals(name: str, raw: bytes) -> list[float]:
+    """Decimal strings (VR DS); raises ValueError, without the text, on anything else."""
+    text = raw.strip(b"\0 ")
+    if not text:
+        return []
+    try:
+        if b"_" not in text:
+            return [float(part) for part in text.split(b"\\")]
+    except ValueError:
+        pass
+    raise ValueError(f"{_KEYWORDS[name]} is no decimal string")
+
+
+def _item_decimals(name: str, item: Dataset) -> list[float]:
+    """The same from a functional group, where pydicom converts."""
+    try:
+        value = item.get(_KEYWORDS[name])
+        if value is None:
+            return []
+        return [float(v) for v in (value if isinstance(value, MultiValue) else [value])]
+    except (TypeError, ValueError):
+        raise ValueError(f"{_KEYWORDS[name]} is no decimal string") from None

@@ -1,0 +1,289 @@
+"""One study's objects in, one canonical volume of Hounsfield units out.
+
+Every frame that goes in comes out as a slice of the volume or as a refusal with its kind. The order
+of the objects, their names and their numbers change nothing. No file system here, and no store.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dicom.decoders import decode_frame
+from pipeline.dicom.headers import Header
+from pipeline.dicom.hounsfield import check_rescale, write_hounsfield
+from pipeline.dicom.limits import Limits
+from pipeline.dicom.pixeldata import read_frames
+from pipeline.dicom.selection import (
+    choose_stack,
+    leave_out,
+    no_volume,
+    read_candidates,
+    sort_refused,
+    where,
+)
+from pipeline.dicom.stack import Candidate, Orientation, Stack, make_geometry, most_common
+from storage_schemas.errors import SliceError
+from storage_schemas.geometry import StackGeometry
+
+
+@dataclass(frozen=True)
+class SliceOrigin:
+    """Where one slice of the volume came from.
+
+    Parameters
+    ----------
+    key : str
+        The object's key in the source.
+    frame : int
+        In the object, from 0.
+    z : int
+        In the volume, from 0 at the feet.
+    position : (float, float, float)
+        LPS mm of the centre of the slice's first canonical voxel.
+    instance_number : int or None
+    transfer_syntax : str
+    decoder : str
+        The rung that decoded it.
+    """
+
+    key: str
+    frame: int
+    z: int
+    position: tuple[float, float, float]
+    instance_number: int | None
+    transfer_syntax: str
+    decoder: str
+
+
+@dataclass(frozen=True)
+class StudyVolume:
+    """A study as one volume, and what was left out of it.
+
+    Parameters
+    ----------
+    study, series : str
+        UIDs from the headers; empty where these are.
+    patient_id : str or None
+        Raw, for a salted hash only.
+    scanner : str
+        12 hex digits that studies of one machine and protocol share; they name nobody.
+    hu : ndarray, shape (z, y, x), int16
+        Hounsfield units, canonical, C-contiguous; padding is -1024 where it was masked.
+    geometry : StackGeometry
+    orientation : Orientation
+    slices : tuple of SliceOrigin
+        z ascending.
+    refused : tuple of SliceError
+        One for each object or frame that is not in `hu`, by key.
+    """
+
+    study: str
+    series: str
+    patient_id: str | None = field(repr=False)
+    scanner: str
+    hu: NDArray[np.int16] = field(repr=False)
+    geometry: StackGeometry = field(repr=False)
+    orientation: Orientation
+    slices: tuple[SliceOrigin, ...] = field(repr=False)
+    refused: tuple[SliceError, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class _Settings:
+    limits: Limits
+    threads: int
+    mask_padding: bool
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    candidate: Candidate
+    decoder: str
+
+
+def read_volume(
+    objects: Iterable[tuple[str, bytes]],
+    *,
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    threads: int | None = None,
+    mask_padding: bool = True,
+) -> StudyVolume:
+    """Read one study.
+
+    Parameters
+    ----------
+    objects : iterable of (str, bytes)
+        Key and content of each object, in any order.
+    limits : Limits
+    threads : int, optional
+        That decode; as many as this process may use processors by default.
+    mask_padding : bool
+        Whether padded voxels become -1024.
+
+    Raises
+    ------
+    NoVolumeError
+        A StudyError that holds the refusals: ``study-mixed``, ``no-axial-stack`` or
+        ``volume-over-budget``.
+    """
+    candidates, refused = read_candidates(objects, limits)
+    stack = choose_stack(candidates, refused, limits)
+    hu = np.empty(stack.shape, np.int16)
+    settings = _Settings(limits, threads or _usable_cores(), mask_padding)
+    kept = _decode_stack(stack, hu, refused, settings)
+    if len(kept) < 2:
+        refused += [leave_out(d.candidate, "the only slice left") for d in kept.values()]
+        why = f"{len(kept)} of {len(stack.places)} slices could be decoded"
+        raise no_volume("no-axial-stack", why, refused)
+    return _make_volume(stack, kept, _compact(hu, kept), refused)
+
+
+def _usable_cores() -> int:
+    # Not every system tells how many of its cores this process may use.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _decode_stack(
+    stack: Stack,
+    hu: NDArray[np.int16],
+    refused: list[SliceError],
+    settings: _Settings,
+) -> dict[int, _Decoded]:
+    """Decode into `hu`; the slices that could be, by z."""
+    # Once an object, not once a frame: a multi-frame object may hold thousands.
+    pieces = {id(c.header): _cut(c.header) for place in stack.places for c in place}
+    rival_headers = {
+        id(c.header): c.header for place in stack.places if len(place) > 1 for c in place
+    }
+    digests = {
+        number: hashlib.sha256(header.elements.data).digest()
+        for number, header in rival_headers.items()
+    }
+
+    def rank(candidate: Candidate) -> tuple[bytes, int, str]:
+        """An order of the frames that claim one position, by their bytes and not their names."""
+        digest = digests.get(id(candidate.header), b"")
+        return digest, candidate.frame, candidate.header.key
+
+    def decode(z: int) -> tuple[_Decoded | None, list[SliceError]]:
+        errors = []
+        rivals = iter(sorted(stack.places[z], key=rank))
+        for candidate in rivals:
+            try:
+                frames = pieces[id(candidate.header)]
+                decoder = _decode(candidate, frames, hu[z], stack.orientation, settings)
+            except SliceError as error:
+                errors.append(_of_frame(candidate, error))
+                continue
+            errors += [_duplicate(other) for other in rivals]
+            return _Decoded(candidate, decoder), errors
+        return None, errors
+
+    kept = {}
+    with ThreadPoolExecutor(settings.threads) as pool:
+        # A worker that has one core for its study decodes at once, not through a queue.
+        spread = map if settings.threads == 1 else pool.map
+        for z, (decoded, errors) in enumerate(spread(decode, range(len(stack.places)))):
+            refused += errors
+            if decoded:
+                kept[z] = decoded
+    return kept
+
+
+def _cut(header: Header) -> list[memoryview] | SliceError:
+    try:
+        return read_frames(header)
+    except SliceError as error:
+        return error
+
+
+def _duplicate(candidate: Candidate) -> SliceError:
+    why = f"{where(candidate)}a second slice at {candidate.plane.position} mm"
+    return SliceError("duplicate-slice", why, key=candidate.header.key)
+
+
+def _of_frame(candidate: Candidate, error: SliceError) -> SliceError:
+    return SliceError(error.kind, where(candidate) + error.detail, key=error.key)
+
+
+def _decode(
+    candidate: Candidate,
+    frames: list[memoryview] | SliceError,
+    out: NDArray[np.int16],
+    orientation: Orientation,
+    settings: _Settings,
+) -> str:
+    """Decode one frame into its canonical place; returns the decoder's name."""
+    if isinstance(frames, SliceError):
+        raise frames
+    header, plane = candidate.header, candidate.plane
+    rescale = check_rescale(header.key, plane.slope, plane.intercept)
+    plain = not (orientation.transposed or any(orientation.flipped[1:]))
+    stored = out if plain else np.empty((header.rows, header.columns), np.int16)
+    words, decoder = decode_frame(
+        header, frames[candidate.frame], settings.limits, stored.view(np.uint16)
+    )
+    write_hounsfield(
+        words,
+        stored,
+        key=header.key,
+        bits_stored=header.bits_stored,
+        signed=header.signed,
+        rescale=rescale,
+        padding=header.padding if settings.mask_padding else None,
+    )
+    if not plain:
+        out[...] = orientation.turn(stored)
+    return decoder
+
+
+def _compact(hu: NDArray[np.int16], kept: dict[int, _Decoded]) -> NDArray[np.int16]:
+    """Close the gaps that refused slices left."""
+    for target, z in enumerate(sorted(kept)):
+        if target != z:
+            hu[target] = hu[z]
+    return hu[: len(kept)]
+
+
+def _make_volume(
+    stack: Stack, kept: dict[int, _Decoded], hu: NDArray[np.int16], refused: list[SliceError]
+) -> StudyVolume:
+    decoded = [kept[z] for z in sorted(kept)]
+    slices = [d.candidate for d in decoded]
+    duplicates = any(error.kind == "duplicate-slice" for error in refused)
+    geometry = make_geometry(stack, slices, duplicates=duplicates)
+    headers = [candidate.header for candidate in slices]
+    first = headers[0]
+    return StudyVolume(
+        study=max(header.study for header in headers),  # some may be empty, no two differ
+        series=first.series,
+        patient_id=most_common((header.patient_id,) for header in headers)[0] or None,
+        scanner=scanner_digest(headers),
+        hu=hu,
+        geometry=geometry,
+        orientation=stack.orientation,
+        slices=tuple(
+            SliceOrigin(
+                key=d.candidate.header.key,
+                frame=d.candidate.frame,
+                z=z,
+                position=geometry.positions[z],
+                instance_number=d.candidate.header.instance_number,
+                transfer_syntax=d.candidate.header.syntax,
+                decoder=d.decoder,
+            )
+            for z, d in enumerate(decoded)
+        ),
+        refused=sort_refused(refused),
+    )
+
+
+def scanner_digest(headers: Iterable[Header]) -> str:
+    """12 hex digits of the technical fields that most of the headers share."""
+    fields = most_common((*h.scanner, str(h.signed), str(h.bits_stored), h.syntax) for h in headers)
+    return hashlib.sha256("\n".join(fields).encode()).hexdigest()[:12]

@@ -1,0 +1,180 @@
+"""The localizer's network: one ONNX file, read within bounds, opened once a process.
+
+onnxruntime runs it on one thread, so that a study's crops do not depend on the machine's cores; the
+cores are kept busy by other studies. Not here: what its output means
+(`pipeline.vertebrae.anatomy`).
+"""
+
+import hashlib
+import os
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import NetworkFile
+from storage_schemas.errors import RunError, StudyError, UsageError
+from storage_schemas.localizer_card import CLASSES, INPUT, METADATA_KEY, OUTPUT, LocalizerCard
+from storage_schemas.objects import ObjectFolder
+
+MAX_BYTES = 512 << 20
+"""The largest file: a U-Net of 128 million weights; those that win contests have 5 to 50."""
+_TOLERANCE = 1e-3
+"""How far probabilities may miss the range 0 to 1, and their sum 1."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """An open network.
+
+    Parameters
+    ----------
+    file : NetworkFile
+    size : int
+        Voxels along each side of the cube that it looks at.
+    session : onnxruntime.InferenceSession
+    """
+
+    file: NetworkFile
+    size: int
+    session: Any
+
+    @property
+    def name(self) -> str:
+        """What stands in records as the localizer."""
+        return f"model:{self.file.sha256}"
+
+    def look(self, cube: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What every voxel probably is.
+
+        Parameters
+        ----------
+        cube : ndarray, shape (size, size, size), float32, HU
+
+        Returns
+        -------
+        ndarray, shape (9, size, size, size), float32
+            In the order of `storage_schemas.localizer_card.CLASSES`; sums to 1 over them.
+
+        Raises
+        ------
+        StudyError
+            ``vertebra-not-found`` where it gives anything else for this cube.
+        """
+        (output,) = self.session.run([OUTPUT], {INPUT: cube[None, None]})
+        probabilities: NDArray[np.float32] = output[0]
+        # Written so that what is not a number fails too.
+        if not (
+            probabilities.shape == (len(CLASSES), *cube.shape)
+            and probabilities.min() >= -_TOLERANCE
+            and abs(probabilities.sum(0) - 1).max() <= _TOLERANCE
+        ):
+            raise StudyError("vertebra-not-found", "the localizer gives no probabilities for it")
+        return probabilities
+
+
+_opened: dict[str, Network] = {}
+_lock = threading.Lock()
+
+
+def choose_network(url: str) -> NetworkFile:
+    """Read and check the network of a run.
+
+    Parameters
+    ----------
+    url : str
+        Any that fsspec knows.
+
+    Raises
+    ------
+    UsageError
+        ``localizer-invalid`` where it cannot be read, is too large, or is no localizer.
+    """
+    try:
+        folder = ObjectFolder(url)
+        data = _read(folder)
+    except (OSError, ValueError, ImportError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise _invalid(f"cannot be read: {reason or error}", url) from None
+    file = NetworkFile(folder.url_of(""), hashlib.sha256(data).hexdigest())
+    with _lock:
+        _keep(file, data)
+    return file
+
+
+def open_network(file: NetworkFile) -> Network:
+    """The network of a run, read by this process once.
+
+    Raises
+    ------
+    RunError
+        ``object-unreadable``.
+    UsageError
+        ``localizer-invalid`` where it is not the file that the run began with.
+    """
+    with _lock:
+        if file.sha256 not in _opened:
+            try:
+                data = _read(ObjectFolder(file.url))
+            except OSError as error:
+                reason = f"{type(error).__name__}: {error.strerror or error}"
+                raise RunError("object-unreadable", reason, key=file.url) from None
+            if hashlib.sha256(data).hexdigest() != file.sha256:
+                raise _invalid("it has changed since the run began", file.url)
+            _keep(file, data)
+        return _opened[file.sha256]
+
+
+def _read(folder: ObjectFolder) -> bytes:
+    data = folder.get("", 0, MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise _invalid(f"it has more than {MAX_BYTES} bytes", folder.url)
+    return data
+
+
+def _keep(file: NetworkFile, data: bytes) -> None:
+    """Open a network in place of any other: a process needs one, and its weights fill memory."""
+    network = _open(file, data)
+    _opened.clear()
+    _opened[file.sha256] = network
+
+
+def _open(file: NetworkFile, data: bytes) -> Network:
+    # It costs every worker memory and a moment, and runs without a localizer do without.
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # what goes wrong is raised as well
+    options.enable_cpu_mem_arena = False  # give back what one study needed, the next may wait long
+    # Weights outside the file are looked for below a place that cannot have any.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", os.devnull
+    )
+    try:
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001  # it raises a dozen classes that share no other
+        raise _invalid(f"onnxruntime refuses it: {error}", file.url) from None
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
+    if text is None:
+        raise _invalid("it carries no card", file.url)
+    card = LocalizerCard.from_text(text, file.url)
+    side = [card.size] * 3
+    _check_ends("input", session.get_inputs(), INPUT, [1, *side], file.url)
+    _check_ends("output", session.get_outputs(), OUTPUT, [len(CLASSES), *side], file.url)
+    return Network(file, card.size, session)
+
+
+def _check_ends(what: str, ends: list[Any], name: str, shape: list[int], url: str) -> None:
+    """Check what goes in or comes out: one tensor, by name, number type and shape."""
+    found = [(end.name, end.type, list(end.shape)) for end in ends]
+    batch = next((end.shape[0] for end in ends if isinstance(end.shape[0], str)), None)
+    allowed = [[(name, "tensor(float)", [n, *shape])] for n in (1, None, batch)]
+    if found not in allowed:
+        raise _invalid(f"its {what} is {found}, not {name}, float, {['n', *shape]}", url)
+
+
+def _invalid(detail: str, key: str) -> UsageError:
+    return UsageError("localizer-invalid", detail, key=key)

@@ -1,0 +1,74 @@
+"""Tables are rebuilt when, and only when, what they were built from has changed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.tables import Annotations, build_tables, records_sha256, refresh_tables
+from storage_schemas.records import RecordHead, StudyRecord
+from storage_schemas.store import StudyStore
+from storage_schemas.vertebrae import LABEL_COLUMNS
+from tests.unit.storage_schemas.test_records import example
+
+NONE = Annotations()
+LABELS = {"1.2.3": dict.fromkeys(LABEL_COLUMNS, 1)}
+
+
+def quarantined(study: str, kind: str = "no-axial-stack") -> StudyRecord:
+    bare = replace(example(), volume=None, vertebrae=(), arrays=(), metadata=(), kind=kind)
+    return replace(bare, study=study, patient=study, outcome="quarantined")
+
+
+def refresh(store: StudyStore, annotations: Annotations = NONE) -> None:
+    refresh_tables(store, annotations, records_sha256(store.heads()))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StudyStore:
+    made = StudyStore.create(str(tmp_path))
+    made.commit(quarantined("1.2.3"), {})
+    build_tables(made, Annotations())
+    return made
+
+
+def test_nothing_is_rebuilt_where_nothing_changed(
+    store: StudyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.tables.build_tables", lambda *_: pytest.fail("rebuilt"))
+    refresh(store)
+
+
+def test_a_new_study_a_changed_one_and_new_labels_are_seen(store: StudyStore) -> None:
+    store.commit(quarantined("1.2.4"), {})
+    refresh(store)
+    assert store.read_table("studies")["study"].to_pylist() == ["1.2.3", "1.2.4"]
+    store.commit(quarantined("1.2.4", "study-mixed"), {})
+    refresh(store)
+    assert store.read_table("studies")["kind"].to_pylist() == ["no-axial-stack", "study-mixed"]
+    refresh(store, Annotations(labels=LABELS))
+    assert store.read_table("studies")["C4"].to_pylist() == [1, None]
+
+
+def test_a_lost_table_is_rebuilt(store: StudyStore) -> None:
+    store.objects.remove("catalog/quarantine.parquet")
+    refresh(store)
+    assert store.read_table("quarantine").num_rows > 0
+
+
+def test_a_records_head_says_what_the_record_says() -> None:
+    record = example()
+    head = RecordHead.from_bytes(record.to_bytes(), "k")
+    for name in ("study", "outcome", "kind", "reason", "config_sha256", "input_sha256"):
+        assert getattr(head, name) == getattr(record, name)
+    assert head.objects == len(record.inputs)
+
+
+def test_heads_name_the_damaged_record_and_give_the_others(store: StudyStore) -> None:
+    store.commit(quarantined("1.2.4"), {})
+    data = store.objects.get("records/1.2.3.json")
+    store.objects.put("records/1.2.3.json", data.replace(b"no-axial-stack", b"no-axial-stick"))
+    damaged, whole = store.heads()
+    assert getattr(damaged, "kind", None) == "record-invalid"
+    assert isinstance(whole, RecordHead)
+    assert whole.study == "1.2.4"

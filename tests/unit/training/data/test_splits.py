@@ -1,0 +1,76 @@
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from storage_schemas.errors import UsageError
+from tests.cohorts import make_patients, make_study
+from training.config import SplitConfig
+from training.data.cohort import Study
+from training.data.splits import SIDES, Splits, split_patients
+
+COHORT = make_patients(100)
+EVERYONE = {study.patient for study in COHORT}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_patient_is_on_one_side_with_all_studies(seed: int) -> None:
+    splits = split_patients(COHORT, SplitConfig(), seed)
+    listed = [patient for side in SIDES for patient in getattr(splits, side)]
+    assert sorted(listed) == sorted(EVERYONE)
+    chosen = [study.study for side in SIDES for study in splits.choose(COHORT, side)]
+    assert sorted(chosen) == sorted(study.study for study in COHORT)
+
+
+def test_the_seed_decides_and_the_order_of_the_studies_does_not() -> None:
+    splits = split_patients(COHORT, SplitConfig(), seed=1)
+    assert split_patients(COHORT[::-1], SplitConfig(), seed=1) == splits
+    assert split_patients(COHORT, SplitConfig(), seed=2) != splits
+
+
+@pytest.mark.parametrize("config", [SplitConfig(), SplitConfig(0.2, 0.15, 0.3)])
+def test_sides_have_their_shares_of_all_patients_and_of_the_broken(config: SplitConfig) -> None:
+    splits = split_patients(COHORT, config, seed=3)
+    broken = {study.patient for study in COHORT if study.broken}
+    two = {study.patient for study in COHORT if study.broken >= 2}
+    for side in ("guard", "calibration", "test"):
+        share = getattr(config, side)
+        patients = set(getattr(splits, side))
+        for group, slack in ((EVERYONE, 3), (broken, 3), (two, 2)):
+            assert abs(len(patients & group) - share * len(group)) <= slack
+
+
+def test_each_level_is_broken_on_each_side_as_often_as_overall() -> None:
+    cohort = make_patients(400, seed=9)
+    splits = split_patients(cohort, SplitConfig(), seed=0)
+    labels = {study.patient: study.labels or () for study in cohort}
+    everywhere = np.mean(list(labels.values()), axis=0)
+    for side in SIDES:
+        here = np.mean([labels[patient] for patient in getattr(splits, side)], axis=0)
+        np.testing.assert_allclose(here, everywhere, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    "studies",
+    [
+        [make_study("1.1", ["C1"]), make_study("1.2")],
+        make_patients(7),
+        [make_study(f"1.{number}") for number in range(40)],
+        [make_study(f"1.{number}", ["C2"]) for number in range(40)],
+    ],
+    ids=["two patients", "seven patients", "none broken", "all broken"],
+)
+def test_a_cohort_that_cannot_fill_every_side_is_refused(studies: Sequence[Study]) -> None:
+    with pytest.raises(UsageError, match="cohort-too-small"):
+        split_patients(studies, SplitConfig(), seed=0)
+
+
+def test_a_patient_on_two_sides_cannot_be_written_down() -> None:
+    with pytest.raises(ValueError, match="two sides"):
+        Splits(train=("a", "b"), guard=("c",), calibration=("d",), test=("b",))
+
+
+def test_splits_read_back_equal_from_json() -> None:
+    splits = split_patients(COHORT, SplitConfig(), seed=0)
+    assert Splits.from_json(json.loads(json.dumps(splits.to_json()))) == splits

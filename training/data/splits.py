@@ -1,0 +1,121 @@
+"""Patients on one side each: train, guard, calibration, test. Made once, then only read.
+
+Stratified one label at a time, the rarest first, each patient to the side that lacks it most
+(Sechidis, Tsoumakas and Vlahavas, On the Stratification of Multi-label Data, ECML PKDD 2011). The
+labels are the eight targets and the number of broken levels.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage_schemas.errors import UsageError
+from training.config import SplitConfig
+from training.data.cohort import Study, label_table
+
+SIDES = ("train", "guard", "calibration", "test")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The patients of each side, sorted."""
+
+    train: tuple[str, ...]
+    guard: tuple[str, ...]
+    calibration: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        everyone = [patient for side in SIDES for patient in getattr(self, side)]
+        if len(everyone) != len(set(everyone)):
+            raise ValueError("a patient is on two sides")
+
+    def choose(self, studies: Iterable[Study], side: str) -> tuple[Study, ...]:
+        """The studies of one side's patients."""
+        patients = set(getattr(self, side))
+        return tuple(study for study in studies if study.patient in patients)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` reads them back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "Splits":
+        """Read what `to_json` wrote; raises KeyError, TypeError or ValueError on anything else."""
+        return cls(**{side: tuple(document[side]) for side in SIDES})
+
+
+def split_patients(studies: Iterable[Study], config: SplitConfig, seed: int) -> Splits:
+    """Split the patients of labelled studies.
+
+    Parameters
+    ----------
+    studies : iterable of Study
+        All labelled.
+    config : SplitConfig
+    seed : int
+        The same studies and seed give the same sides, in whatever order the studies come.
+
+    Raises
+    ------
+    UsageError
+        ``cohort-too-small`` where a side lacks a broken or a whole patient.
+    """
+    by_patient: dict[str, list[Study]] = {}
+    for study in studies:
+        by_patient.setdefault(study.patient, []).append(study)
+    patients = np.array(sorted(by_patient))
+    labels = np.stack([label_table(by_patient[patient]).max(axis=0) for patient in patients])
+    broken = labels[:, 1:].sum(axis=1)
+    strata = np.column_stack([labels, broken >= 2, broken >= 3, np.ones_like(broken)])
+    shares = np.array([0.0, config.guard, config.calibration, config.test])
+    shares[0] = 1 - shares.sum()
+    sides = _stratify(strata.astype(bool), shares, np.random.default_rng(seed))
+    if config.fold:
+        sides = _hold_out(strata.astype(bool), sides, config, seed)
+    for number, side in enumerate(SIDES):
+        whole, hurt = np.bincount(labels[sides == number, 0], minlength=2)
+        if not whole or not hurt:
+            raise UsageError(
+                "cohort-too-small",
+                f"of {len(patients)} patients, {side} gets {hurt} broken and {whole} whole",
+            )
+    return Splits(
+        **{side: tuple(patients[sides == number].tolist()) for number, side in enumerate(SIDES)}
+    )
+
+
+def _hold_out(
+    strata: NDArray[np.bool_], sides: NDArray[np.int64], config: SplitConfig, seed: int
+) -> NDArray[np.int64]:
+    """The sides where one fold is guard and calibration, and all others but the test train."""
+    free = np.flatnonzero(sides != SIDES.index("test"))
+    equal = np.full(config.folds, 1 / config.folds)
+    folds = _stratify(strata[free], equal, np.random.default_rng([seed, 3]))
+    held = free[folds == config.fold - 1]
+    sides = sides.copy()
+    sides[free] = SIDES.index("train")
+    halves = _stratify(strata[held], np.full(2, 0.5), np.random.default_rng([seed, 4, config.fold]))
+    sides[held] = np.array([SIDES.index("guard"), SIDES.index("calibration")])[halves]
+    return sides
+
+
+def _stratify(
+    strata: NDArray[np.bool_], shares: NDArray[np.float64], generator: np.random.Generator
+) -> NDArray[np.int64]:
+    """Give each row a side; the last column of `strata` holds everywhere."""
+    wanted = shares[:, None] * strata.sum(axis=0)
+    sides = np.full(len(strata), -1)
+    order = generator.permutation(len(strata))
+    while (free := order[sides[order] < 0]).size:
+        left = strata[free].sum(axis=0)
+        rarest = int(np.where(left > 0, left, np.inf).argmin())
+        for row in free[strata[free, rarest]]:
+            # The side that lacks this label most; of equal ones, the one that lacks patients most.
+            side = int(np.lexsort((wanted[:, -1], wanted[:, rarest]))[-1])
+            sides[row] = side
+            wanted[side, strata[row]] -= 1
+    return sides

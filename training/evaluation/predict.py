@@ -1,0 +1,234 @@
+"""Probabilities for studies, as a table and as the competition's submission."""
+
+import csv
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
+from storage_schemas.annotations import STUDY_COLUMN, read_row_ids
+from storage_schemas.errors import UsageError
+from storage_schemas.store import StudyStore
+from storage_schemas.vertebrae import LABEL_COLUMNS
+from training.config import InputConfig
+from training.data.cohort import Study
+from training.data.crop_buffer import RoundShards, open_shards
+from training.evaluation.members import Member, read_members
+from training.metrics.calibration import Calibration
+from training.metrics.ensemble import Stack, mix
+from training.models.kinds import load_any, score_any
+from training.models.slice_scoring import LevelScores
+from training.runs import STACK, RunFolder
+
+_STUDIES_AT_ONCE = 64
+"""Of which the voxels lie on the disk at the same time."""
+
+Floats = NDArray[np.float64]
+Look = Callable[[PreTrainedModel, InputConfig, RoundShards, Sequence[Study], LevelScores], None]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a run says about some studies.
+
+    Parameters
+    ----------
+    studies : tuple of str
+    probabilities : ndarray, shape (studies, 8), float64
+        In the order of `LABEL_COLUMNS`.
+    by_prior : ndarray, shape (studies,), int64
+        Levels without a crop, which got the prior.
+    scores : ndarray, shape (studies, 7), float64
+        Of C1 to C7, in logits; NaN where there is no crop. Of a blend those of its heaviest member.
+    stacked : ndarray, shape (studies, 8), float64, or None
+        The probabilities of the mixture of rounds, where it was asked for and there is one.
+    """
+
+    studies: tuple[str, ...]
+    probabilities: Floats
+    by_prior: NDArray[np.int64]
+    scores: Floats
+    stacked: Floats | None = None
+
+    def of_stack(self, run: RunFolder) -> "Predictions":
+        """The same with the mixture's probabilities; UsageError ``config-invalid`` without one."""
+        if self.stacked is None:
+            reason = f"no {STACK}: fewer than two rounds were accepted"
+            raise UsageError("config-invalid", reason, key=str(run.path))
+        return replace(self, probabilities=self.stacked)
+
+
+def read_stack(run: RunFolder) -> Stack | None:
+    """Read the mixture that a run offers beside its model; None where it has none.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` where the document is damaged.
+    """
+    if not run.has(STACK):
+        return None
+    try:
+        return Stack.from_json(run.read(STACK))
+    except (TypeError, KeyError, ValueError) as error:
+        raise UsageError("config-invalid", f"{STACK}: {error}", key=str(run.path)) from None
+
+
+def predict_studies(
+    store: StudyStore,
+    run: RunFolder,
+    studies: Sequence[Study],
+    advance: Callable[[], None],
+    look: Look = lambda model, inputs, shards, studies, scores: None,
+    *,
+    stacked: bool = False,
+) -> Predictions:
+    """Predict studies with what a run offers: one model, or a blend of several.
+
+    Parameters
+    ----------
+    store : StudyStore
+    run : RunFolder
+    studies : sequence of Study
+        Labels are not looked at.
+    advance : callable
+        Called after each crop is read.
+    look : callable
+        Gets the model (of a blend its heaviest), and the voxels and the scores of a part of the
+        studies, while both are there.
+    stacked : bool
+        Predict with the mixture of rounds as well, where there is one.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` or ``model-invalid``.
+    StoreError
+        Of a shard that is missing or damaged.
+    """
+    members = [_load(member) for member in read_members(run)]
+    stack = read_stack(run) if stacked else None
+    rounds = (
+        []
+        if stack is None
+        else [
+            _load(Member(run.round_model(number), weight))
+            for number, weight in zip(stack.rounds, stack.weights, strict=True)
+        ]
+    )
+    masks = any(entry.inputs.mask for entry in (*members, *rounds))
+    scores, probabilities, mixed = [_no_rows(7)], [_no_rows(8)], [_no_rows(8)]
+    for start in range(0, len(studies), _STUDIES_AT_ONCE):
+        part = studies[start : start + _STUDIES_AT_ONCE]
+        with open_shards(store, part, run.path, advance, masks=masks) as shards:
+            found = [entry.score(shards, part) for entry in members]
+            look(members[0].model, members[0].inputs, shards, part, found[0])
+            scores.append(found[0].score)
+            probabilities.append(_mix(members, found))
+            if rounds:
+                mixed.append(_mix(rounds, [entry.score(shards, part) for entry in rounds]))
+    return Predictions(
+        studies=tuple(study.study for study in studies),
+        probabilities=np.concatenate(probabilities),
+        by_prior=np.isnan(np.concatenate(scores)).sum(axis=1),
+        scores=np.concatenate(scores),
+        stacked=None if stack is None else np.concatenate(mixed),
+    )
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A member in memory."""
+
+    weight: float
+    model: PreTrainedModel
+    inputs: InputConfig
+    calibration: Calibration
+
+    def score(self, shards: RoundShards, studies: Sequence[Study]) -> LevelScores:
+        return score_any(self.model, self.inputs, shards, studies)
+
+
+def _load(member: Member) -> _Loaded:
+    calibration = member.calibration()
+    return _Loaded(member.weight, *load_any(member.folder), calibration)
+
+
+def _mix(members: Sequence[_Loaded], scores: Sequence[LevelScores]) -> Floats:
+    tables = [
+        entry.calibration.probabilities(found.score, found.patient)
+        for entry, found in zip(members, scores, strict=True)
+    ]
+    return mix([entry.weight for entry in members], tables)
+
+
+def _no_rows(columns: int) -> Floats:
+    return np.empty((0, columns))
+
+
+def write_table(predictions: Predictions, path: Path) -> None:
+    """Write one row a study: the eight probabilities, and how many of the levels had no crop."""
+    header = [STUDY_COLUMN, *LABEL_COLUMNS, "levels_by_prior"]
+    rows = (
+        [study, *(repr(p) for p in probabilities), by_prior]
+        for study, probabilities, by_prior in zip(
+            predictions.studies,
+            predictions.probabilities.tolist(),
+            predictions.by_prior.tolist(),
+            strict=True,
+        )
+    )
+    _write_csv(path, header, rows)
+
+
+def write_submission(
+    predictions: Predictions, priors: Sequence[float], sample: str, path: Path
+) -> dict[str, int]:
+    """Write a submission with exactly the rows of a sample submission, in its order.
+
+    Parameters
+    ----------
+    predictions : Predictions
+    priors : sequence of 8 floats
+        For studies that were not predicted.
+    sample : str
+        URL of ``sample_submission.csv`` or ``test.csv``.
+    path : Path
+
+    Returns
+    -------
+    dict of str to int
+        ``rows``, and ``rows_of_unknown_studies``, which got the prior.
+
+    Raises
+    ------
+    UsageError
+        ``csv-invalid`` or ``source-not-found``.
+    """
+    wanted = read_row_ids(sample)
+    known: Mapping[str, Sequence[float]] = dict(
+        zip(predictions.studies, predictions.probabilities.tolist(), strict=True)
+    )
+    rows = [
+        [row_id, repr(known.get(study, priors)[LABEL_COLUMNS.index(target)])]
+        for row_id, study, target in wanted
+    ]
+    _write_csv(path, ["row_id", "fractured"], iter(rows))
+    unknown = sum(study not in known for _, study, _ in wanted)
+    return {"rows": len(rows), "rows_of_unknown_studies": unknown}
+
+
+def _write_csv(path: Path, header: list[str], rows: Iterator[list[Any]]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", newline="") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
+    except OSError as error:
+        reason = f"cannot be written: {error.strerror}"
+        raise UsageError("config-invalid", reason, key=str(path)) from None

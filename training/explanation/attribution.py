@@ -1,0 +1,171 @@
+"""What a model looked at in one study: the weight of each slice, and heat maps of the key slices.
+
+A sequence model weighs the positions of a vertebra itself. Of a slice model the slices that make
+the vertebra's score have equal weights, and all others none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from storage_schemas.vertebrae import CERVICAL
+from training.config import InputConfig
+from training.data.crop_buffer import RoundShards
+from training.data.inputs import gather_slices, index_slices, make_pixels, normalise, plain_pose
+from training.devices import device, to_device
+from training.explanation.heatmaps import explain
+from training.models.sequence_inputs import NeckIndex, gather_necks
+from training.models.sequence_model import CervicalSequenceModel
+from training.models.sequence_scoring import read_necks
+from training.models.slice_scoring import TOP, slice_logits
+
+KEYS = 3
+"""Slices of a vertebra that are shown."""
+
+
+@dataclass(frozen=True)
+class KeySlice:
+    """One slice that counted.
+
+    Parameters
+    ----------
+    z : int
+        In the crop.
+    picture : ndarray, shape (size, size), uint8
+        As the model saw it.
+    heat : ndarray, shape (size, size), float32
+        0 to 1; 1 is the hottest place of the vertebra's key slices.
+    """
+
+    z: int
+    picture: NDArray[np.uint8]
+    heat: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class LevelReading:
+    """What a model looked at in one vertebra.
+
+    Parameters
+    ----------
+    level : str
+    slices : tuple of int
+        Of the crop, that were looked at.
+    weights, logits : tuple of float
+        Of those slices; the weights sum to 1.
+    keys : tuple of KeySlice
+        Of the largest weights, in the order of the crop.
+    """
+
+    level: str
+    slices: tuple[int, ...]
+    weights: tuple[float, ...]
+    logits: tuple[float, ...]
+    keys: tuple[KeySlice, ...]
+
+
+def read_study(
+    model: PreTrainedModel,
+    inputs: InputConfig,
+    shards: RoundShards,
+    study: str,
+    levels: Sequence[str] = CERVICAL,
+) -> tuple[LevelReading, ...]:
+    """Look at a study as the model did, C1 first; levels without a crop are left out.
+
+    Parameters
+    ----------
+    model, inputs
+        Of any kind.
+    shards : RoundShards
+        Of this study, at least.
+    study : str
+    levels : sequence of str
+        Those that are read.
+    """
+    model.to(device())
+    if isinstance(model, CervicalSequenceModel):
+        return _read_sequence(model, inputs, shards, study, levels)
+    return _read_slices(model, inputs, shards, study, levels)
+
+
+def _read_slices(
+    model: PreTrainedModel,
+    inputs: InputConfig,
+    shards: RoundShards,
+    study: str,
+    levels: Sequence[str],
+) -> tuple[LevelReading, ...]:
+    found = []
+    for crop, vertebra in enumerate(shards.vertebrae):
+        if vertebra.study != study or vertebra.level not in levels:
+            continue
+        index = index_slices(shards, [crop], inputs.trim_mm)
+        logits = slice_logits(model, inputs, shards, index)
+        weights = np.zeros(len(logits))
+        weights[np.argsort(logits)[-TOP:]] = 1 / min(TOP, len(logits))
+        # Of equal weights the larger logits are the key.
+        keys = np.sort(np.argsort(logits)[-KEYS:])
+        batch = to_device(gather_slices(shards, index.crop[keys], index.z[keys]))
+        pixels = make_pixels(batch, inputs, plain_pose(len(keys)))
+        heat = explain(model, normalise(pixels, inputs))
+        found.append(
+            LevelReading(
+                vertebra.level,
+                tuple(index.z.tolist()),
+                tuple(weights.tolist()),
+                tuple(logits.tolist()),
+                _key_slices(index.z[keys], pixels, heat),
+            )
+        )
+    return tuple(sorted(found, key=lambda reading: reading.level))
+
+
+def _read_sequence(
+    model: CervicalSequenceModel,
+    inputs: InputConfig,
+    shards: RoundShards,
+    study: str,
+    levels: Sequence[str],
+) -> tuple[LevelReading, ...]:
+    index, output = read_necks(model, inputs, shards, [study])
+    weights, logits = (
+        cast(Tensor, part)[0].numpy() for part in (output.weights, output.position_logits)
+    )
+    found = []
+    for level in np.flatnonzero(index.crop[0] >= 0):
+        if CERVICAL[level] not in levels:
+            continue
+        valid = index.valid[0, level]
+        z = index.z[0, level][valid]
+        keys = np.sort(np.argsort(weights[level][valid])[-KEYS:])
+        alone = NeckIndex(np.full_like(index.crop, -1), np.full_like(index.z, -1))
+        alone.crop[0, level], alone.z[0, level] = index.crop[0, level], index.z[0, level]
+        batch = to_device(gather_necks(shards, alone, inputs))
+        pixels = make_pixels(batch, inputs, plain_pose(len(z)))
+        heat = explain(model, normalise(pixels, inputs), batch["valid"])
+        found.append(
+            LevelReading(
+                CERVICAL[level],
+                tuple(z.tolist()),
+                tuple(weights[level][valid].tolist()),
+                tuple(logits[level][valid].tolist()),
+                _key_slices(z[keys], pixels[keys], heat[keys]),
+            )
+        )
+    return tuple(found)
+
+
+def _key_slices(z: NDArray[np.int64], pixels: Tensor, heat: Tensor) -> tuple[KeySlice, ...]:
+    pictures = torch.round(255 * pixels[:, 1]).byte().cpu().numpy()
+    heat = heat / heat.max().clamp(min=torch.finfo(heat.dtype).tiny)
+    return tuple(
+        KeySlice(int(place), picture, warm)
+        for place, picture, warm in zip(z, pictures, heat.cpu().numpy(), strict=True)
+    )

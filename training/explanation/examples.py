@@ -1,0 +1,108 @@
+"""Test cases for the report: what the model found best, missed worst, and took for broken.
+
+Each is one vertebra, told by the slice that counted most, as the model saw it, and by the heat map
+over it. A heat map shows what moved the model, not what is broken.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import matplotlib.image
+from transformers import PreTrainedModel
+
+from storage_schemas.vertebrae import CERVICAL
+from training.config import InputConfig
+from training.data.cohort import Study
+from training.data.crop_buffer import RoundShards
+from training.explanation.attribution import KeySlice, read_study
+from training.explanation.overlay import grey, shade
+from training.models.slice_scoring import LevelScores
+from training.runs import EXAMPLES, RunFolder
+
+KINDS = ("found", "missed", "false alarm")
+SHOWN = 6
+"""Cases of each kind."""
+LIST = f"{EXAMPLES}/examples.json"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One case.
+
+    Parameters
+    ----------
+    kind : str
+        From `KINDS`: broken and scored high, broken and scored low, whole and scored high.
+    rank : float
+        Cases of the largest rank are shown.
+    score : float
+        Of its vertebra, in logits.
+    study, level : str
+    key : KeySlice or None
+        None until it is drawn.
+    """
+
+    kind: str
+    rank: float
+    score: float
+    study: str
+    level: str
+    key: KeySlice | None = None
+
+
+@dataclass
+class ExampleCases:
+    """Collects cases while studies are scored."""
+
+    examples: list[Example] = field(default_factory=list)
+
+    def look(
+        self,
+        model: PreTrainedModel,
+        inputs: InputConfig,
+        shards: RoundShards,
+        studies: Sequence[Study],
+        scores: LevelScores,
+    ) -> None:
+        """Take the best cases of these studies, keep the best of all, and draw those of here."""
+        rows = {study.study: row for row, study in enumerate(studies)}
+        for vertebra in shards.vertebrae:
+            score = float(scores.score[rows[vertebra.study], CERVICAL.index(vertebra.level)])
+            for kind in ("found", "missed") if vertebra.fractured else ("false alarm",):
+                rank = -score if kind == "missed" else score
+                self.examples.append(Example(kind, rank, score, vertebra.study, vertebra.level))
+        self.examples = [
+            example if example.key else _draw(model, inputs, shards, example)
+            for kind in KINDS
+            for example in sorted(
+                (example for example in self.examples if example.kind == kind),
+                key=lambda example: -example.rank,
+            )[:SHOWN]
+        ]
+
+    def write(self, run: RunFolder) -> None:
+        """Write the pictures and a list of them into the run folder, in place of older ones."""
+        folder = run.path / EXAMPLES
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        listed = []
+        for number, example in enumerate(self.examples):
+            entry = {name: getattr(example, name) for name in ("kind", "study", "level", "score")}
+            if example.key:
+                pictures = {"plain": grey(example.key.picture), "heat": shade(example.key)}
+                for name, picture in pictures.items():
+                    entry[name] = f"{number:02}-{name}.png"
+                    matplotlib.image.imsave(folder / entry[name], picture, format="png")
+            listed.append(entry)
+        run.write(LIST, listed)
+
+
+def _draw(
+    model: PreTrainedModel, inputs: InputConfig, shards: RoundShards, example: Example
+) -> Example:
+    (reading,) = read_study(model, inputs, shards, example.study, [example.level])
+    weights = dict(
+        zip(reading.slices, zip(reading.weights, reading.logits, strict=True), strict=True)
+    )
+    return replace(example, key=max(reading.keys, key=lambda key: weights[key.z]))

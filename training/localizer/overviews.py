@@ -1,0 +1,249 @@
+"""The overviews that a localizer learns from: read from the store, dealt into folds, and varied.
+
+Only studies whose mask the store holds on the overview's grid count. What varies a cube looks each
+voxel up once, in mm from the cube's middle, as `training.data.inputs` does with slices.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from storage_schemas.crops import AIR_HU
+from storage_schemas.errors import StoreError, UsageError
+from storage_schemas.localizer_card import CLASSES
+from storage_schemas.objects import for_each
+from storage_schemas.store import StudyStore
+from training.localizer.config import CubeAugmentConfig
+
+
+@dataclass(frozen=True)
+class MaskedStudy:
+    """A study whose vertebrae are drawn on its overview.
+
+    Parameters
+    ----------
+    study, patient, scanner : str
+    """
+
+    study: str
+    patient: str
+    scanner: str
+
+
+@dataclass(frozen=True)
+class Overviews:
+    """Many overviews of one size.
+
+    Parameters
+    ----------
+    studies : tuple of str
+    hu : ndarray, shape (studies, S, S, S), int16, HU
+    classes : ndarray, shape (studies, S, S, S), uint8
+        Indices of `storage_schemas.localizer_card.CLASSES`.
+    spacing_mm : ndarray, shape (studies, 3), float32
+        (z, y, x), of the cubes.
+    """
+
+    studies: tuple[str, ...]
+    hu: NDArray[np.int16]
+    classes: NDArray[np.uint8]
+    spacing_mm: NDArray[np.float32]
+
+
+def read_masked(store: StudyStore) -> tuple[MaskedStudy, ...]:
+    """List the studies to learn from, by key.
+
+    Raises
+    ------
+    StoreError
+        ``table-missing`` or ``table-invalid``.
+    UsageError
+        ``labels-missing`` where no study has a mask.
+    """
+    table = store.read_table("studies").select(["study", "patient", "scanner", "overview_levels"])
+    studies = [
+        MaskedStudy(row["study"], row["patient"], row["scanner"] or "")
+        for row in table.to_pylist()
+        if row["overview_levels"]
+    ]
+    if not studies:
+        reason = "no study has a mask: run the pipeline with --masks"
+        raise UsageError("labels-missing", reason, key=store.url)
+    return tuple(sorted(studies, key=lambda study: study.study))
+
+
+def deal_folds(
+    studies: Sequence[MaskedStudy], folds: int, seed: int
+) -> tuple[tuple[str, ...], ...]:
+    """Deal the studies into folds, all of a patient into one, each scanner's evenly.
+
+    Raises
+    ------
+    UsageError
+        ``cohort-too-small`` where there are fewer patients than folds.
+    """
+    scanners = {study.patient: study.scanner for study in sorted(studies, key=lambda s: s.study)}
+    patients = np.random.default_rng(seed).permutation(sorted(scanners)).tolist()
+    if len(patients) < folds:
+        raise UsageError("cohort-too-small", f"{len(patients)} patients with masks, {folds} folds")
+    dealt = {
+        patient: number % folds
+        for number, patient in enumerate(sorted(patients, key=lambda p: scanners[p]))
+    }
+    return tuple(
+        tuple(sorted(study.study for study in studies if dealt[study.patient] == fold))
+        for fold in range(folds)
+    )
+
+
+@contextmanager
+def open_overviews(
+    store: StudyStore,
+    studies: Sequence[str],
+    size: int,
+    folder: Path,
+    advance: Callable[[], None] = lambda: None,
+) -> Iterator[Overviews]:
+    """Read overviews and masks, once; the files under `folder` are gone when the block ends.
+
+    Parameters
+    ----------
+    store : StudyStore
+    studies : sequence of str
+    size : int
+        Voxels along each side; divides the overview's.
+    folder : Path
+        On a disk with room for three bytes a voxel.
+    advance : callable
+        Called after each study.
+
+    Raises
+    ------
+    StoreError
+        ``array-missing``, ``array-damaged`` or ``array-mismatch``, naming the array.
+    """
+    with TemporaryDirectory(prefix="overviews-", dir=folder) as place:
+        shape = (len(studies), size, size, size)
+        hu = np.memmap(Path(place) / "hu", np.int16, "w+", shape=shape)
+        classes = np.memmap(Path(place) / "classes", np.uint8, "w+", shape=shape)
+        spacing = np.empty((len(studies), 3), np.float32)
+
+        def read(number: int) -> None:
+            cube, affine = store.read_overview(studies[number])
+            levels = store.read_overview_levels(studies[number])
+            if cube.shape != levels.shape or len(set(cube.shape)) > 1 or cube.shape[0] % size:
+                what = f"{cube.shape} with levels {levels.shape}, for {size}"
+                raise StoreError("array-mismatch", what, key=studies[number])
+            factor = cube.shape[0] // size
+            hu[number] = shrink_hu(cube, factor)
+            classes[number] = shrink_classes(level_classes(levels), factor)
+            spacing[number] = np.linalg.norm(affine[:3, :3], axis=0) * factor
+
+        for_each(read, range(len(studies)), advance)
+        yield Overviews(tuple(studies), hu, classes, spacing)
+
+
+def level_classes(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """From the store's level numbers to classes: what is below C7 is one class."""
+    return np.minimum(levels, len(CLASSES) - 1)
+
+
+def shrink_hu(cube: NDArray[np.int16], factor: int) -> NDArray[np.int16]:
+    """Average blocks of voxels."""
+    if factor == 1:
+        return cube
+    return np.rint(_blocks(cube, factor).mean(axis=-1, dtype=np.float32)).astype(np.int16)
+
+
+def shrink_classes(classes: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Take of each block of voxels the class that most of them have."""
+    if factor == 1:
+        return classes
+    blocks = _blocks(classes, factor)
+    counts = np.stack([(blocks == number).sum(axis=-1) for number in range(len(CLASSES))])
+    return counts.argmax(axis=0).astype(np.uint8)
+
+
+def _blocks(cube: NDArray, factor: int) -> NDArray:
+    """The voxels of each block along a last axis."""
+    z, y, x = (side // factor for side in cube.shape)
+    split = cube.reshape(z, factor, y, factor, x, factor)
+    return split.transpose(0, 2, 4, 1, 3, 5).reshape(z, y, x, factor**3)
+
+
+def draw_looks(length_mm: Tensor, augment: CubeAugmentConfig, generator: torch.Generator) -> Tensor:
+    """Draw how each cube of a batch is looked at: turned, scaled, shifted, mirrored left to right.
+
+    Parameters
+    ----------
+    length_mm : Tensor, shape (batch, 3), float32
+        Of the sides of each cube, (z, y, x).
+    augment : CubeAugmentConfig
+    generator : torch.Generator
+        On the CPU.
+
+    Returns
+    -------
+    Tensor, shape (batch, 3, 4), float32
+        For `functional.affine_grid`, (x, y, z).
+    """
+    count = len(length_mm)
+    draws = torch.rand(count, 8, generator=generator) * 2 - 1
+    way = torch.eye(3).repeat(count, 1, 1) * (1 + draws[:, 3] * augment.scale)[:, None, None]
+    for axis in range(3):
+        way = way @ _rotations(axis, draws[:, axis] * math.radians(augment.rotate_degrees))
+    # Levels lie in the middle, so left and right may change places; top and bottom may not.
+    way[:, :, 0] *= torch.where(draws[:, 4] < 0, -1.0, 1.0)[:, None]
+    half = length_mm.flip(1) / 2
+    shift = draws[:, 5:] * augment.shift_mm / half
+    # From the -1..1 of a cube to mm, turned there, and back: sides differ in mm.
+    return torch.cat([way * half[:, None] / half[:, :, None], shift[:, :, None]], dim=2)
+
+
+def look(hu: Tensor, classes: Tensor, looks: Tensor) -> tuple[Tensor, Tensor]:
+    """Look at cubes: HU between voxels, classes of the nearest; air is beyond.
+
+    Parameters
+    ----------
+    hu : Tensor, shape (batch, 1, S, S, S), float32
+    classes : Tensor, shape (batch, 1, S, S, S), uint8
+    looks : Tensor, shape (batch, 3, 4)
+        From `draw_looks`.
+
+    Returns
+    -------
+    hu, classes : Tensor
+        As they came, the classes as int64.
+    """
+    grid = functional.affine_grid(looks.to(hu.device), list(hu.shape), align_corners=False)
+    seen = functional.grid_sample(hu - AIR_HU, grid, align_corners=False) + AIR_HU
+    drawn = functional.grid_sample(classes.float(), grid, mode="nearest", align_corners=False)
+    return seen, drawn.long()
+
+
+def vary_hu(hu: Tensor, augment: CubeAugmentConfig, generator: torch.Generator) -> Tensor:
+    """Draw gain, offset and noise of each cube; the generator is on the CPU."""
+    draws = (torch.rand(3, len(hu), 1, 1, 1, 1, generator=generator) * 2 - 1).to(hu.device)
+    # Drawn where the cubes are, since so much noise is slow to carry there.
+    local = torch.Generator(hu.device).manual_seed(generator.initial_seed())
+    noise = torch.randn(hu.shape, generator=local, device=hu.device)
+    gain, offset, size = 1 + draws[0] * augment.gain, draws[1] * augment.offset_hu, draws[2].abs()
+    return hu * gain + offset + noise * size * augment.noise_hu
+
+
+def _rotations(axis: int, angle: Tensor) -> Tensor:
+    """Rotations about one of the axes (x, y, z), shape (batch, 3, 3)."""
+    first, second = [i for i in range(3) if i != axis]
+    matrix = torch.eye(3).repeat(len(angle), 1, 1)
+    matrix[:, first, first] = matrix[:, second, second] = angle.cos()
+    matrix[:, first, second], matrix[:, second, first] = -angle.sin(), angle.sin()
+    return matrix

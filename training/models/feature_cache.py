@@ -1,0 +1,149 @@
+"""Encoder features of crops, kept in the run folder: a round on the heads alone reads only these.
+
+The folder is named by what the features follow from: every weight and setting of the encoder and
+all of the inputs. Another encoder means another folder, and the old one is removed. Within it each
+crop is known by the digest of its own voxels and positions, so nothing stale is ever read.
+
+::
+
+    RUN/features/<digest>/features.f16      (rows, positions, features), float16
+    RUN/features/<digest>/rows.json         the row of each crop, by its digest
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from storage_schemas.canonical import canonical_json
+from training.config import InputConfig
+from training.data.crop_buffer import RoundShards
+from training.devices import device
+from training.models.encoders import count_features, read_features, run_encoder
+from training.models.sequence_inputs import NeckIndex, gather_necks, show_necks
+from training.models.sequence_model import CervicalSequenceModel
+
+_ARRAY = "features.f16"
+_ROWS = "rows.json"
+_CROPS_AT_ONCE = 8
+
+
+def keep_features(
+    folder: Path,
+    model: CervicalSequenceModel,
+    inputs: InputConfig,
+    shards: RoundShards,
+    index: NeckIndex,
+    advance: Callable[[], None] = lambda: None,
+) -> NDArray[np.float16]:
+    """The features of all positions of some patients; what the folder lacks is made and kept.
+
+    Parameters
+    ----------
+    folder : Path
+        Of this room alone, e.g. ``RUN/features``.
+    model, inputs
+        The encoder, and what it sees.
+    shards, index
+        The crops and their positions.
+    advance : callable
+        Called after each crop whose features had to be made.
+
+    Returns
+    -------
+    ndarray, shape (patients, 7, positions, features), float16
+        0 where there is no position.
+    """
+    place = folder / encoder_digest(model, inputs)
+    for other in folder.glob("*") if folder.is_dir() else ():
+        if other != place:
+            shutil.rmtree(other)
+    place.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, int] = {}
+    if (place / _ROWS).is_file():
+        rows = json.loads((place / _ROWS).read_text())
+    alone = index.alone()
+    keys = [_crop_digest(shards, alone, row) for row in range(len(alone))]
+    new = [row for row, key in enumerate(keys) if key not in rows]
+    shape = (index.z.shape[2], count_features(model.config.encoder))
+    size = int(np.prod(shape)) * np.dtype(np.float16).itemsize
+    with (place / _ARRAY).open("ab") as stream:
+        stream.truncate(len(rows) * size)  # rows that a kill left without a name
+        for row, features in zip(new, _encode(model, inputs, shards, alone, new), strict=True):
+            if keys[row] not in rows:
+                stream.write(features.tobytes())
+                rows[keys[row]] = len(rows)
+            advance()
+    partial = place / f".{_ROWS}.partial"
+    partial.write_text(json.dumps(rows))
+    partial.replace(place / _ROWS)
+    found = np.zeros((*index.z.shape, shape[1]), np.float16)
+    if rows:
+        kept = np.memmap(place / _ARRAY, np.float16, "r", shape=(len(rows), *shape))
+        found[index.crop >= 0] = kept[[rows[key] for key in keys]]
+    return found
+
+
+def encoder_digest(model: CervicalSequenceModel, inputs: InputConfig) -> str:
+    """SHA-256, in hexadecimal, of all that an encoder's features follow from but the crop."""
+    found = hashlib.sha256(canonical_json(asdict(inputs)))
+    settings = model.config.encoder.to_dict()
+    for name in ("_name_or_path", "architectures", "dtype", "transformers_version"):
+        settings.pop(name, None)  # where it came from, not what it does
+    found.update(canonical_json(settings))
+    for name, tensor in sorted(model.encoder.state_dict().items()):
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _crop_digest(shards: RoundShards, alone: NeckIndex, row: int) -> str:
+    level = int(np.flatnonzero(alone.crop[row] >= 0)[0])
+    crop = int(alone.crop[row, level])
+    vertebra = shards.vertebrae[crop]
+    found = hashlib.sha256(shards.crop(crop).tobytes())
+    if shards.masks is not None:
+        found.update(shards.mask(crop).tobytes())
+    found.update(repr((vertebra.shape, vertebra.spacing_mm, alone.z[row, level].tolist())).encode())
+    return found.hexdigest()
+
+
+def encode_necks(
+    model: CervicalSequenceModel, inputs: InputConfig, shards: RoundShards, index: NeckIndex
+) -> NDArray[np.float16]:
+    """The features of all positions of some patients, as `keep_features`, without keeping them."""
+    alone = index.alone()
+    found = np.zeros((*index.z.shape, count_features(model.config.encoder)), np.float16)
+    for place, features in zip(
+        np.argwhere(index.crop >= 0),
+        _encode(model, inputs, shards, alone, range(len(alone))),
+        strict=True,
+    ):
+        found[tuple(place)] = features
+    return found
+
+
+@torch.no_grad()
+def _encode(
+    model: CervicalSequenceModel,
+    inputs: InputConfig,
+    shards: RoundShards,
+    alone: NeckIndex,
+    rows: Sequence[int],
+) -> Iterator[NDArray[np.float16]]:
+    """Features of single vertebrae, each of shape (positions, features)."""
+    where = device()
+    model.eval().to(where)
+    for start in range(0, len(rows), _CROPS_AT_ONCE):
+        part = alone[np.array(rows[start : start + _CROPS_AT_ONCE])]
+        batch = {name: each.to(where) for name, each in gather_necks(shards, part, inputs).items()}
+        pooled = read_features(run_encoder(model.encoder, show_necks(batch, inputs))).pooled
+        found = np.zeros((*part.z.shape, pooled.shape[1]), np.float16)
+        found[part.valid] = pooled.float().cpu().numpy()
+        yield from found[part.crop >= 0]

@@ -1,0 +1,112 @@
+"""Kinds of models: all that the round loop and the predictions need to know of one.
+
+A saved model says of which kind it is by the ``model_type`` of its config.json; whatever no other
+kind claims is a slice model. Everything else (rounds, candidates, the guard, calibration, folders)
+is the same for all kinds.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from transformers import PreTrainedModel
+
+from training.config import InputConfig, RunConfig
+from training.data.cohort import Study
+from training.data.crop_buffer import RoundShards
+from training.models.sequence_model import MODEL_TYPE, load_sequence_model
+from training.models.sequence_scoring import score_necks
+from training.models.sequence_training import (
+    count_positions,
+    refresh_sequences,
+    start_sequence_model,
+    train_sequences,
+)
+from training.models.slice_model import build_model, load_model, read_model_type, start_model
+from training.models.slice_scoring import LevelScores, score_studies
+from training.models.slice_training import count_slices, refresh_statistics, train_slices
+from training.optimization.trainer import RoundWork, Trained
+
+Model = tuple[PreTrainedModel, InputConfig]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of model.
+
+    Parameters
+    ----------
+    start : callable
+        A new model: with random weights, or from a checkpoint's folder where one is given.
+    load : callable
+        From a folder that `training.models.slice_model.save_model` wrote, strictly: every weight of
+        it.
+    count : callable
+        From the tables alone, how many inputs of a study can be trained on.
+    train : callable
+        Trains a model, in place, on a round's crops: see `training.optimization.trainer.fit`.
+    refresh : callable
+        Lets a model whose weights were put together count its statistics of a round's inputs anew;
+        does nothing where it keeps none.
+    score : callable
+        A logit for each level of each study, in the order of the studies.
+    """
+
+    start: Callable[[RunConfig, Path | None], Model]
+    load: Callable[[Path], Model]
+    count: Callable[[Study, RunConfig], int]
+    train: Callable[[PreTrainedModel, InputConfig, RoundShards, RunConfig, RoundWork], Trained]
+    refresh: Callable[[PreTrainedModel, InputConfig, RoundShards, RunConfig, RoundWork], None]
+    score: Callable[[PreTrainedModel, InputConfig, RoundShards, Sequence[Study]], LevelScores]
+
+
+def _start_slice_model(config: RunConfig, folder: Path | None) -> Model:
+    if folder is None:
+        return build_model(config.model, config.inputs, config.seed), config.inputs
+    return start_model(folder, config.inputs, config.seed)
+
+
+SLICE = Kind(
+    start=_start_slice_model,
+    load=load_model,
+    count=count_slices,
+    train=train_slices,
+    refresh=refresh_statistics,
+    score=score_studies,
+)
+
+SEQUENCE = Kind(
+    start=start_sequence_model,
+    load=load_sequence_model,
+    count=count_positions,
+    train=train_sequences,
+    refresh=refresh_sequences,
+    score=score_necks,
+)
+
+KINDS: Mapping[str, Kind] = MappingProxyType({"slice": SLICE, MODEL_TYPE: SEQUENCE})
+"""By the name that recipes use, which is also the ``model_type`` of all but slice models."""
+
+
+def kind_of(model_type: str) -> Kind:
+    """The kind of a model by the ``model_type`` of its config."""
+    return KINDS.get(model_type, SLICE)
+
+
+def load_any(folder: Path) -> Model:
+    """Load a saved model of whatever kind.
+
+    Raises
+    ------
+    UsageError
+        ``model-invalid`` as `Kind.load` finds it.
+    """
+    return kind_of(read_model_type(folder)).load(folder)  # the loader says what is wrong
+
+
+def score_any(
+    model: PreTrainedModel, inputs: InputConfig, shards: RoundShards, studies: Sequence[Study]
+) -> LevelScores:
+    """Score studies with a model of whatever kind."""
+    return kind_of(model.config.model_type).score(model, inputs, shards, studies)

@@ -1,0 +1,95 @@
+"""What a sequence model says of studies, for the guard, for calibration and for predictions."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from storage_schemas.vertebrae import CERVICAL
+from training.config import InputConfig
+from training.data.cohort import Study
+from training.data.crop_buffer import RoundShards
+from training.devices import device, to_device
+from training.models.feature_cache import encode_necks, keep_features
+from training.models.sequence_inputs import NeckIndex, gather_necks, index_necks, show_necks
+from training.models.sequence_model import CervicalSequenceModel, SequenceOutput
+from training.models.slice_scoring import LevelScores
+from training.ranks import rank
+from training.runs import FEATURES
+
+_STUDIES_AT_ONCE = 4
+"""Of which all positions go through the encoder together."""
+
+
+def is_frozen(model: CervicalSequenceModel) -> bool:
+    """Whether the encoder rests and the heads alone learn."""
+    return not any(parameter.requires_grad for parameter in model.encoder.parameters())
+
+
+def find_features(
+    model: CervicalSequenceModel, inputs: InputConfig, shards: RoundShards, index: NeckIndex
+) -> NDArray[np.float16]:
+    """Features of all positions, shape (studies, 7, positions, features); kept where all stay."""
+    if is_frozen(model) and shards.folder is not None:
+        return keep_features(shards.folder / FEATURES / str(rank()), model, inputs, shards, index)
+    return encode_necks(model, inputs, shards, index)
+
+
+@torch.no_grad()
+def read_necks(
+    model: CervicalSequenceModel, inputs: InputConfig, shards: RoundShards, studies: Sequence[str]
+) -> tuple[NeckIndex, SequenceOutput]:
+    """What the model says of some studies.
+
+    Returns
+    -------
+    NeckIndex
+        The positions that it looked at.
+    SequenceOutput
+        On the CPU, without features and patches.
+    """
+    index = index_necks(shards, studies, model.config.positions, inputs.trim_mm)
+    model.eval().to(device())
+    kept = find_features(model, inputs, shards, index) if is_frozen(model) else None
+    parts = []
+    for start in range(0, len(index), _STUDIES_AT_ONCE):
+        part = slice(start, start + _STUDIES_AT_ONCE)
+        if kept is not None:
+            features = torch.from_numpy(kept[part].astype(np.float32)).to(device())
+            valid = torch.from_numpy(index[part].valid).to(device())
+            parts.append(model(features=features, valid=valid))
+        else:
+            batch = to_device(gather_necks(shards, index[part], inputs))
+            parts.append(model(show_necks(batch, inputs), batch["valid"]))
+    names = ("logits", "vertebra_logits", "position_logits", "weights")
+    joined = {name: torch.cat([part[name].float().cpu() for part in parts]) for name in names}
+    return index, SequenceOutput(**joined)
+
+
+def score_necks(
+    model: PreTrainedModel, inputs: InputConfig, shards: RoundShards, studies: Sequence[Study]
+) -> LevelScores:
+    """Score each level of each study, and each patient.
+
+    The peak is the slice of the largest weight.
+    """
+    shape = (len(studies), len(CERVICAL))
+    scores = LevelScores(
+        np.full(shape, np.nan), np.full(shape, -1, np.int64), np.full(len(studies), np.nan)
+    )
+    if not studies or scores.patient is None:
+        return scores
+    index, output = read_necks(
+        cast(CervicalSequenceModel, model), inputs, shards, [study.study for study in studies]
+    )
+    present = index.crop >= 0
+    logits = cast(Tensor, output.logits).double().numpy()
+    scores.score[present] = logits[:, 1:][present]
+    scores.patient[present.any(axis=1)] = logits[present.any(axis=1), 0]
+    best = cast(Tensor, output.weights).numpy().argmax(axis=2)
+    scores.peak[present] = np.take_along_axis(index.z, best[..., None], axis=2)[..., 0][present]
+    return scores

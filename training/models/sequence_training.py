@@ -1,0 +1,353 @@
+"""How a sequence model is started, and trained on the crops of a round.
+
+A round has two parts. First the encoder and its classifier learn through the heads as they are (of
+a new model a soft maximum over the slices), from few slices of many vertebrae in a step: from the
+vertebrae's labels, from slices and boxes where true ones are known. Then the heads learn from whole
+patients, on features of the encoder that are made once. Where the encoder is frozen, only the
+second part is left.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import PreTrainedModel
+
+from storage_schemas.vertebrae import CERVICAL
+from training.config import InputConfig, RunConfig
+from training.data.cohort import Study
+from training.data.crop_buffer import RoundShards
+from training.data.inputs import cover_patches, index_slices
+from training.devices import to_device
+from training.models.encoders import build_encoder, read_classifier, run_encoder, start_encoder
+from training.models.patches import box_loss, has_places, patch_logits
+from training.models.sequence_inputs import (
+    NeckIndex,
+    draw_neck_pose,
+    draw_positions,
+    gather_necks,
+    index_necks,
+    show_necks,
+)
+from training.models.sequence_loss import LossShares, NeckTargets, find_targets, sequence_loss
+from training.models.sequence_model import (
+    MODEL_TYPE,
+    CervicalSequenceConfig,
+    CervicalSequenceModel,
+    load_sequence_model,
+)
+from training.models.sequence_scoring import find_features, is_frozen
+from training.models.slice_model import is_ours, load_model, read_model_type
+from training.models.slice_training import (
+    STATISTICS_BATCHES,
+    counting_anew,
+    draw_order,
+    keeps_statistics,
+)
+from training.optimization.trainer import Loss, RoundWork, Trained, fit
+from training.ranks import ranks
+
+_ALONE = LossShares(patient=0.0)
+
+
+# ---- starting -----------------------------------------------------------------------------------
+
+
+def start_sequence_model(
+    config: RunConfig, folder: Path | None
+) -> tuple[PreTrainedModel, InputConfig]:
+    """A new model, or one that starts from a checkpoint.
+
+    A sequence model goes on as it is; of a slice model that was trained here the encoder and the
+    classifier are taken, of any other image model the encoder.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` or ``model-invalid``.
+    """
+    inputs = config.inputs
+    if folder is not None and read_model_type(folder) == MODEL_TYPE:
+        found, inputs = load_sequence_model(folder)
+        return _freeze(found, config), inputs
+    torch.manual_seed(config.seed)
+    head = None
+    if folder is None:
+        encoder, head = build_encoder(config.model, inputs, config.seed)
+    else:
+        encoder, normalisation = start_encoder(folder, inputs)
+        inputs = replace(inputs, **normalisation)  # type: ignore[arg-type]
+        if is_ours(folder):
+            head = read_classifier(load_model(folder)[0])
+    torch.manual_seed(config.seed)
+    settings = config.sequence
+    model = CervicalSequenceModel(
+        CervicalSequenceConfig(
+            encoder.config,
+            positions=settings.positions,
+            pooling=settings.pooling,
+            width=settings.width,
+            layers=settings.layers,
+            patient_width=settings.patient_width,
+            dropout=settings.dropout,
+        )
+    )
+    model.encoder.load_state_dict(encoder.state_dict())
+    if head is not None:
+        model.classifier.load_state_dict(head.state_dict())
+    return _freeze(model, config), inputs
+
+
+def _freeze(model: CervicalSequenceModel, config: RunConfig) -> CervicalSequenceModel:
+    for name, parameter in model.encoder.named_parameters():
+        # A mask token is of pretraining alone, and several devices would wait for its gradient.
+        parameter.requires_grad_(not config.sequence.frozen and not name.endswith("mask_token"))
+    return model
+
+
+def count_positions(study: Study, config: RunConfig) -> int:
+    """Slices of a study's labelled vertebrae: what positions are drawn from."""
+    return sum(
+        len(vertebra.slices(config.inputs.trim_mm))
+        for vertebra in study.vertebrae
+        if vertebra.fractured is not None
+    )
+
+
+# ---- training -----------------------------------------------------------------------------------
+
+
+class NeckDataset(Dataset[Any]):
+    """Patients of a round, or single vertebrae, map-style; whole batches are gathered at once."""
+
+    def __init__(
+        self, shards: RoundShards, index: NeckIndex, targets: NeckTargets, inputs: InputConfig
+    ) -> None:
+        self._shards = shards
+        self._index = index
+        self._targets = targets
+        self._inputs = inputs
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        return self.__getitems__([item])
+
+    def __getitems__(self, items: list[int]) -> dict[str, Tensor]:
+        rows = np.array(items)
+        batch = gather_necks(self._shards, self._index[rows], self._inputs)
+        return batch | self._targets[rows].tensors()
+
+
+class FeatureDataset(Dataset[Any]):
+    """Patients of a round as features that the encoder gave once."""
+
+    def __init__(
+        self, features: NDArray[np.float16], index: NeckIndex, targets: NeckTargets
+    ) -> None:
+        self._features = features
+        self._index = index
+        self._targets = targets
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        return self.__getitems__([item])
+
+    def __getitems__(self, items: list[int]) -> dict[str, Tensor]:
+        rows = np.array(items)
+        return {
+            "features": torch.from_numpy(self._features[rows].astype(np.float32)),
+            "valid": torch.from_numpy(self._index[rows].valid),
+            **self._targets[rows].tensors(),
+        }
+
+
+def train_sequences(
+    model: PreTrainedModel,
+    inputs: InputConfig,
+    shards: RoundShards,
+    config: RunConfig,
+    work: RoundWork,
+) -> Trained:
+    """Train a sequence model, in place; see the module, and `fit`."""
+    model = cast(CervicalSequenceModel, model)
+    if is_frozen(model):
+        return _train_heads(model, inputs, shards, config, work)
+    round_ = _plan(model, inputs, shards, config, work)
+    dataset = NeckDataset(shards, round_.index, round_.targets, inputs)
+    loss = _vertebra_loss(model, inputs, config)
+    with _resting(model.positions, model.patient):
+        trained = fit(model, dataset, round_.order, loss, config=config.train, work=work)
+    if not config.sequence.head_epochs:
+        return trained
+    patients = sum(1 for study in shards.studies if study.labels)
+    steps = max(1, round(config.sequence.head_epochs * patients / config.sequence.head_batch))
+    quiet = replace(work, steps=steps, log=lambda line: None, checkpoint=None, average=0.0)
+    _train_heads(model, inputs, shards, config, quiet)
+    if trained.average is None:
+        return trained
+    heads = {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if not name.startswith("encoder.")
+    }
+    return Trained(trained.loss, {**trained.average, **heads})
+
+
+@dataclass(frozen=True)
+class _Round:
+    """The single vertebrae of a round as they are drawn, what is known of them, and the order."""
+
+    index: NeckIndex
+    targets: NeckTargets
+    order: NDArray[np.int64]
+
+
+def _plan(
+    model: CervicalSequenceModel,
+    inputs: InputConfig,
+    shards: RoundShards,
+    config: RunConfig,
+    work: RoundWork,
+) -> _Round:
+    crops = [n for n, vertebra in enumerate(shards.vertebrae) if vertebra.fractured is not None]
+    drawn, trim = min(config.sequence.drawn, model.config.positions), inputs.trim_mm
+    # As many slices a step as a slice model has, and as many of them of broken vertebrae.
+    slices = index_slices(shards, crops, trim, weak_target=1.0)
+    each = np.mean([min(drawn, len(shards.vertebrae[crop].slices(trim))) for crop in crops])
+    order = draw_order(
+        slices.target,
+        broken_share=config.train.broken_share,
+        batch=_shared(round(config.train.batch_size * config.train.accumulation / each)),
+        steps=work.steps,
+        seed=work.seed,
+    )
+    random = np.random.default_rng([work.seed, 5])
+    crop, z = slices.crop[order.ravel()], slices.z[order.ravel()]
+    chosen = [shards.vertebrae[number] for number in crop]
+    index = NeckIndex.of_single(
+        crop,
+        np.array([CERVICAL.index(vertebra.level) for vertebra in chosen]),
+        np.stack(
+            [
+                draw_positions(vertebra, int(around), drawn, trim, random)
+                for vertebra, around in zip(chosen, z, strict=True)
+            ]
+        ),
+    )
+    targets = find_targets(shards, index)
+    # A vertebra's label adds nothing where it is known of each of these slices what it shows.
+    said = (~np.isnan(targets.position) | ~index.valid).all(axis=2)
+    targets.vertebra[said] = np.nan
+    return _Round(index, targets, np.arange(order.size).reshape(order.shape))
+
+
+def _shared(batch: int) -> int:
+    """About so many, and as many for each rank."""
+    return max(1, batch // ranks()) * ranks()
+
+
+def _vertebra_loss(model: CervicalSequenceModel, inputs: InputConfig, config: RunConfig) -> Loss:
+    """Of vertebrae, of positions, and of the boxes that are drawn in them."""
+    weight = config.train.box_weight if has_places(model.encoder) else 0.0
+
+    def loss(wrapped: Any, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        pose = draw_neck_pose(batch, config.augment, generator)
+        pixels = show_necks(batch, inputs, pose, config.augment, generator)
+        output = wrapped(pixel_values=pixels, valid=batch["valid"])
+        found = sequence_loss(output, batch, _ALONE)
+        if not weight:
+            return found
+        each = patch_logits(output.patches, model.classifier, model.encoder).float()
+        covered = cover_patches(batch, inputs, pose, math.isqrt(each.shape[1]))
+        whole = batch["position_target"][batch["valid"]] == 0
+        return found + weight * box_loss(each, covered, whole)
+
+    return loss
+
+
+def _train_heads(
+    model: CervicalSequenceModel,
+    inputs: InputConfig,
+    shards: RoundShards,
+    config: RunConfig,
+    work: RoundWork,
+) -> Trained:
+    """Train all but the encoder, on features of whole patients."""
+    settings = config.sequence
+    known = [study for study in shards.studies if study.labels]
+    index = index_necks(
+        shards, [study.study for study in known], model.config.positions, inputs.trim_mm
+    )
+    targets = find_targets(shards, index, known)
+    features = find_features(model, inputs, shards, index)
+    batch = _shared(min(settings.head_batch, len(index)))
+    order = draw_order(
+        np.zeros(len(index), np.float32),
+        broken_share=0,
+        batch=batch,
+        steps=work.steps,
+        seed=work.seed,
+    )
+
+    def loss(wrapped: Any, part: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        return sequence_loss(
+            wrapped(features=part["features"], valid=part["valid"]), part, LossShares()
+        )
+
+    with _resting(model.encoder):
+        return fit(
+            model,
+            FeatureDataset(features, index, targets),
+            order,
+            loss,
+            config=replace(config.train, batch_size=batch),
+            work=replace(work, rate=settings.head_rate),
+        )
+
+
+@contextmanager
+def _resting(*modules: torch.nn.Module) -> Iterator[None]:
+    """Keep some modules as they are within the block."""
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    before = [parameter.requires_grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, learns in zip(parameters, before, strict=True):
+            parameter.requires_grad_(learns)
+
+
+def refresh_sequences(
+    model: PreTrainedModel,
+    inputs: InputConfig,
+    shards: RoundShards,
+    config: RunConfig,
+    work: RoundWork,
+) -> None:
+    """Let the encoder's batch normalisations count anew, see `training.models.slice_training`."""
+    model = cast(CervicalSequenceModel, model)
+    if not keeps_statistics(model.encoder) or is_frozen(model):
+        return
+    round_ = _plan(model, inputs, shards, config, work)
+    dataset = NeckDataset(shards, round_.index, round_.targets, inputs)
+    with torch.no_grad(), counting_anew(model.encoder):
+        for number, items in enumerate(round_.order[:STATISTICS_BATCHES]):
+            batch = to_device(dataset.__getitems__(items.tolist()))
+            generator = torch.Generator().manual_seed(work.seed * 1_000_003 + number)
+            pose = draw_neck_pose(batch, config.augment, generator)
+            pixels = show_necks(batch, inputs, pose, config.augment, generator)
+            run_encoder(model.encoder, pixels)

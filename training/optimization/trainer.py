@@ -1,0 +1,379 @@
+"""One round of any kind of model through Hugging Face `Trainer`, kept small.
+
+Two traps of transformers 5.9 to 5.24 are avoided here. `Trainer`'s own checkpoints are pickles, and
+reload a ViT without its encoder: so it never saves (`training.models.slice_model` and
+`training.optimization.checkpoints` do). And it takes the loss of every model whose forward has
+``**kwargs`` for a sum over the whole accumulated batch: so each model says here that its loss is a
+mean.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset, Sampler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from storage_schemas.errors import RunError, UsageError
+from training.config import TrainConfig
+from training.devices import device
+from training.optimization.checkpoints import Progress, read_checkpoint, write_checkpoint
+from training.ranks import gather_rows, is_first, rank, ranks
+
+Log = Callable[[Mapping[str, Any]], None]
+Loss = Callable[[Any, dict[str, Tensor], torch.Generator], Tensor]
+"""Of the model as `Trainer` wraps it, one batch on its device, and a generator on the CPU for all
+that is drawn; a mean over the batch."""
+_LOGS_A_ROUND = 50
+_LAYER = re.compile(r"(?:^|\.)(?:layers?|stages|blocks)\.(\d+)\.")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class RoundWork:
+    """What is to be trained in one round.
+
+    Parameters
+    ----------
+    number : int
+        Of the round, from 1.
+    steps : int
+        Of the optimizer.
+    rate : float
+        Peak of the learning rate.
+    layer_decay, average : float
+        See `training.config.BoostConfig`.
+    seed : int
+        Of the order, the augmentation and all other draws.
+    log : callable
+        Gets step, steps, loss and learning_rate, about fifty times.
+    checkpoint : Path or None
+        Where the round keeps itself while it is trained; None keeps nothing.
+    """
+
+    number: int
+    steps: int
+    rate: float
+    layer_decay: float
+    average: float
+    seed: int
+    log: Log
+    checkpoint: Path | None = None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came out of a round, beside the model's own weights.
+
+    Parameters
+    ----------
+    loss : float
+        The mean training loss.
+    average : mapping of str to Tensor, or None
+        The moving average of the parameters, by name, where one was asked for.
+    """
+
+    loss: float
+    average: Mapping[str, Tensor] | None
+
+
+def fit(
+    model: PreTrainedModel,
+    examples: Dataset[Any],
+    order: NDArray[np.int64],
+    loss: Loss,
+    *,
+    config: TrainConfig,
+    work: RoundWork,
+) -> Trained:
+    """Train a model, in place; where a checkpoint of this round is found, go on from it.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    examples : Dataset
+        Map-style; its ``__getitems__`` gathers a whole batch as a dict of tensors.
+    order : ndarray, shape (steps, batch_size * accumulation), int64
+        The examples of each step, the same on all ranks.
+    loss : callable
+    config : TrainConfig
+    work : RoundWork
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` where the ranks cannot share a step evenly.
+    RunError
+        ``training-diverged`` where the loss is no number; ``run-unwritable`` where the checkpoint
+        cannot be kept.
+    """
+    parts = _divide(order.shape[1], config.batch_size)
+    model.accepts_loss_kwargs = False
+    model.to(device())
+    optimizer = AdamW(parameter_groups(model, config, work), fused=True)
+    average = _Average(model, work)
+    done = _restore(model, optimizer, average, work)
+    with TemporaryDirectory(prefix="cspine-trainer-") as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=work.steps - done.step,
+            per_device_train_batch_size=order.shape[1] // (ranks() * parts),
+            gradient_accumulation_steps=parts,
+            bf16=torch.cuda.is_available(),
+            use_cpu=not torch.cuda.is_available(),
+            dataloader_pin_memory=torch.cuda.is_available(),
+            ddp_find_unused_parameters=False,
+            seed=work.seed,
+            logging_steps=max(1, work.steps // _LOGS_A_ROUND),
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        )
+        # Several GPUs are for torchrun; Trainer would take them all in one process.
+        arguments._n_gpu = min(1, arguments.n_gpu)
+        trainer = _RoundTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=examples,
+            data_collator=lambda batch: batch,
+            optimizers=(optimizer, _schedule(optimizer, config, work, done.step)),
+            callbacks=[average, _RoundLog(work.log, done.step, work.steps)],
+            order=order[done.step :],
+            loss=loss,
+            first_batch=done.step * parts * ranks(),
+        )
+        keeper = _Keeper(model, optimizer, average, config, work, done, trainer)
+        trainer.add_callback(keeper)
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+        trainer.train()
+    mean = keeper.loss() / work.steps
+    if not math.isfinite(mean):
+        raise RunError("training-diverged", f"the mean loss is {mean}")
+    return Trained(mean, average.weights)
+
+
+def _divide(step: int, most: int) -> int:
+    """In how many parts a rank takes its share of a step, of which at most so many fit."""
+    if step % ranks():
+        raise UsageError(
+            "config-invalid",
+            f"{ranks()} ranks cannot share the {step} inputs of a step (batch size x accumulation)",
+        )
+    share = step // ranks()
+    return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
+
+
+# ---- optimizer and schedule ----------------------------------------------------------------------
+
+
+def parameter_groups(
+    model: PreTrainedModel, config: TrainConfig, work: RoundWork
+) -> list[dict[str, Any]]:
+    """Group the parameters by layer: the deeper a layer lies below the head, the lower its rate.
+
+    Layer-wise decay is that of Clark et al., ELECTRA (ICLR 2020). Biases, norms and other vectors
+    have no weight decay.
+    """
+    levels = _levels([name for name, _ in model.named_parameters()])
+    top = max(levels.values())
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        level, matrix = levels[name], parameter.ndim > 1
+        start: dict[str, Any] = {
+            "params": [],
+            "lr": work.rate * work.layer_decay ** (top - level),
+            "weight_decay": config.weight_decay if matrix else 0.0,
+        }
+        groups.setdefault((level, matrix), start)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _levels(names: list[str]) -> dict[str, int]:
+    """0 for embeddings, then the numbered layers from 1, and above them what is in none."""
+    found = {name: int(match[1]) for name in names if (match := _LAYER.search(name))}
+    top = max(found.values(), default=-1) + 2
+    return {
+        name: found[name] + 1 if name in found else 0 if "embed" in name else top for name in names
+    }
+
+
+def _schedule(optimizer: AdamW, config: TrainConfig, work: RoundWork, done: int) -> LambdaLR:
+    """Rise along a line, then fall to nothing along a cosine."""
+    rise = math.ceil(config.warmup * work.steps)
+
+    def share(step: int) -> float:
+        step += done
+        if step < rise:
+            return step / rise
+        fallen = (step - rise) / max(1, work.steps - rise)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, fallen)))
+
+    return LambdaLR(optimizer, share)
+
+
+# ---- what happens along the steps ----------------------------------------------------------------
+
+
+class _Order(Sampler[int]):
+    def __init__(self, order: NDArray[np.int64]) -> None:
+        self._order = order.reshape(-1).tolist()
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._order)
+
+
+class _RoundTrainer(Trainer):
+    """`Trainer` with a given order and a given loss; every draw follows the batch's number."""
+
+    def __init__(
+        self, *, order: NDArray[np.int64], loss: Loss, first_batch: int, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self._order = _Order(order)
+        self._loss = loss
+        self._batch = first_batch + rank()
+        self.losses = 0.0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return self._order
+
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """The loss of one batch, with draws that are the same whatever ran before."""
+        seed = self.args.seed * 1_000_003 + self._batch
+        self._batch += ranks()
+        torch.manual_seed(seed)  # dropout's
+        loss = self._loss(model, inputs, torch.Generator().manual_seed(seed))
+        self.losses += float(loss.detach()) / self.args.gradient_accumulation_steps
+        return loss
+
+
+class _Average(TrainerCallback):
+    """The moving average of the weights (Polyak and Juditsky, 1992), exponential."""
+
+    def __init__(self, model: PreTrainedModel, work: RoundWork) -> None:
+        self._model = model
+        self._keep = 1 - 1 / max(1.0, work.average * work.steps)
+        self._steps = 0
+        self.weights: dict[str, Tensor] | None = None
+        if work.average:
+            self.weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    def go_on(self, weights: dict[str, Tensor], steps: int) -> None:
+        """Take up an average where it was left."""
+        self.weights, self._steps = weights or None, steps
+
+    def on_step_end(self, *args: Any, **_: Any) -> None:
+        self._steps += 1
+        if self.weights is None:
+            return
+        # Short at first, so that the start is soon forgotten.
+        keep = min(self._keep, self._steps / (self._steps + 9))
+        for name, parameter in self._model.named_parameters():
+            self.weights[name].lerp_(parameter.detach(), 1 - keep)
+
+
+class _RoundLog(TrainerCallback):
+    """Hand every log line on, and stop at a loss that is no number."""
+
+    def __init__(self, log: Log, done: int, steps: int) -> None:
+        self._log = log
+        self._done = done
+        self._steps = steps
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        step = self._done + state.global_step
+        if not math.isfinite(float(logs["loss"])):
+            raise RunError("training-diverged", f"the loss is {logs['loss']} at step {step}")
+        self._log(
+            {
+                "step": step,
+                "steps": self._steps,
+                "loss": float(logs["loss"]),
+                "learning_rate": float(logs["learning_rate"]),
+            }
+        )
+
+
+class _Keeper(TrainerCallback):
+    """Writes the checkpoint every so many steps."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        optimizer: AdamW,
+        average: _Average,
+        config: TrainConfig,
+        work: RoundWork,
+        done: Progress,
+        trainer: _RoundTrainer,
+    ) -> None:
+        self._parts = (model, optimizer, average)
+        self._every = config.checkpoint_steps
+        self._work = work
+        self._done = done
+        self._trainer = trainer
+
+    def loss(self) -> float:
+        """Sum over the steps that are done, the mean of all ranks."""
+        mine = np.array([self._trainer.losses / ranks()])
+        return self._done.loss + float(gather_rows(mine)[0])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        step = self._done.step + state.global_step
+        if self._work.checkpoint is None or step % self._every or step == self._work.steps:
+            return
+        progress = Progress(self._work.number, self._work.steps, step, self.loss())
+        if is_first():
+            write_checkpoint(self._work.checkpoint, progress, _tensors(*self._parts))
+
+
+def _tensors(model: PreTrainedModel, optimizer: AdamW, average: _Average) -> dict[str, Tensor]:
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if state}
+    tensors |= {f"average.{name}": tensor for name, tensor in (average.weights or {}).items()}
+    return tensors
+
+
+def _restore(
+    model: PreTrainedModel, optimizer: AdamW, average: _Average, work: RoundWork
+) -> Progress:
+    """Take up the round where its checkpoint left it; says how far that is."""
+    start = Progress(work.number, work.steps, 0, 0.0)
+    found = read_checkpoint(work.checkpoint) if work.checkpoint else None
+    if found is None or (found[0].number, found[0].steps) != (work.number, work.steps):
+        return start
+    progress, tensors = found
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = tensor.to(device())
+    model.load_state_dict(parts["model"], strict=True)
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter] = {moment: parts[moment][name] for moment in _MOMENTS}
+    average.go_on(parts.get("average", {}), progress.step)
+    return progress

@@ -1,0 +1,128 @@
+"""What is told of one new study: a JSON document, and one self-contained HTML page."""
+
+import base64
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+from numpy.typing import NDArray
+
+from presentation.pages import page_templates
+from storage_schemas.store import StudyStore
+from storage_schemas.vertebrae import LABEL_COLUMNS
+from training.explanation.attribution import LevelReading
+from training.explanation.overlay import grey, shade
+
+
+@dataclass(frozen=True)
+class StudyAnswer:
+    """What a run says of one study.
+
+    Parameters
+    ----------
+    study : str
+    probabilities : tuple of 8 floats
+        Calibrated, in the order of `LABEL_COLUMNS`.
+    warnings : tuple of str
+        Why it is less sure than usual.
+    readings : tuple of LevelReading
+        Of the levels that have a crop.
+    model : str
+        Which of the run's models the readings are of.
+    """
+
+    study: str
+    probabilities: tuple[float, ...]
+    warnings: tuple[str, ...]
+    readings: tuple[LevelReading, ...]
+    model: str
+
+
+Origins = Mapping[tuple[str, int], Mapping[str, Any]]
+
+
+def find_origins(store: StudyStore, study: str) -> Origins:
+    """For each level and slice of its crop, where it came from: its number and its height in mm."""
+    table = store.read_table("slices").select(
+        ["study", "level", "crop_z", "instance_number", "z_mm"]
+    )
+    return {
+        (row["level"], row["crop_z"]): {"instance": row["instance_number"], "z_mm": row["z_mm"]}
+        for row in table.to_pylist()
+        if row["study"] == study and row["level"] is not None
+    }
+
+
+def describe(answer: StudyAnswer, origins: Origins) -> dict[str, Any]:
+    """The answer as plain JSON values, without pictures."""
+    chances = dict(zip(LABEL_COLUMNS, answer.probabilities, strict=True))
+    return {
+        "study": answer.study,
+        "use": "research only; not a medical device",
+        "probabilities": chances,
+        "warnings": list(answer.warnings),
+        "model": answer.model,
+        "levels": [
+            {
+                "level": reading.level,
+                "probability": chances[reading.level],
+                "slices": [
+                    {"slice": z, **_origin(origins, reading.level, z), "weight": w, "logit": x}
+                    for z, w, x in zip(reading.slices, reading.weights, reading.logits, strict=True)
+                ],
+                "key_slices": [key.z for key in reading.keys],
+            }
+            for reading in answer.readings
+        ],
+    }
+
+
+def _origin(origins: Origins, level: str, z: int) -> Mapping[str, Any]:
+    return origins.get((level, z), {"instance": None, "z_mm": None})
+
+
+def render_page(answer: StudyAnswer, origins: Origins) -> str:
+    """One HTML page without any outside reference: probabilities, and the slices behind them."""
+    chances = dict(zip(LABEL_COLUMNS, answer.probabilities, strict=True))
+    template = page_templates("training").get_template("study.html.j2")
+    return template.render(
+        answer=answer,
+        chances=chances,
+        levels=[
+            {
+                "level": reading.level,
+                "chance": chances[reading.level],
+                "bars": _bars(reading),
+                "keys": [
+                    {
+                        "picture": _png(shade(key)),
+                        "plain": _png(grey(key.picture)),
+                        "weight": reading.weights[reading.slices.index(key.z)],
+                        **_origin(origins, reading.level, key.z),
+                    }
+                    for key in reading.keys
+                ],
+            }
+            for reading in sorted(answer.readings, key=lambda reading: -chances[reading.level])
+        ],
+    )
+
+
+def _bars(reading: LevelReading) -> list[dict[str, Any]]:
+    """The weight of each slice as a share of the largest, feet first."""
+    most = max(reading.weights)
+    keys = {key.z for key in reading.keys}
+    return [
+        {"height": w / most if most else 0.0, "slice": z, "weight": w, "key": z in keys}
+        for z, w in zip(reading.slices, reading.weights, strict=True)
+    ]
+
+
+def _png(picture: NDArray[np.float64]) -> str:
+    """A data URL; pixels are drawn as squares."""
+    stream = io.BytesIO()
+    matplotlib.image.imsave(stream, np.clip(picture, 0, 1), format="png")
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"

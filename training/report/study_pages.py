@@ -1,0 +1,82 @@
+"""Explaining predictions: for each study a JSON document and a page in a folder."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from storage_schemas.errors import UsageError
+from storage_schemas.store import StudyStore
+from training.data.cohort import Study
+from training.data.crop_buffer import open_shards
+from training.evaluation.members import Member, read_members
+from training.evaluation.predict import Predictions
+from training.explanation.attribution import read_study
+from training.models.kinds import load_any
+from training.models.sequence_inputs import warn_of
+from training.models.sequence_model import MODEL_TYPE
+from training.models.slice_model import read_model_type
+from training.report.study_page import StudyAnswer, describe, find_origins, render_page
+from training.runs import RunFolder
+
+
+def explain_studies(
+    store: StudyStore,
+    run: RunFolder,
+    studies: Sequence[Study],
+    predictions: Predictions,
+    folder: Path,
+    advance: Callable[[], None] = lambda: None,
+) -> None:
+    """Write ``<study>.json`` and ``<study>.html`` of each study.
+
+    Parameters
+    ----------
+    store : StudyStore
+    run : RunFolder
+        What predicted. Of a blend its heaviest sequence model shows what it looked at, or its
+        heaviest model where there is none.
+    studies : sequence of Study
+    predictions : Predictions
+        Of these studies.
+    folder : Path
+    advance : callable
+        Called after each study.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` where the folder cannot be written, or as `read_members`.
+    StoreError
+        Of a shard that is missing or damaged.
+    """
+    member = _choose(read_members(run))
+    model, inputs = load_any(member.folder)
+    name = "sequence model" if _is_sequence(member) else "slice model"
+    if member.weight < 1:
+        name += f", {member.weight:.0%} of the blend"
+    for study, chances in zip(studies, predictions.probabilities.tolist(), strict=True):
+        with open_shards(store, [study], run.path, masks=inputs.mask) as shards:
+            answer = StudyAnswer(
+                study=study.study,
+                probabilities=tuple(chances),
+                warnings=tuple(warn_of(study.vertebrae)),
+                readings=read_study(model, inputs, shards, study.study),
+                model=name,
+            )
+        origins = find_origins(store, study.study)
+        document = json.dumps(describe(answer, origins), indent=1) + "\n"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{study.study}.json").write_text(document)
+            (folder / f"{study.study}.html").write_text(render_page(answer, origins))
+        except OSError as error:
+            raise UsageError("config-invalid", f"{error.strerror}", key=str(folder)) from None
+        advance()
+
+
+def _choose(members: Sequence[Member]) -> Member:
+    return next((member for member in members if _is_sequence(member)), members[0])
+
+
+def _is_sequence(member: Member) -> bool:
+    return read_model_type(member.folder) == MODEL_TYPE

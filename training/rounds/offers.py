@@ -1,0 +1,84 @@
+"""What a run gives away: accepted rounds, the one model in the end, and the mixture beside it."""
+
+import shutil
+
+from transformers import PreTrainedModel
+
+from storage_schemas.errors import RunError
+from training.data.cohort import label_table
+from training.metrics.competition import competition_loss
+from training.metrics.ensemble import Stack, fit_weights, mix
+from training.models.slice_model import save_model
+from training.rounds.cards import render_card
+from training.rounds.plan import RunPlan
+from training.rounds.recipes import RECIPES
+from training.rounds.validation import Judges, Verdict
+from training.runs import CALIBRATION, HISTORY, STACK, RunFolder, unwritable
+
+
+def save_round(
+    run: RunFolder,
+    plan: RunPlan,
+    number: int,
+    model: PreTrainedModel,
+    verdict: Verdict,
+    judges: Judges,
+) -> None:
+    """Save an accepted model, and what the judges say of it; number 0 is the start.
+
+    Raises
+    ------
+    RunError
+        ``run-unwritable``; whatever was accepted before is intact.
+    """
+    save_model(
+        model,
+        plan.config.inputs,
+        run.round_model(number),
+        card=render_card(
+            run,
+            number,
+            RECIPES[plan.config.recipe].kind,
+            loss=verdict.loss,
+            best_constant=judges.best_constant,
+        ),
+        documents={CALIBRATION: verdict.calibration.to_json()},
+    )
+    run.write(run.judged(number), verdict.to_json())
+
+
+def stack_rounds(run: RunFolder, judges: Judges) -> Stack | None:
+    """Fit the mixture of all accepted rounds; None where there are not two."""
+    numbers = [line["round"] for line in run.lines(HISTORY) if line["accepted"]]
+    if run.has(run.judged(0)):
+        numbers = [0, *numbers]
+    if len(numbers) < 2:
+        return None
+    verdicts = {n: Verdict.from_json(run.read(run.judged(n))) for n in numbers}
+    weights = fit_weights(
+        label_table(judges.calibration), [verdicts[n].calibrating for n in numbers]
+    )
+    kept = [(n, float(w)) for n, w in zip(numbers, weights, strict=True) if w]
+    rounds, shares = zip(*kept, strict=True)
+    mixed = mix(shares, [verdicts[n].guarding for n in rounds])
+    stack = Stack(rounds, shares, competition_loss(label_table(judges.guard), mixed))
+    run.write(STACK, stack.to_json())
+    return stack
+
+
+def offer(run: RunFolder, number: int) -> None:
+    """Copy a round's model to where the run offers it, whole or not at all.
+
+    Raises
+    ------
+    RunError
+        ``training-diverged`` where no round was accepted, ``run-unwritable``.
+    """
+    if not run.round_model(number).is_dir():
+        raise RunError("training-diverged", "no round was accepted", key=str(run.path))
+    partial = run.path / ".model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    with unwritable(run.model):
+        shutil.copytree(run.round_model(number), partial)
+        shutil.rmtree(run.model, ignore_errors=True)
+        partial.rename(run.model)
