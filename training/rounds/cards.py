@@ -102,7 +102,9 @@ def _render(run: RunFolder, **facts: Any) -> str:
     config = RunConfig.from_json(run.read(SETTINGS)["config"])
     splits = run.read(SPLITS)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("training"), undefined=jinja2.StrictUndefined, autoescape=False
+        loader=jinja2.PackageLoader("training.rounds"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
     )
     environment.filters["zip"] = lambda these, those: list(zip(these, those, strict=True))
     return environment.get_template("card.md.j2").render(
