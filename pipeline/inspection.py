@@ -34,16 +34,13 @@ from pipeline.dicom.stack import (
     group_frames,
     make_geometry,
 )
+from pipeline.source.listing import HEAD_BYTES
 from pipeline.study_rules import check_identity, check_share
 from presentation.progress import result_console
 from storage_schemas.errors import RunError, SliceError, StudyError
-from storage_schemas.objects import as_text
+from storage_schemas.objects import REQUESTS, as_text
 from storage_schemas.records import STORED, check_study
 
-HEAD_BYTES = 1 << 16
-"""What is read of an object at first; a longer header costs a second look."""
-REQUESTS = 16
-"""Heads in flight."""
 READABLE = "readable"
 """The outcome of a study that gives a volume; any other is the kind that refuses it."""
 Head = Callable[[str, int], bytes]

@@ -9,13 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.config import Layout
 from pipeline.dicom.headers import read_study_uid
-from pipeline.source.listing import ObjectInfo, StudyListing, list_objects, open_source
+from pipeline.source.listing import HEAD_BYTES, ObjectInfo, StudyListing, list_objects, open_source
 from storage_schemas.errors import UsageError
 from storage_schemas.objects import REQUESTS, ObjectFolder
 from storage_schemas.records import is_study, stand_in_key
 
-HEAD_BYTES = 1 << 16
-"""Enough of a file to hold its StudyInstanceUID, as good as always."""
 _COMPETITION_FOLDER = "train_images"
 
 

@@ -55,6 +55,25 @@ def _rebuild(cls: type[CspineError], kind: str, detail: str, key: str) -> Cspine
     return cls(kind, detail, key=key)
 
 
+def reason_of(error: BaseException) -> str:
+    """Return why an operation failed, in one line, for the `detail` of an error.
+
+    Parameters
+    ----------
+    error : BaseException
+        Usually an OSError, or what a library raised in its place.
+
+    Returns
+    -------
+    str
+        The operating system's text (``OSError.strerror``), without the path, which belongs in the
+        error's `key`. Without one, the exception's message with all white space collapsed. Without
+        a message, the name of the exception's class.
+    """
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(str(text).split()) or type(error).__name__
+
+
 class UsageError(CspineError):
     """The command line, the configuration or a table that the user gave is wrong."""
 

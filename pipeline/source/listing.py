@@ -13,6 +13,10 @@ from storage_schemas.errors import RunError, UsageError
 from storage_schemas.objects import ObjectFolder, as_text
 from storage_schemas.records import is_study, stand_in_key
 
+HEAD_BYTES = 1 << 16
+"""Bytes of a file that are read for its header; nearly every CT header fits. A reader that needs
+more asks again."""
+
 
 @dataclass(frozen=True)
 class ObjectInfo:

@@ -1,3 +1,4 @@
+import errno
 import pickle
 
 import pytest
@@ -9,6 +10,7 @@ from storage_schemas.errors import (
     StoreError,
     StudyError,
     UsageError,
+    reason_of,
 )
 
 CLASSES = (UsageError, RunError, StoreError, StudyError, SliceError)
@@ -32,3 +34,19 @@ def test_errors_cross_process_boundaries_whole(cls: type[CspineError]) -> None:
 def test_an_unknown_kind_is_a_mistake_in_the_code() -> None:
     with pytest.raises(ValueError, match="no kind"):
         SliceError("no-such-kind", "detail")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/some/path"), "No space left on device"),
+        (OSError(errno.EIO, "ClientError:\n  slow down"), "ClientError: slow down"),
+        (FileNotFoundError("no such\nbucket"), "no such bucket"),
+        (ValueError("  bad magic "), "bad magic"),
+        (OSError(), "OSError"),
+        (TimeoutError(""), "TimeoutError"),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+    ],
+)
+def test_a_reason_is_one_line_without_the_path(error: BaseException, reason: str) -> None:
+    assert reason_of(error) == reason
