@@ -1,7 +1,6 @@
 """What every benchmark ends with: the machine, a table, and claims that a program can check."""
 
 import json
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,8 @@ from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
+
+from pipeline.cores import available_cores
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,9 @@ def describe_machine(packages: Sequence[str]) -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "processor": names[0] if names else platform.processor(),
-        "cores": cores,
+        "cores": available_cores(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in packages},
     }

@@ -29,6 +29,7 @@ from bare_loop import BareLoop
 from claims import Claim, describe_machine, report
 from processes import PeakMemory, halted, watched
 
+from pipeline.cores import available_cores
 from pipeline.phantom.cohort import write_mask
 from pipeline.phantom.patient import draw_patient
 from pipeline.phantom.render import Grid, render_patient
@@ -154,7 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--fraction", type=float, default=1.0, help="of the 2,019 studies")
     parser.add_argument("--quick", action="store_true", help="a few small studies, in a minute")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--store", help="keep all that is written, in this folder")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()

@@ -13,7 +13,6 @@ one core; of this network and the default one of 128 voxels a side the slower co
 """
 
 import argparse
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from claims import Claim, describe_machine, report
 from numpy.typing import NDArray
 
 from pipeline.config import StudyConfig
+from pipeline.cores import available_cores
 from pipeline.phantom.patient import draw_patient
 from pipeline.phantom.render import Grid, render_patient
 from pipeline.phantom.scanner import INTERCEPT, SITES, acquire
@@ -115,8 +115,7 @@ def scan_patient(number: int, purpose: str, pixels: int, slices: int) -> Scanned
 def scan_patients(count: int, purpose: str, *, quick: bool) -> list[ScannedPatient]:
     """Scan patients on all cores."""
     pixels, slices = (128, 64) if quick else (192, 80)
-    cores = len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(available_cores(), get_context("spawn")) as pool:
         return list(
             pool.map(
                 scan_patient, range(count), [purpose] * count, [pixels] * count, [slices] * count

@@ -25,6 +25,7 @@ import numpy as np
 from claims import Claim, describe_machine, report
 from site_cohort import ELSEWHERE, HOSPITALS, make_site_store
 
+from pipeline.cores import available_cores
 from training.config import (
     ORDERS,
     BoostConfig,
@@ -195,7 +196,7 @@ def main() -> None:
     parser.add_argument("--orders", nargs="+", choices=ORDERS, default=["site", "shuffled"])
     parser.add_argument("--patients", type=int, default=640)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep all that is written")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     seeds = [0] if options.quick else list(range(options.seeds))

@@ -10,7 +10,6 @@ learns from random weights in minutes.
 
 import csv
 import multiprocessing
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.cli import main as pipeline_main
+from pipeline.cores import available_cores
 from pipeline.phantom.cohort import write_mask
 from pipeline.phantom.fractures import Fracture, draw_fractures
 from pipeline.phantom.patient import draw_patient
@@ -96,7 +96,7 @@ def make_site_store(
         _write_patient, seed=seed, out=source, size=size, slices=slices, hospitals=hospitals
     )
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), context) as pool:
+    with ProcessPoolExecutor(available_cores(), context) as pool:
         rows = list(pool.map(write, range(patients), chunksize=8))
     _write_csv(
         source / "train.csv",

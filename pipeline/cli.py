@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from pipeline.config import StudyConfig
+from pipeline.cores import available_cores
 from pipeline.inspection import READABLE, inspect_studies, render
 from pipeline.phantom import FAULTS, make_cohort
 from pipeline.run import Executor, RunSummary, execute, plan_run
@@ -313,7 +314,7 @@ def _executor(options: argparse.Namespace, *, idle: bool) -> AbstractContextMana
     if options.scheduler or options.scheduler_file:
         address, file = options.scheduler, options.scheduler_file
         return executors.scheduler(limits, address, file, insecure=options.insecure, report=report)
-    workers = options.workers or executors.available_cores()
+    workers = options.workers or available_cores()
     return executors.local_cluster(workers, options.memory, limits, report)
 
 

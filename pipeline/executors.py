@@ -6,7 +6,6 @@ dask-kubernetes or Coiled hand out an address or a file, and that is all that is
 
 import faulthandler
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -183,11 +182,6 @@ def _on(client: Client, limits: TaskLimits) -> Executor:
             future.release()
 
     return run
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def _address_in(file: str) -> str:

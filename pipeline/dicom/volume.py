@@ -5,7 +5,6 @@ of the objects, their names and their numbers change nothing. No file system her
 """
 
 import hashlib
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cores import available_cores
 from pipeline.dicom.decoders import decode_frame
 from pipeline.dicom.headers import Header
 from pipeline.dicom.hounsfield import check_rescale, write_hounsfield
@@ -121,7 +121,7 @@ def read_volume(
         Key and content of each object, in any order.
     limits : Limits
     threads : int, optional
-        That decode; as many as this process may use processors by default.
+        Threads that decode; one for each core that this process may use by default.
     mask_padding : bool
         Whether padded voxels become -1024.
 
@@ -134,18 +134,13 @@ def read_volume(
     candidates, refused = read_candidates(objects, limits)
     stack = choose_stack(candidates, refused, limits)
     hu = np.empty(stack.shape, np.int16)
-    settings = _Settings(limits, threads or _usable_cores(), mask_padding)
+    settings = _Settings(limits, threads or available_cores(), mask_padding)
     kept = _decode_stack(stack, hu, refused, settings)
     if len(kept) < 2:
         refused += [leave_out(d.candidate, "the only slice left") for d in kept.values()]
         why = f"{len(kept)} of {len(stack.places)} slices could be decoded"
         raise no_volume("no-axial-stack", why, refused)
     return _make_volume(stack, kept, _compact(hu, kept), refused)
-
-
-def _usable_cores() -> int:
-    # Not every system tells how many of its cores this process may use.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _decode_stack(

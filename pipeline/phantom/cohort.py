@@ -7,7 +7,6 @@ Prevalence is that of the 2,019 training studies: how many levels are broken in 
 import csv
 import hashlib
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from pipeline.cores import available_cores
 from pipeline.phantom.faults import FAULTS, Fault
 from pipeline.phantom.fractures import draw_fractures
 from pipeline.phantom.patient import draw_patient
@@ -110,7 +110,7 @@ def make_cohort(
     masked : float
         Share of the studies with a mask.
     workers : int, optional
-        Processes; all cores by default.
+        Processes; one for each core that this process may use by default.
     progress : callable, optional
         Called with the number of studies done and their total.
 
@@ -133,7 +133,7 @@ def make_cohort(
         raise UsageError("config-invalid", f"a share of {masked} masks: not in 0 to 1")
     plans = _plan(studies, seed, size, slices or SLICES, masked, faults)
     _prepare(out)
-    count = workers or len(os.sched_getaffinity(0))
+    count = workers or available_cores()
     boxes: list[tuple[str, int, int, int, int, int]] = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(count, len(plans)), context) as pool:

@@ -35,7 +35,7 @@ FLOORS = {
         {"dicom"},
         {"source"},
         {"phantom"},
-        {"config"},
+        {"config", "cores"},
     ],
     "training": [
         {"cli"},
