@@ -388,7 +388,7 @@ def _annotations(options: argparse.Namespace) -> Annotations:
 
 
 def _check_annotations(
-    annotations: Annotations, known: list[str], options: argparse.Namespace
+    annotations: Annotations, known: Sequence[str], options: argparse.Namespace
 ) -> None:
     check_studies(annotations.labels, known, options.labels)
     check_studies(annotations.boxes, known, options.boxes)

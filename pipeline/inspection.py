@@ -39,7 +39,8 @@ from pipeline.study_rules import check_identity, check_share
 from presentation.progress import result_console
 from storage_schemas.errors import RunError, SliceError, StudyError
 from storage_schemas.objects import REQUESTS, as_text
-from storage_schemas.records import STORED, check_study
+from storage_schemas.records import STORED
+from storage_schemas.study_key import StudyKey
 
 READABLE = "readable"
 """The outcome of a study that gives a volume; any other is the kind that refuses it."""
@@ -248,9 +249,8 @@ def _foresee_all(stack: Stack, sizes: Mapping[str, int]) -> list[SliceError]:
 
 def _check_study(study: str, stack: Stack, refused: Sequence[SliceError]) -> None:
     """Refuse what a run would refuse as a whole, with its own settings left as they are."""
-    check_study(study)
     headers = [candidate.header for place in stack.places for candidate in place]
-    check_identity(study, max(header.study for header in headers))
+    check_identity(StudyKey(study), max(header.study for header in headers))
     outcomes = {header.key: STORED for header in headers}
     outcomes |= {error.key: error.kind for error in refused}
     check_share(outcomes.values(), StudyConfig().max_bad_share)

@@ -18,6 +18,7 @@ from pipeline.tables import records_sha256
 from storage_schemas.errors import CspineError, StoreError, StudyError, UsageError
 from storage_schemas.records import RecordHead, StudyRecord
 from storage_schemas.store import StudyStore
+from storage_schemas.study_key import StudyKey
 
 Task = Callable[[StudyListing], StudyRow]
 Executor = Callable[[Task, list[StudyListing]], Iterable[tuple[StudyListing, StudyRow | Exception]]]
@@ -222,9 +223,9 @@ def _handle(
     return StudyRow(listing.study, "failed", kind, " ".join(reason.split()), len(listing.objects))
 
 
-def _known(heads: Iterable[RecordHead | StoreError]) -> dict[str, RecordHead]:
+def _known(heads: Iterable[RecordHead | StoreError]) -> dict[StudyKey, RecordHead]:
     """The records by study; one that is damaged counts as missing, and its study is done again."""
-    known = {}
+    known: dict[StudyKey, RecordHead] = {}
     for head in heads:
         if isinstance(head, RecordHead):
             known[head.study] = head

@@ -12,7 +12,7 @@ from pipeline.dicom.headers import read_study_uid
 from pipeline.source.listing import HEAD_BYTES, ObjectInfo, StudyListing, list_objects, open_source
 from storage_schemas.errors import UsageError
 from storage_schemas.objects import REQUESTS, ObjectFolder
-from storage_schemas.records import is_study, stand_in_key
+from storage_schemas.study_key import StudyKey
 
 _COMPETITION_FOLDER = "train_images"
 
@@ -51,7 +51,7 @@ def guess_layout(source: str) -> Layout:
     folder = open_source(source)
     if folder.is_folder(_COMPETITION_FOLDER):
         return "study"
-    return "study" if any(is_study(name) for name in folder.children()) else "scan"
+    return "study" if any(StudyKey.is_valid(name) for name in folder.children()) else "scan"
 
 
 def _by_folder(objects: list[ObjectInfo], source: str) -> dict[str, list[ObjectInfo]]:
@@ -78,7 +78,8 @@ def _by_header(objects: list[ObjectInfo], folder: ObjectFolder) -> dict[str, lis
             head = folder.get(entry.key, 0, min(entry.size, HEAD_BYTES))
         except OSError:
             head = b""  # whoever wants its pixels will say why
-        return read_study_uid(head) or stand_in_key(folder.url_of(entry.key.rpartition("/")[0]))
+        parent = entry.key.rpartition("/")[0]
+        return read_study_uid(head) or StudyKey.from_url(folder.url_of(parent))
 
     groups: dict[str, list[ObjectInfo]] = {}
     with ThreadPoolExecutor(REQUESTS) as pool:

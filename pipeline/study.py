@@ -41,9 +41,9 @@ from storage_schemas.records import (
     StudyRecord,
     StudyVolumeRecord,
     Vertebra,
-    check_study,
 )
 from storage_schemas.store import OVERVIEW, OVERVIEW_LEVELS, StudyStore
+from storage_schemas.study_key import StudyKey
 
 SALT_VARIABLE = "CSPINE_PATIENT_SALT"
 
@@ -149,7 +149,7 @@ def process_study(
     inputs = _Inputs(listing, config)
     times = {} if times is None else times
     try:
-        study = check_study(listing.study)
+        study = StudyKey(listing.study)
         volume = read_volume(inputs.read(), threads=threads)
         inputs.note_volume(volume)
         check_identity(study, volume.study)
@@ -280,7 +280,7 @@ def _commit(
     digest: Future[str],
 ) -> tuple[StudyRecord, dict[str, bytes]]:
     """Crop, encode and describe; the digest is the whole volume's."""
-    study = listing.study
+    study = listing.key
     cube, affine = overview
     objects = crops.create_group(study, {"cspine": {"schema": crops.SCHEMA, "study": study}})
     block = {"cspine": {"study": study, "affine": affine.tolist()}}

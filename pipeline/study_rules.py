@@ -4,9 +4,10 @@ from collections.abc import Iterable
 
 from storage_schemas.errors import StudyError
 from storage_schemas.records import STORED
+from storage_schemas.study_key import StudyKey
 
 
-def check_identity(study: str, found: str) -> None:
+def check_identity(study: StudyKey, found: str) -> None:
     """Refuse headers of another study than the one asked for; an empty UID is of any.
 
     Raises

@@ -15,6 +15,7 @@ from storage_schemas.errors import CspineError, RunError, StoreError
 from storage_schemas.objects import ObjectFolder
 from storage_schemas.records import STORED, StudyRecord
 from storage_schemas.store import StudyStore
+from storage_schemas.study_key import StudyKey
 
 STUDIES_AT_ONCE = 2
 """Decoding is bound by the processor; more in flight only cost memory."""
@@ -43,7 +44,7 @@ class StudyCheck:
 
 def verify_store(
     store: StudyStore,
-    source: Mapping[str, StudyListing] | None = None,
+    source: Mapping[StudyKey, StudyListing] | None = None,
     cross_check_share: float = 0.0,
 ) -> Iterator[StudyCheck]:
     """Read every array of every study back and compare it with its record.
@@ -51,7 +52,7 @@ def verify_store(
     Parameters
     ----------
     store : StudyStore
-    source : mapping of str to StudyListing, optional
+    source : mapping of StudyKey to StudyListing, optional
         By study key; where given, its objects are fetched and compared too.
     cross_check_share : float
         Share of the source's objects that a second decoder reads as well.
@@ -62,7 +63,7 @@ def verify_store(
         One a record, in the order of the studies.
     """
 
-    def check(study: str) -> StudyCheck:
+    def check(study: StudyKey) -> StudyCheck:
         try:
             record = store.record(study)
         except StoreError as error:

@@ -14,7 +14,7 @@ from typing import Any
 
 from storage_schemas.canonical import canonical_json, sha256_json
 from storage_schemas.errors import StudyError, UsageError
-from storage_schemas.records import check_study
+from storage_schemas.study_key import StudyKey
 from storage_schemas.vertebrae import CERVICAL
 
 SCHEMA = "cspine-localizer/1"
@@ -63,7 +63,7 @@ class LocalizerCard:
     ----------
     size : int
         Voxels along each side of its input; one of `SIZES`.
-    folds : tuple of tuple of str
+    folds : tuple of tuple of StudyKey
         The studies with a mask, in groups that no patient is in two of; each group sorted.
     held_out : int
         The fold that it never saw; it learnt from all others.
@@ -84,7 +84,7 @@ class LocalizerCard:
     """
 
     size: int
-    folds: tuple[tuple[str, ...], ...]
+    folds: tuple[tuple[StudyKey, ...], ...]
     held_out: int
     margin_mm: float
     scores: Mapping[str, LevelScore]
@@ -95,7 +95,7 @@ class LocalizerCard:
     classes: tuple[str, ...] = CLASSES
 
     def __post_init__(self) -> None:
-        studies = [check_study(study) for fold in self.folds for study in fold]
+        studies = [study for fold in self.folds for study in fold]
         if len(studies) != len(set(studies)):
             raise ValueError("a study is in two folds")
         for what, value, holds in (
@@ -116,7 +116,7 @@ class LocalizerCard:
             raise ValueError("it learnt from no study")
 
     @property
-    def training_studies(self) -> tuple[str, ...]:
+    def training_studies(self) -> tuple[StudyKey, ...]:
         """The studies that it learnt from, sorted."""
         learnt = (fold for number, fold in enumerate(self.folds) if number != self.held_out)
         return tuple(sorted(study for fold in learnt for study in fold))
@@ -159,7 +159,9 @@ class LocalizerCard:
             if (schema := fields.pop("schema", None)) != SCHEMA:
                 raise _invalid(f"its card is of schema {schema!r}, not {SCHEMA!r}", key)
             training = fields.pop("training")
-            fields["folds"] = tuple(tuple(fold) for fold in fields["folds"])
+            fields["folds"] = tuple(
+                tuple(StudyKey(study) for study in fold) for fold in fields["folds"]
+            )
             fields["classes"] = tuple(fields["classes"])
             for name in ("scores", "baseline"):
                 fields[name] = {at: LevelScore(**row) for at, row in fields[name].items()}

@@ -7,13 +7,13 @@ how nothing is lost, and how the tables can be rebuilt from records alone.
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
 
 from storage_schemas.canonical import canonical_json, sha256_json
 from storage_schemas.errors import StoreError, StudyError
 from storage_schemas.geometry import StackGeometry
+from storage_schemas.study_key import StudyKey
 
 SCHEMA = "cspine-record/1"
 
@@ -25,33 +25,6 @@ CROPPED = "cropped"
 """The outcome of a vertebra that has a crop."""
 NOT_LOCALIZED = "not-localized"
 """The outcome of a vertebra that nothing has looked for yet; any other outcome is a kind."""
-
-# A DICOM UID (PS3.5 section 9.1). Dots alone would climb out of the store.
-_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-
-
-def is_study(name: str) -> bool:
-    """Whether a name may be a study's key: a UID of at most 64 characters."""
-    return len(name) <= 64 and bool(_UID.fullmatch(name))
-
-
-def check_study(study: str) -> str:
-    """Return the key unchanged, or raise StudyError ``study-key-invalid``."""
-    if not study:
-        raise StudyError("study-key-invalid", "files beside the studies' folders, in none of them")
-    if not is_study(study):
-        shown = study if len(study) <= 80 else f"{study[:77]}..."
-        raise StudyError("study-key-invalid", f"{shown!r} is no DICOM UID of up to 64 characters")
-    return study
-
-
-def stand_in_key(url: str) -> str:
-    """A key for a folder that names no study: 2.25 and a 128-bit number made of its URL.
-
-    That is a valid UID which no scanner's root contains (PS3.5 B.2).
-    """
-    data = url.encode(errors="surrogateescape")
-    return f"2.25.{int.from_bytes(hashlib.sha256(data).digest()[:16], 'big')}"
 
 
 @dataclass(frozen=True)
@@ -198,8 +171,8 @@ class StudyRecord:
 
     Parameters
     ----------
-    study : str
-        StudyInstanceUID; the key of everything.
+    study : StudyKey
+        The StudyInstanceUID, or a stand-in where the source names none.
     patient : str
         Groups studies of one patient: a salted hash of PatientID, else the study itself.
     outcome : {"committed", "quarantined"}
@@ -220,7 +193,7 @@ class StudyRecord:
         Key and SHA-256 of every ``zarr.json`` of the study.
     """
 
-    study: str
+    study: StudyKey
     patient: str
     outcome: Outcome
     config_sha256: str
@@ -253,7 +226,7 @@ class StudyRecord:
         del document["schema"], document["sha256"]
         try:
             return _from_document(document)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, StudyError) as error:
             raise StoreError("record-invalid", f"{error}", key=key) from None
 
 
@@ -271,7 +244,7 @@ class RecordHead:
         The record's digest of itself.
     """
 
-    study: str
+    study: StudyKey
     outcome: Outcome
     kind: str
     reason: str
@@ -286,12 +259,15 @@ class RecordHead:
         document = _parse(data, key)
         try:
             return cls(
+                study=StudyKey(document["study"]),
                 objects=len(document["inputs"]),
                 **{
-                    name.name: document[name.name] for name in fields(cls) if name.name != "objects"
+                    name.name: document[name.name]
+                    for name in fields(cls)
+                    if name.name not in ("study", "objects")
                 },
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, StudyError) as error:
             raise StoreError("record-invalid", f"{error}", key=key) from None
 
 
@@ -330,6 +306,7 @@ def _from_document(document: dict[str, Any]) -> StudyRecord:
         vertebrae=tuple(_vertebra(row) for row in document.pop("vertebrae")),
         arrays=tuple(_array(row) for row in document.pop("arrays")),
         metadata=tuple((key, digest) for key, digest in document.pop("metadata")),
+        study=StudyKey(document.pop("study")),
         **document,
     )
 

@@ -16,7 +16,6 @@ Any fsspec URL will do. Not here: what the objects hold (`crops`, `records`, `ca
 
 import hashlib
 import io
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -33,7 +32,8 @@ from storage_schemas.catalog import check_table
 from storage_schemas.errors import StoreError, UsageError
 from storage_schemas.geometry import StackGeometry
 from storage_schemas.objects import REQUESTS, ObjectFolder
-from storage_schemas.records import RecordHead, StoredArray, StudyRecord, check_study
+from storage_schemas.records import RecordHead, StoredArray, StudyRecord
+from storage_schemas.study_key import StudyKey
 
 Read = TypeVar("Read", StudyRecord, RecordHead)
 
@@ -42,8 +42,7 @@ VOLUMES = "volumes.zarr"
 OVERVIEW = "overview"
 OVERVIEW_LEVELS = "overview_levels"
 _RECORDS = "records"
-# A hidden name is a file that was never finished.
-_RECORD_NAME = re.compile(r"[^./][^/]*\.json")
+_RECORD_END = ".json"
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ class StudyStore:
         objects : mapping of str to bytes
             Keys below ``volumes.zarr``, all of them below the study's own.
         """
-        study = check_study(record.study)
+        study = record.study
         if strays := [key for key in objects if not key.startswith(f"{study}/")]:
             raise ValueError(f"{study} must not write {strays[0]}")
         self.discard(study)
@@ -159,14 +158,19 @@ class StudyStore:
 
     def discard(self, study: str) -> None:
         """Remove a study's record, then whatever is left of its arrays; nothing there is fine."""
-        self.objects.remove(_record_key(study))
-        self.objects.remove(f"{VOLUMES}/{check_study(study)}")
+        key = StudyKey(study)
+        self.objects.remove(_record_key(key))
+        self.objects.remove(f"{VOLUMES}/{key}")
 
-    def studies(self) -> list[str]:
-        """The studies that have a record, committed or quarantined, sorted."""
+    def studies(self) -> list[StudyKey]:
+        """Return the studies that have a record, committed or quarantined, sorted.
+
+        Files below ``records`` that are not named by a study are ignored.
+        """
         keys = self.objects.find(_RECORDS)
-        names = (key.removeprefix(f"{_RECORDS}/") for key in keys)
-        return sorted(name.removesuffix(".json") for name in names if _RECORD_NAME.fullmatch(name))
+        names = (key.removeprefix(f"{_RECORDS}/") for key in keys if key.endswith(_RECORD_END))
+        studies = (name.removesuffix(_RECORD_END) for name in names)
+        return sorted(StudyKey(study) for study in studies if StudyKey.is_valid(study))
 
     def record(self, study: str) -> StudyRecord:
         """Read one record.
@@ -176,7 +180,7 @@ class StudyStore:
         StoreError
             ``record-missing``, ``record-invalid`` or ``schema-unsupported``.
         """
-        key = _record_key(study)
+        key = _record_key(StudyKey(study))
         return _check_study(StudyRecord.from_bytes(self._get_record(key), key), study, key)
 
     def records(self, studies: Iterable[str] | None = None) -> Iterator[StudyRecord]:
@@ -188,7 +192,7 @@ class StudyStore:
     def heads(self) -> Iterator[RecordHead | StoreError]:
         """What resume needs of each record, several in flight; or what is wrong with it."""
 
-        def read(study: str) -> RecordHead | StoreError:
+        def read(study: StudyKey) -> RecordHead | StoreError:
             key = _record_key(study)
             try:
                 return _check_study(RecordHead.from_bytes(self._get_record(key), key), study, key)
@@ -238,7 +242,7 @@ class StudyStore:
         StoreError
             As `read_array`.
         """
-        path = f"{check_study(study)}/{level}"
+        path = f"{StudyKey(study)}/{level}"
         block = self.read_attributes(path).get("cspine", {})
         if block.get("schema") != crops.SCHEMA:
             found = block.get("schema")
@@ -263,7 +267,7 @@ class StudyStore:
 
     def read_overview(self, study: str) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
         """Read the overview and its matrix (4, 4) from (z, y, x) indices to LPS mm."""
-        path = f"{check_study(study)}/{OVERVIEW}"
+        path = f"{StudyKey(study)}/{OVERVIEW}"
         block = self.read_attributes(path).get("cspine", {})
         affine = np.asarray(block.get("affine"), np.float64)
         if affine.shape != (4, 4):
@@ -283,7 +287,7 @@ class StudyStore:
         StoreError
             ``array-missing`` where the study had no mask, else as `read_array`.
         """
-        path = f"{check_study(study)}/{OVERVIEW_LEVELS}"
+        path = f"{StudyKey(study)}/{OVERVIEW_LEVELS}"
         return self.read_array(path).astype(np.uint8, copy=False)
 
     def read_attributes(self, path: str) -> dict[str, Any]:
@@ -382,8 +386,8 @@ def _check_study(record: Read, study: str, key: str) -> Read:
     return record
 
 
-def _record_key(study: str) -> str:
-    return f"{_RECORDS}/{check_study(study)}.json"
+def _record_key(study: StudyKey) -> str:
+    return f"{_RECORDS}/{study}{_RECORD_END}"
 
 
 def _table_key(name: str) -> str:

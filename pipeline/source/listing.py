@@ -11,7 +11,7 @@ from typing import Any
 from storage_schemas.canonical import sha256_json
 from storage_schemas.errors import RunError, UsageError
 from storage_schemas.objects import ObjectFolder, as_text
-from storage_schemas.records import is_study, stand_in_key
+from storage_schemas.study_key import StudyKey
 
 HEAD_BYTES = 1 << 16
 """Bytes of a file that are read for its header; nearly every CT header fits. A reader that needs
@@ -59,9 +59,11 @@ class StudyListing:
     mask: ObjectInfo | None = None
 
     @property
-    def key(self) -> str:
+    def key(self) -> StudyKey:
         """The study's key in the store; a stand-in where the folder's name is no UID."""
-        return self.study if is_study(self.study) else stand_in_key(f"{self.root}/{self.study}")
+        if StudyKey.is_valid(self.study):
+            return StudyKey(self.study)
+        return StudyKey.from_url(f"{self.root}/{self.study}")
 
     def shown_key(self, key: str, *, hashed: bool) -> str:
         """An object's key as it stands in records: as text, or as a digest of its URL."""

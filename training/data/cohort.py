@@ -15,6 +15,7 @@ from storage_schemas.crops import ArrayLayout
 from storage_schemas.errors import UsageError
 from storage_schemas.records import CROPPED
 from storage_schemas.store import StudyStore
+from storage_schemas.study_key import StudyKey
 from storage_schemas.vertebrae import CERVICAL, LABEL_COLUMNS
 
 Rectangle = tuple[float, float, float, float]
@@ -26,7 +27,8 @@ class Vertebra:
 
     Parameters
     ----------
-    study, level : str
+    study : StudyKey
+    level : str
     shape : tuple of int
         (z, y, x) of the crop.
     spacing_mm : tuple of float
@@ -41,7 +43,7 @@ class Vertebra:
         Whether its mask is stored.
     """
 
-    study: str
+    study: StudyKey
     level: str
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
@@ -86,14 +88,15 @@ class Study:
 
     Parameters
     ----------
-    study, patient, scanner : str
+    study : StudyKey
+    patient, scanner : str
     labels : tuple of int, or None
         The eight targets in the order of `LABEL_COLUMNS`; None where any is unknown.
     vertebrae : tuple of Vertebra
         Those of C1 to C7 that have a crop.
     """
 
-    study: str
+    study: StudyKey
     patient: str
     scanner: str
     labels: tuple[int, ...] | None
@@ -119,7 +122,7 @@ def read_cohort(store: StudyStore) -> tuple[Study, ...]:
     )
     studies = [
         Study(
-            study=row["study"],
+            study=StudyKey(row["study"]),
             patient=row["patient"],
             scanner=row["scanner"] or "",
             labels=_labels(row),
@@ -165,7 +168,7 @@ def _read_vertebrae(store: StudyStore) -> dict[str, list[Vertebra]]:
         z, y, x = (row[f"{axis}1"] - row[f"{axis}0"] for axis in "zyx")
         known = seen.get((row["study"], row["level"]), {})
         vertebra = Vertebra(
-            study=row["study"],
+            study=StudyKey(row["study"]),
             level=row["level"],
             shape=(z, y, x),
             spacing_mm=(row["spacing_z_mm"], row["spacing_y_mm"], row["spacing_x_mm"]),

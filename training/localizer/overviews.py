@@ -22,6 +22,7 @@ from storage_schemas.errors import StoreError, UsageError
 from storage_schemas.localizer_card import CLASSES
 from storage_schemas.objects import for_each
 from storage_schemas.store import StudyStore
+from storage_schemas.study_key import StudyKey
 from training.localizer.config import CubeAugmentConfig
 
 
@@ -31,10 +32,11 @@ class MaskedStudy:
 
     Parameters
     ----------
-    study, patient, scanner : str
+    study : StudyKey
+    patient, scanner : str
     """
 
-    study: str
+    study: StudyKey
     patient: str
     scanner: str
 
@@ -71,7 +73,7 @@ def read_masked(store: StudyStore) -> tuple[MaskedStudy, ...]:
     """
     table = store.read_table("studies").select(["study", "patient", "scanner", "overview_levels"])
     studies = [
-        MaskedStudy(row["study"], row["patient"], row["scanner"] or "")
+        MaskedStudy(StudyKey(row["study"]), row["patient"], row["scanner"] or "")
         for row in table.to_pylist()
         if row["overview_levels"]
     ]
@@ -83,7 +85,7 @@ def read_masked(store: StudyStore) -> tuple[MaskedStudy, ...]:
 
 def deal_folds(
     studies: Sequence[MaskedStudy], folds: int, seed: int
-) -> tuple[tuple[str, ...], ...]:
+) -> tuple[tuple[StudyKey, ...], ...]:
     """Deal the studies into folds, all of a patient into one, each scanner's evenly.
 
     Raises

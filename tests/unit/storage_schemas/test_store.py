@@ -175,6 +175,15 @@ def test_a_record_under_another_study_is_refused(store: StudyStore) -> None:
         store.record("9.9")
 
 
+def test_a_file_beside_the_records_is_no_study(store: StudyStore) -> None:
+    record, _, _ = filled(store)
+    records = Path(store.objects.root) / "records"
+    for name in ("notes.json", ".1.2.9.json.71.partial", "1.2.9.txt", "1.2.9"):
+        (records / name).write_bytes(b"{}")
+    assert store.studies() == [STUDY]
+    assert list(store.records()) == [record]
+
+
 def test_a_place_without_a_store_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="store-not-found"):
         StudyStore.open(str(tmp_path))
