@@ -20,7 +20,7 @@ from training.evaluation.blend import blend
 from training.evaluation.members import read_members
 from training.metrics.calibration import fit_calibration
 from training.metrics.competition import competition_loss
-from training.rounds.folds import known_predictions
+from training.rounds.folds import known_predictions, put_folds_together
 from training.rounds.validation import Verdict
 from training.runs import RunFolder
 
@@ -80,7 +80,7 @@ def write_folds(path: Path, folds: int = 3, **options: Any) -> RunFolder:
     for number, name in enumerate(names, start=1):
         split = replace(SHARES, folds=folds, fold=number)
         write_run(path / name, split=split, **options)
-    blending.put_folds_together(run, names, STUDIES)
+    put_folds_together(run, names, STUDIES)
     return run
 
 
