@@ -16,7 +16,7 @@ from storage_schemas.records import (
     Vertebra,
 )
 
-FROZEN = Path(__file__).parents[3] / "data" / "record.json"
+FROZEN = Path(__file__).parents[2] / "data" / "record.json"
 
 
 def example() -> StudyRecord:
