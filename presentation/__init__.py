@@ -1,5 +1,5 @@
-"""What people see of both command lines: progress, messages, tables, pages and figures.
+"""Output of both command lines: progress, messages, tables, HTML pages and figures.
 
-Not for what is shown: this package knows neither studies nor models, only text and numbers that it
-is given.
+Not for their content: this package has no knowledge of studies or models, it formats the text and
+numbers that it is given.
 """

@@ -1,4 +1,4 @@
-"""Figures for pages: SVG that takes its ink and its typeface from the page, light or dark."""
+"""SVG figures for HTML pages, which inherit the text colour and the typeface of the page."""
 
 import io
 import re
@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY = "#3d8fd1", "#e08a00", "#2a9d77", "#8b95a0"
-"""Told apart on light and on dark paper, and by people who see few colours."""
+"""Colours that can be told apart on light and dark backgrounds and with colour blindness."""
 INK = "#010203"
-"""A colour that nobody would choose, exchanged for the page's own."""
+"""Placeholder that `svg_of` replaces with ``currentColor``."""
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "cspine",
     "svg.fonttype": "none",
@@ -33,13 +33,19 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def page_style() -> Iterator[None]:
-    """Draw as pages do."""
+    """Apply the style of the pages' figures to matplotlib, as a context manager."""
     with matplotlib.rc_context(_STYLE):
         yield
 
 
 def new_figure(width: float = 6.4, height: float = 3.2) -> tuple[Figure, Axes]:
-    """An empty figure without paper; sizes in inches."""
+    """Create an empty figure with a transparent background.
+
+    Parameters
+    ----------
+    width, height : float
+        Size of the figure in inches.
+    """
     figure = Figure((width, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.subplots()
@@ -48,16 +54,23 @@ def new_figure(width: float = 6.4, height: float = 3.2) -> tuple[Figure, Axes]:
 
 
 def svg_of(figure: Figure, name: str) -> str:
-    """The figure as an SVG element whose ids begin with `name`.
+    """Convert a figure to an SVG element for an HTML page.
 
-    The same figure gives the same text.
+    Equal figures give equal text.
+
+    Parameters
+    ----------
+    figure : Figure
+        Figure to convert.
+    name : str
+        Prefix of the ids in the element, unique on the page.
     """
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
-    # Inside HTML, SVG needs no names of its own.
+    # SVG in HTML needs no XML namespaces.
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text).replace("xlink:href", "href")
     text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
     # The page sets the size and the typeface.

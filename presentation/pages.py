@@ -1,7 +1,7 @@
-"""What all HTML pages share: one frame, one style sheet, numbers for people.
+"""Jinja environment of all HTML pages: layout, style sheet and number formats.
 
-A page is one file that refers to nothing outside of it. Its frame is ``templates/page.html.j2``,
-its look ``templates/style.css``; each package has templates of its own that fill them.
+A page is one self-contained file. ``templates/page.html.j2`` is its layout and
+``templates/style.css`` its style; the packages extend them with templates of their own.
 """
 
 import jinja2
@@ -10,7 +10,13 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def page_templates(package: str) -> jinja2.Environment:
-    """The templates of a package, which may extend and include those here."""
+    """Return the Jinja environment of a package, whose templates may extend those of this one.
+
+    Parameters
+    ----------
+    package : str
+        Package that has ``report/templates``.
+    """
     environment = jinja2.Environment(
         loader=jinja2.ChoiceLoader(
             [jinja2.PackageLoader(f"{package}.report"), jinja2.PackageLoader("presentation")]
@@ -20,20 +26,24 @@ def page_templates(package: str) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": lambda n: f"{n:,}", "bytes": bytes_told, "time": time_told}
+    environment.filters |= {
+        "number": lambda n: f"{n:,}",
+        "bytes": format_bytes,
+        "time": format_duration,
+    }
     return environment
 
 
-def bytes_told(size: float) -> str:
-    """A number of bytes for people, in decimal units."""
+def format_bytes(size: float) -> str:
+    """Format a number of bytes with a decimal unit, such as ``1.5 GB``."""
     unit = 0
     while size >= 1000 and unit < len(_UNITS) - 1:
         size, unit = size / 1000, unit + 1
     return f"{size:.3g} {_UNITS[unit]}"
 
 
-def time_told(seconds: float) -> str:
-    """A duration for people."""
+def format_duration(seconds: float) -> str:
+    """Format a duration, such as ``12 min 05 s``."""
     if seconds < 100:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

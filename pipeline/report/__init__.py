@@ -1,4 +1,4 @@
-"""The HTML report of a store: counts, quarantine, plots and pictures.
+"""HTML report of a store: counts, quarantine, plots and pictures.
 
-Not for processing: everything here is read from a finished store.
+Not for processing: everything here reads a finished store and writes nothing to it.
 """

@@ -1,7 +1,6 @@
-"""Which studies a report shows with pictures, and these pictures.
+"""Choose the studies of a report's gallery and draw them.
 
-Not here: how a picture is made (`pipeline.report.pictures`), or the page around it
-(`pipeline.report.page`).
+Not here: drawing one picture (`pipeline.report.pictures`), and the page (`pipeline.report.page`).
 """
 
 from collections import Counter
@@ -17,45 +16,51 @@ from storage_schemas.store import StudyStore
 Choice = tuple[StudyFacts, tuple[str, ...]]
 
 STUDIES_AT_ONCE = 4
-"""Each is read with several requests and held only while it is drawn."""
+"""Studies that are read and drawn concurrently."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """One study with its pictures.
+    """A study of the gallery with its pictures.
 
     Parameters
     ----------
     facts : StudyFacts
-    shows : tuple of str
-        What it is an example of; empty where it was next in line.
+        Summary of the study.
+    traits : tuple of str
+        Traits that the study is an example of; empty where it only fills up the gallery.
     cuts : tuple of Cut
+        Sagittal and coronal cut of the overview.
     crops : tuple of CropPicture
+        One picture per crop.
     damage : str
-        Why pictures are missing; empty where none is.
+        Message of the error that prevented a picture; empty without one.
     """
 
     facts: StudyFacts
-    shows: tuple[str, ...]
+    traits: tuple[str, ...]
     cuts: tuple[Cut, ...] = ()
     crops: tuple[CropPicture, ...] = ()
     damage: str = ""
 
 
 def choose_studies(committed: Sequence[StudyFacts], count: int) -> list[Choice]:
-    """Choose studies to show: one of each thing that occurs, then the first ones.
+    """Choose studies to show: one example of each trait, then the first ones by key.
+
+    A trait is a geometry class other than ``regular``, a kind of refused object, or an outcome of a
+    level without a crop.
 
     Parameters
     ----------
     committed : sequence of StudyFacts
-        By key.
+        Committed studies, sorted by key.
     count : int
-        How many, at most.
+        Maximum number of studies.
 
     Returns
     -------
     list of (StudyFacts, tuple of str)
-        By key; with what each is an example of.
+        Chosen studies, sorted by key, each with the traits that it is an example of.
     """
     chosen: dict[str, tuple[StudyFacts, list[str]]] = {}
     examples: dict[str, StudyFacts] = {}
@@ -64,7 +69,7 @@ def choose_studies(committed: Sequence[StudyFacts], count: int) -> list[Choice]:
         for trait in _traits(facts):
             examples.setdefault(trait, facts)
             holders[trait] += 1
-    # The rare first: what many studies show, one of these will show anyway.
+    # Rare traits first: their studies usually have the common traits too.
     for trait in sorted(holders, key=lambda trait: (holders[trait], trait)):
         facts = examples[trait]
         if facts.study in chosen:
@@ -79,21 +84,36 @@ def choose_studies(committed: Sequence[StudyFacts], count: int) -> list[Choice]:
 
 
 def _traits(facts: StudyFacts) -> Iterator[str]:
-    yield from {facts.geometry, *facts.refusals, *facts.lacking} - {"regular"}
+    yield from {facts.geometry, *facts.refusals, *facts.missing_outcomes} - {"regular"}
 
 
 def draw_cards(store: StudyStore, chosen: Sequence[Choice], *, strips: bool) -> Iterator[Card]:
-    """Draw studies, a few at once, in the order given; damage takes the place of pictures."""
+    """Draw studies, `STUDIES_AT_ONCE` concurrently.
+
+    Parameters
+    ----------
+    store : StudyStore
+        Store that holds the studies.
+    chosen : sequence of (StudyFacts, tuple of str)
+        Studies to draw, from `choose_studies`.
+    strips : bool
+        Whether to draw the slices of each crop as well.
+
+    Yields
+    ------
+    Card
+        One card per study, in the order given; a damaged study has its error instead of pictures.
+    """
 
     def draw(entry: Choice) -> Card:
-        facts, shows = entry
+        facts, traits = entry
         cuts: tuple[Cut, ...] = ()
         try:
             record = store.record(facts.study)
             cuts = cut_overview(*store.read_overview(facts.study), record)
-            return Card(facts, shows, cuts, draw_crops(store, record, strips=strips))
+            return Card(facts, traits, cuts, draw_crops(store, record, strips=strips))
         except StoreError as error:
-            return Card(facts, shows, cuts, damage=str(error))
+            return Card(facts, traits, cuts, damage=str(error))
 
     with ThreadPoolExecutor(STUDIES_AT_ONCE) as pool:
         yield from pool.map(draw, chosen)

@@ -1,4 +1,4 @@
-"""How Hounsfield units are spread over a store, from a bounded sample of it."""
+"""Distribution of Hounsfield units over a bounded sample of a store."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,25 +11,28 @@ from storage_schemas.errors import StoreError
 from storage_schemas.store import StudyStore
 
 HU_EDGES = np.arange(-1040, 2041, 20)
-"""Bins; what lies beyond counts in the outer ones."""
+"""Bin edges in HU; values outside are counted in the first and the last bin."""
 STUDIES = 40
-"""Sampled, at most, evenly over the keys; of each its overview and one of its crops."""
+"""Maximum size of the sample, spaced evenly over the sorted keys.
+
+The overview and one crop of each study are read.
+"""
 
 
 @dataclass(frozen=True)
 class HuHistogram:
-    """Voxels in each bin of `HU_EDGES`.
+    """Number of voxels in each bin of `HU_EDGES`.
 
     Parameters
     ----------
     studies : int
-        Sampled.
+        Number of studies in the sample.
     overview : ndarray, shape (bins,), int64
-        Of whole studies, as their overviews show them.
+        Voxel counts of the overviews.
     vertebrae : ndarray, shape (bins,), int64
-        Inside masks.
+        Voxel counts inside the masks of the crops.
     damaged : int
-        Studies of the sample that could not be read.
+        Number of sampled studies that could not be read.
     """
 
     studies: int
@@ -39,7 +42,15 @@ class HuHistogram:
 
 
 def sample_hu(store: StudyStore, committed: Sequence[StudyFacts]) -> HuHistogram:
-    """Count the HU of a sample of the committed studies."""
+    """Count the HU of a sample of the committed studies.
+
+    Parameters
+    ----------
+    store : StudyStore
+        Store that holds the studies.
+    committed : sequence of StudyFacts
+        Committed studies, sorted by key.
+    """
     overview = vertebrae = np.zeros(len(HU_EDGES) - 1, np.int64)
     places = np.unique(np.linspace(0, len(committed) - 1, min(len(committed), STUDIES)).astype(int))
     damaged = 0
@@ -48,7 +59,7 @@ def sample_hu(store: StudyStore, committed: Sequence[StudyFacts]) -> HuHistogram
         try:
             overview = overview + _count(store.read_overview(facts.study)[0])
             if facts.levels:
-                # Another level each time, so that all of them are in the sample.
+                # The level changes from study to study, so that the sample holds all of them.
                 crop = store.read_crop(facts.study, facts.levels[number % len(facts.levels)])
                 if crop.mask is not None:
                     vertebrae = vertebrae + _count(crop.hu[crop.mask > 0])

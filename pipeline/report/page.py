@@ -1,8 +1,8 @@
-"""Self-contained HTML about a store: what went in, what came out, and how it looks.
+"""Render the HTML report of a store.
 
-One page holds the counts and a gallery of some studies whose slices can be scrolled; where asked,
-further pages hold the pictures of every study. No page refers to anything outside of it but to its
-neighbours. Not here: counting (`pipeline.report.tally`), choosing and drawing
+The report has the counts and a gallery of studies whose slices can be scrolled; optional further
+pages have the pictures of every study. The pages load no external resource and link only to each
+other. Not here: counting (`pipeline.report.tally`), choosing and drawing studies
 (`pipeline.report.gallery`).
 """
 
@@ -23,11 +23,11 @@ from presentation.pages import page_templates
 from storage_schemas.store import StudyStore
 
 STRIP_BYTES = 10_000_000
-"""Of slices to scroll in a report; studies beyond are shown without."""
+"""Budget for the scrollable slices of a report; studies beyond it are shown without them."""
 PAGE = 50
-"""Studies on each further page; each adds 50 kB."""
+"""Number of studies on each further page, of about 50 kB each."""
 _RUNS = 20
-"""Of the latest runs, so many are listed."""
+"""Maximum number of runs in the table of runs."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,11 @@ class Page:
     Parameters
     ----------
     name : str
-        Path of its file, beside the report's own.
+        File name, relative to the folder of the report.
     html : str
+        Text of the document.
     damaged : tuple of str
-        What could not be drawn, one line each.
+        Messages of the errors that prevented a picture.
     """
 
     name: str
@@ -56,25 +57,25 @@ def render_report(
     pages: str | None = None,
     source: str | None = None,
 ) -> Iterator[Page]:
-    """Make the report, and where asked a page for every `PAGE` studies.
+    """Render the report, and optionally one further page per `PAGE` studies.
 
     Parameters
     ----------
     store : StudyStore
-        Read only.
+        Store to report on; it is only read.
     gallery : int
-        Studies in the report itself: one of each kind that occurs, then the first ones by key.
+        Number of studies in the gallery, chosen by `pipeline.report.gallery.choose_studies`.
     name : str
-        The report's file name, to which the further pages refer.
+        File name of the report, which the further pages link to.
     pages : str, optional
-        Name of the folder of the further pages, beside the report; None makes none.
+        Name of the folder of the further pages, beside the report; None renders none.
     source : str, optional
-        URL below which the objects' keys lie, for links to them.
+        URL of the source, for links to refused objects.
 
     Yields
     ------
     Page
-        The report first.
+        The report first, then the further pages.
     """
     counts = tally_store(store)
     committed = counts.committed
@@ -112,7 +113,7 @@ def render_report(
 
 
 def _readers(counts: StoreTally) -> list[tuple[str, str, int]]:
-    """Transfer syntax, decoder and objects, the most first."""
+    """Transfer syntax, decoder and number of objects, in descending order of the number."""
     return [
         (UID(syntax).keyword or syntax, decoder, objects)
         for (syntax, decoder), objects in counts.stored.most_common()
@@ -120,23 +121,23 @@ def _readers(counts: StoreTally) -> list[tuple[str, str, int]]:
 
 
 def _extents(committed: Sequence[StudyFacts]) -> list[tuple[str, list[str]]]:
-    """Least, median and greatest size of the volumes and their voxels."""
+    """Minimum, median and maximum size of the volumes and of their voxels."""
     columns: dict[str, tuple[str, list[float]]] = {
         "slices": ("{:,.0f}", [facts.shape[0] for facts in committed]),
         "rows": ("{:,.0f}", [facts.shape[1] for facts in committed]),
         "columns": ("{:,.0f}", [facts.shape[2] for facts in committed]),
-        "slice distance, mm": ("{:.2f}", [facts.spacing[0] for facts in committed]),
-        "pixel size, mm": ("{:.3f}", [facts.spacing[1] for facts in committed]),
+        "slice spacing, mm": ("{:.2f}", [facts.spacing[0] for facts in committed]),
+        "pixel spacing, mm": ("{:.3f}", [facts.spacing[1] for facts in committed]),
     }
     return [
-        (name, [form.format(mark) for mark in (min(values), median_low(values), max(values))])
+        (name, [form.format(value) for value in (min(values), median_low(values), max(values))])
         for name, (form, values) in columns.items()
         if values
     ]
 
 
 def _runs(store: StudyStore, counts: StoreTally) -> dict[str, Any]:
-    """The latest runs, the plot of the largest of them, and what failed and is still to do."""
+    """The latest runs, the throughput of the largest one, and the studies that failed."""
     runs = read_runs(store)
     recorded = {facts.study for facts in counts.studies}
     last = {row.study: row for run in runs for row in run.rows}
@@ -186,7 +187,7 @@ def _plots(store: StudyStore, counts: StoreTally) -> dict[str, Any]:
 
 
 def _viewers(cards: Sequence[Card]) -> list[list[dict[str, Any]]]:
-    """What the page's script needs of each card, until `STRIP_BYTES` are spent; then nothing."""
+    """Data of the page's script for each card; empty for the cards beyond `STRIP_BYTES`."""
     viewers, spent = [], 0
     for card in cards:
         strips = [(crop, crop.strip) for crop in card.crops if crop.strip]

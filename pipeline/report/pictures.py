@@ -1,8 +1,8 @@
-"""Pictures of studies for people: cuts through the overview, and the slices of each crop.
+"""Draw pictures of a study: cuts through the overview, and the slices of each crop.
 
-Everything is grey JPEG as a data URL, and lines are numbers for the page to draw, so that a picture
-costs a few kilobytes. Not here: which studies are shown (`pipeline.report.gallery`), plots of
-numbers (`pipeline.report.plots`).
+Images are grey JPEG files as data URLs, and boxes are coordinates that the page draws as SVG, so a
+picture takes a few kilobytes. Not here: which studies are shown (`pipeline.report.gallery`), plots
+of numbers (`pipeline.report.plots`).
 """
 
 import base64
@@ -19,24 +19,33 @@ from storage_schemas.records import CROPPED, StudyRecord
 from storage_schemas.store import Crop, StudyStore
 
 WINDOWS = {"bone": (500.0, 1800.0), "soft tissue": (50.0, 400.0)}
-"""Level and width in HU; usual windows for the cervical spine."""
+"""Level and width of the display windows in HU; usual ones for the cervical spine."""
 GREYS = ((-1024, 0), (-300, 24), (400, 184), (2000, 255))
-"""How HU become the 256 greys of a slice that can be windowed later: joints of a broken line.
+"""Knots (HU, grey level) of the piecewise linear map that stores HU in 256 grey levels.
 
-Fine steps of 4 HU where soft tissue lies, coarse ones where no window can tell.
+The page applies a window to these grey levels. A grey level is about 4 HU wide for soft tissue, and
+wider where the windows need less resolution.
 """
 THUMBNAIL, SIDE, SLICES = 112, 176, 24
-"""Longest side of a thumbnail and of a slice in pixels, and slices of a crop, at most."""
+"""Maximum side of a thumbnail and of a slice in pixels, and maximum number of slices per crop."""
 _BLOCK = 8
-# A window makes the codec's errors four times larger.
+# A window magnifies compression errors up to four times.
 _STRIP_QUALITY = 88
-# Seven colours that stay apart for colour-blind readers (after Okabe and Ito, 2008), on black.
+# Seven colours that colour-blind readers can tell apart (after Okabe and Ito, 2008), on black.
 COLOURS = ("#e69f00", "#56b4e9", "#2fbf95", "#f0e442", "#ff7a3d", "#cc79a7", "#ffffff")
 
 
 @dataclass(frozen=True)
 class Box:
-    """A crop on a cut, in mm from the picture's upper left corner."""
+    """Box of a crop on a cut.
+
+    Parameters
+    ----------
+    level, colour : str
+        Vertebral level, and the CSS colour of its box.
+    x, y, width, height : float
+        Rectangle in mm; the origin is the upper left corner of the picture.
+    """
 
     level: str
     colour: str
@@ -56,10 +65,11 @@ class Cut:
         ``sagittal`` (the face looks to the left) or ``coronal`` (the patient's right is on the
         left); the head is on top.
     image : str
-        Data URL.
+        Data URL of the picture.
     width, height : float
-        mm.
+        Size of the picture in mm.
     boxes : tuple of Box
+        Boxes of the crops, from head to feet.
     """
 
     name: str
@@ -71,20 +81,20 @@ class Cut:
 
 @dataclass(frozen=True)
 class SliceStrip:
-    """The slices of a crop below one another in one image, in the greys of `GREYS`.
+    """The slices of a crop stacked vertically in one image, in the grey levels of `GREYS`.
 
     Parameters
     ----------
     image : str
-        Data URL.
+        Data URL of the image.
     outline : str or None
         Data URL of the mask's outline on the same pixels; None without a mask.
     columns, rows : int
-        Pixels of a slice, square in mm.
+        Size of a slice in pixels; pixels are square in mm.
     stride : int
-        Rows from one slice to the next.
+        Number of rows from one slice to the next.
     shown : tuple of int
-        Which slices of the crop these are, from the feet.
+        Indices of these slices in the crop, ascending from feet to head.
     """
 
     image: str
@@ -97,20 +107,20 @@ class SliceStrip:
 
 @dataclass(frozen=True)
 class CropPicture:
-    """One vertebra.
+    """Picture of one crop.
 
     Parameters
     ----------
     level, colour : str
-        The colour is that of its box.
+        Vertebral level, and the CSS colour of its box.
     slices : int
-        Of the crop.
+        Number of slices of the crop.
     middle : int
-        The slice in which the mask is largest.
+        Index of the slice with the largest mask area.
     thumbnail : str
         Data URL of the middle slice in the bone window.
     strip : SliceStrip or None
-        For scrolling; None where nobody asked.
+        Slices to scroll through; None where they were not requested.
     """
 
     level: str
@@ -124,22 +134,28 @@ class CropPicture:
 def cut_overview(
     cube: NDArray[np.int16], affine: NDArray[np.float64], record: StudyRecord
 ) -> tuple[Cut, Cut]:
-    """Cut an overview through its vertebral bodies, sagittally and coronally.
+    """Draw a sagittal and a coronal cut of an overview through the vertebral bodies.
 
     Parameters
     ----------
     cube : ndarray, shape (z, y, x), int16, HU
+        Overview of the study.
     affine : ndarray, shape (4, 4)
-        From (z, y, x) indices to LPS mm.
+        Matrix from homogeneous (z, y, x) indices of the cube to LPS mm.
     record : StudyRecord
-        Of the same study; its crops are the boxes.
+        Record of the study, which has the boxes of the crops.
+
+    Returns
+    -------
+    tuple of Cut
+        The sagittal and the coronal cut.
     """
     boxes = _boxes_in_cube(record, affine)
     middle = np.array(cube.shape) // 2
     if boxes:
-        # Through the bodies, which fill the front of the boxes, and the midline.
-        into = np.array([0.5, 0.3, 0.5])
-        middle = np.mean([low + into * (high - low) for _, low, high in boxes], axis=0).astype(int)
+        # The midline, at the height of the bodies, which fill the front of the boxes.
+        share = np.array([0.5, 0.3, 0.5])
+        middle = np.mean([low + share * (high - low) for _, low, high in boxes], axis=0).astype(int)
         middle = middle.clip(0, np.array(cube.shape) - 1)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     return (
@@ -161,8 +177,8 @@ def _cut(
         # Voxel k reaches from k - 1/2 to k + 1/2, and z runs upwards.
         x, top = (low[across] + 0.5) * spacing[across], height - (high[0] + 0.5) * spacing[0]
         size = (high - low) * spacing
-        place = (round(float(v), 1) for v in (x, top, size[across], size[0]))
-        drawn.append(Box(level, colour, *place))
+        rectangle = (round(float(v), 1) for v in (x, top, size[across], size[0]))
+        drawn.append(Box(level, colour, *rectangle))
     picture = Image.fromarray(_windowed(image[::-1].astype(np.float32)))
     return Cut(name, _jpeg(picture), image.shape[1] * float(spacing[across]), height, tuple(drawn))
 
@@ -170,12 +186,21 @@ def _cut(
 def draw_crops(
     store: StudyStore, record: StudyRecord, *, strips: bool = False
 ) -> tuple[CropPicture, ...]:
-    """Draw each crop of a study; `strips` asks for its slices too.
+    """Draw each crop of a study.
+
+    Parameters
+    ----------
+    store : StudyStore
+        Store that holds the study.
+    record : StudyRecord
+        Record of the study.
+    strips : bool
+        Whether to draw the slices of each crop as well.
 
     Raises
     ------
     StoreError
-        Of a crop that is missing or damaged.
+        ``array-missing``, ``array-damaged`` and others where a crop cannot be read.
     """
     levels = [vertebra.level for vertebra in record.vertebrae if vertebra.outcome == CROPPED]
     return tuple(
@@ -207,10 +232,10 @@ def _draw_crop(level: str, colour: str, crop: Crop, slices: int) -> CropPicture:
 
 def _strip(crop: Crop, size_mm: tuple[float, float], slices: int) -> SliceStrip:
     shown = np.unique(np.linspace(0, len(crop.hu) - 1, min(len(crop.hu), slices)).astype(int))
-    # Square pixels, no smaller than the stored ones.
+    # Square pixels, at least as large as the stored ones.
     pixel = max(max(size_mm) / SIDE, *crop.geometry.pixel_spacing)
     rows, columns = (max(1, round(mm / pixel)) for mm in size_mm)
-    # Whole JPEG blocks, so that no slice bleeds into the next.
+    # A multiple of the JPEG block size, so that compression does not mix slices.
     stride = -(-rows // _BLOCK) * _BLOCK
     below = ((0, stride - rows), (0, 0))
     greys = [np.pad(_grey(_resized(crop.hu[z], rows, columns)), below, "edge") for z in shown]
@@ -239,7 +264,7 @@ def _resized(
 def _boxes_in_cube(
     record: StudyRecord, affine: NDArray[np.float64]
 ) -> list[tuple[str, NDArray[np.float64], NDArray[np.float64]]]:
-    """Each crop's level and its least and greatest (z, y, x) in the cube."""
+    """Level of each crop, and its minimum and maximum (z, y, x) in the cube."""
     if record.volume is None:
         return []
     inverse = np.linalg.inv(affine)

@@ -1,4 +1,4 @@
-"""Plots of numbers for the report."""
+"""Plots of the report: HU, mean HU of the vertebrae, and throughput."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,11 +10,17 @@ from pipeline.runlog import LoggedRun
 from presentation.figures import BLUE, INK, ORANGE, new_figure, page_style, svg_of
 
 BINS = 60
-"""Points along the throughput of a run."""
+"""Number of time bins in the plot of a run's throughput."""
 
 
 def plot_hu(counts: Mapping[str, NDArray[np.int64]]) -> str:
-    """The share of voxels at each HU, a line for each name, on a logarithmic scale."""
+    """Plot histograms of HU on a logarithmic scale.
+
+    Parameters
+    ----------
+    counts : mapping of str to ndarray, shape (bins,), int64
+        Voxels in each bin of `pipeline.report.histogram.HU_EDGES`, by the name of the curve.
+    """
     with page_style():
         figure, axes = new_figure()
         for (name, voxels), colour in zip(counts.items(), (BLUE, ORANGE), strict=False):
@@ -30,7 +36,13 @@ def plot_hu(counts: Mapping[str, NDArray[np.int64]]) -> str:
 
 
 def plot_mean_hu(values: Mapping[str, Sequence[float]]) -> str:
-    """The mean HU inside each mask, a box for each level: a mask off the bone is an outlier."""
+    """Plot the mean HU inside the masks, one box per level; outliers are misplaced masks.
+
+    Parameters
+    ----------
+    values : mapping of str to sequence of float
+        Mean HU of each vertebra, by level.
+    """
     with page_style():
         figure, axes = new_figure()
         axes.boxplot(
@@ -49,7 +61,7 @@ def plot_mean_hu(values: Mapping[str, Sequence[float]]) -> str:
 
 
 def plot_throughput(run: LoggedRun) -> str:
-    """Slices a second along a run."""
+    """Plot the slices per second of a run over time."""
     with page_style():
         figure, axes = new_figure()
         edges, rates = run.rates(BINS)
@@ -61,7 +73,7 @@ def plot_throughput(run: LoggedRun) -> str:
         axes.stairs(rates, edges / unit, color=BLUE, linewidth=1.2)
         axes.axhline(mean, color=ORANGE, linewidth=1, linestyle="--", label=f"mean {mean:,.0f}")
         axes.set_xlabel(f"{name} since the start")
-        axes.set_ylabel("slices a second")
+        axes.set_ylabel("slices per second")
         axes.set_ylim(bottom=0)
         axes.legend()
         return svg_of(figure, "throughput")

@@ -1,8 +1,7 @@
-"""What a store holds, counted in one pass over its records; nothing of a record is kept but counts.
+"""Count the contents of a store in one pass over its records.
 
-The sums hold by construction, and tests compare them with the records: studies are committed,
-quarantined, failed or of a damaged record; objects are stored or refused. Not here: how it looks
-(`pipeline.report.page`).
+The sums are complete: each study is committed, quarantined, failed or has a damaged record, and
+each object is stored or refused. Not here: rendering (`pipeline.report.page`).
 """
 
 from collections import Counter
@@ -14,33 +13,33 @@ from storage_schemas.records import CROPPED, STORED, StudyRecord
 from storage_schemas.store import StudyStore
 
 LISTED = 100
-"""Refused objects that are listed of each kind; the quarantine table holds all of them."""
+"""Maximum number of refused objects listed per kind; the quarantine table holds all of them."""
 
 
 @dataclass(frozen=True)
 class StudyFacts:
-    """One study in a line.
+    """Summary of one study.
 
     Parameters
     ----------
     study, outcome, kind, reason : str
-        As in the record.
+        Fields of the record.
     objects, refused : int
-        Listed in the source, and of these in quarantine.
+        Number of objects listed in the source, and number of those in quarantine.
     refusals : tuple of str
-        Kinds under which objects of a committed study stand in quarantine, sorted.
+        Kinds of the refused objects of a committed study, sorted.
     shape : tuple of int
-        (z, y, x); zeros where there is no volume.
+        Shape of the volume (z, y, x); zeros without a volume.
     spacing : tuple of float
-        mm, (z, y, x).
+        Voxel spacing of the volume in mm, (z, y, x).
     geometry : str
-        Classes, joined by "+".
+        Geometry classes, joined by "+".
     syntaxes, decoders : tuple of str
-        Sorted.
+        Transfer syntaxes and decoders of the stored objects, sorted.
     levels : tuple of str
-        Those that have a crop.
-    lacking : tuple of str
-        Outcomes of the levels that have no crop, sorted.
+        Levels with a crop.
+    missing_outcomes : tuple of str
+        Outcomes of the levels without a crop, sorted.
     """
 
     study: str
@@ -56,12 +55,12 @@ class StudyFacts:
     syntaxes: tuple[str, ...] = ()
     decoders: tuple[str, ...] = ()
     levels: tuple[str, ...] = ()
-    lacking: tuple[str, ...] = ()
+    missing_outcomes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class RefusedObject:
-    """An object of the source that stands in quarantine on its own account."""
+    """An object of the source that is in quarantine for a reason of its own."""
 
     study: str
     key: str
@@ -70,58 +69,62 @@ class RefusedObject:
 
 @dataclass
 class Quarantine:
-    """All that stands in quarantine under one kind.
+    """Studies and objects in quarantine under one kind.
 
     Parameters
     ----------
     kind : str
+        Kind of the refusal.
     studies : list of StudyFacts
-        Refused as a whole.
+        Studies that were refused as a whole.
     objects : int
-        Refused under this kind, those of refused studies included.
-    holders : set of str
-        Studies that hold such objects.
+        Number of refused objects, including those of refused studies.
+    object_studies : set of str
+        Studies that have such objects.
+    individual : int
+        Number of objects that were refused for a reason of their own, not with their study.
     listed : list of RefusedObject
-        The first `LISTED` that do not just share their study's fate.
-    alone : int
-        How many such there are.
+        The first `LISTED` of the individually refused objects.
     """
 
     kind: str
     studies: list[StudyFacts] = field(default_factory=list)
     objects: int = 0
-    holders: set[str] = field(default_factory=set)
+    object_studies: set[str] = field(default_factory=set)
+    individual: int = 0
     listed: list[RefusedObject] = field(default_factory=list)
-    alone: int = 0
 
     @property
     def advice(self) -> str:
-        """What the kind means, and what to do."""
+        """Meaning of the kind, and what to do."""
         kinds = {**SliceError.kinds, **StudyError.kinds}
         return kinds.get(self.kind, "")
 
 
 @dataclass
 class StoreTally:
-    """The counts.
+    """Counts over all records of a store.
 
     Parameters
     ----------
     studies : list of StudyFacts
-        By key.
+        Summaries of the studies, sorted by key.
     damaged : list of StoreError
-        Of records that cannot be read; their studies are counted nowhere else.
+        Errors of the records that cannot be read; their studies are counted nowhere else.
     stored : Counter
-        Objects by (transfer syntax, decoder).
+        Number of stored objects by (transfer syntax, decoder).
     geometry : Counter
-        Committed studies by class.
+        Number of committed studies by geometry class.
     quarantine : dict of str to Quarantine
-        By kind.
+        Refused studies and objects by kind.
     levels : dict of str to Counter
-        For each level, vertebrae by outcome.
+        Number of vertebrae by level and outcome.
     mean_hu : dict of str to list of float
-        For each level, the mean HU inside each mask.
-    source_bytes, stored_bytes, arrays : int
+        Mean HU inside each mask by level.
+    source_bytes, stored_bytes : int
+        Size of all objects of the source, and of all arrays.
+    arrays : int
+        Number of arrays.
     """
 
     studies: list[StudyFacts] = field(default_factory=list)
@@ -137,36 +140,36 @@ class StoreTally:
 
     @property
     def outcomes(self) -> dict[str, int]:
-        """Studies that are committed, quarantined, or known by a damaged record only."""
+        """Number of studies by outcome; those with a damaged record have no other."""
         counts = Counter(facts.outcome for facts in self.studies)
         found = {name: counts[name] for name in ("committed", "quarantined")}
-        return found | ({"of a damaged record": len(self.damaged)} if self.damaged else {})
+        return found | ({"with a damaged record": len(self.damaged)} if self.damaged else {})
 
     @property
     def objects(self) -> dict[str, int]:
-        """Objects of the source that are stored or refused."""
+        """Number of stored and of refused objects of the source."""
         refused = sum(facts.refused for facts in self.studies)
         return {STORED: self.stored.total(), "refused": refused}
 
     @property
     def vertebrae(self) -> dict[str, int]:
-        """Vertebrae asked for in committed studies, by outcome; cropped ones first."""
+        """Number of expected vertebrae in committed studies by outcome, ``cropped`` first."""
         counts: Counter[str] = sum(self.levels.values(), Counter())
         return {CROPPED: counts.pop(CROPPED, 0), **dict(counts.most_common())}
 
     @property
     def committed(self) -> list[StudyFacts]:
-        """The committed studies."""
+        """Summaries of the committed studies."""
         return [facts for facts in self.studies if facts.outcome == "committed"]
 
 
 def tally_store(store: StudyStore) -> StoreTally:
-    """Count what the records of a store say.
+    """Count the contents of a store from its records.
 
     Parameters
     ----------
     store : StudyStore
-        Read only. A record that is damaged is counted as such.
+        Store to count; it is only read. Damaged records are counted as such.
     """
     counts = StoreTally()
     for record in _records(store, counts.damaged):
@@ -192,7 +195,7 @@ def _records(store: StudyStore, damaged: list[StoreError]) -> Iterator[StudyReco
         try:
             yield from list(store.records(part))
         except StoreError:
-            # One of them is damaged: read them one by one to tell which.
+            # At least one is damaged: read them one by one to find out which.
             for study in part:
                 try:
                     yield store.record(study)
@@ -212,10 +215,10 @@ def _count_inputs(counts: StoreTally, record: StudyRecord, facts: StudyFacts) ->
             continue
         kind = under(entry.outcome)
         kind.objects += 1
-        kind.holders.add(record.study)
+        kind.object_studies.add(record.study)
         if entry.outcome == record.kind and entry.reason == record.reason:
             continue
-        kind.alone += 1
+        kind.individual += 1
         if len(kind.listed) < LISTED:
             kind.listed.append(RefusedObject(record.study, entry.key, entry.reason))
 
@@ -229,7 +232,7 @@ def _facts(record: StudyRecord) -> StudyFacts:
     if record.volume is None:
         return facts
     geometry = record.volume.geometry
-    lacking = {entry.outcome for entry in record.vertebrae} - {CROPPED}
+    missing = {entry.outcome for entry in record.vertebrae} - {CROPPED}
     return replace(
         facts,
         refusals=_sorted(refused),
@@ -239,7 +242,7 @@ def _facts(record: StudyRecord) -> StudyFacts:
         syntaxes=_sorted(entry.transfer_syntax for entry in stored),
         decoders=_sorted(entry.decoder for entry in stored),
         levels=tuple(v.level for v in record.vertebrae if v.outcome == CROPPED),
-        lacking=_sorted(lacking),
+        missing_outcomes=_sorted(missing),
     )
 
 

@@ -1,4 +1,4 @@
-"""Where DICOM objects come from: listing them, and fetching their bytes.
+"""List the objects of a source and fetch their bytes.
 
-Not for their content: what an object holds is read by `pipeline.dicom`.
+Not for their content: `pipeline.dicom` parses the objects.
 """

@@ -1,4 +1,4 @@
-"""The preprocessing report in a real browser: it opens, answers, and its tables are complete."""
+"""The preprocessing report in a real browser: viewers, links, and complete tables."""
 
 import base64
 import io
@@ -30,8 +30,8 @@ WINDOWS = {"bone": (500, 1800), "soft tissue": (50, 400)}
 class Written:
     """A store of five studies, and its report with all pages.
 
-    1.2.1 is whole, 1.2.2 has a damaged file, 1.2.3 no mask and a stray object, 1.2.4 nothing but
-    empty files, 1.2.5 lacks a slice.
+    1.2.1 has no fault, 1.2.2 a damaged file, 1.2.3 no mask and an object that is not DICOM, 1.2.4
+    empty files only, 1.2.5 a missing slice.
     """
 
     store: StudyStore
@@ -63,14 +63,14 @@ def page(chromium: Browser, written: Written) -> Iterator[Page]:
 
 
 def picture(page: Page) -> np.ndarray:
-    """What the first card's viewer shows, (rows, columns, 3)."""
+    """Pixels of the first card's viewer, shape (rows, columns, 3)."""
     url = page.locator("canvas").first.evaluate("canvas => canvas.toDataURL()")
     data = base64.b64decode(url.partition(",")[2])
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
 
 def show(page: Page, level: str) -> None:
-    """Choose a level in the first card and wait until it is shown."""
+    """Select a level in the first card and wait until it is shown."""
     card = page.locator(".card.scrolls").first
     card.scroll_into_view_if_needed()
     card.get_by_role("button", name=f"Show {level}").click()
@@ -84,7 +84,7 @@ def set_slider(page: Page, place: int) -> None:
 
 
 def distance(page: Page, written: Written, level: str, z: int, window: str) -> float:
-    """How many greys the shown picture is off the stored slice under a window, on average."""
+    """Mean absolute difference between the displayed and the stored slice under a window."""
     shown = picture(page).mean(axis=2)
     centre, width = WINDOWS[window]
     hu = Image.fromarray(written.store.read_crop(FIRST, level).hu[z].astype(np.float32))
@@ -93,9 +93,7 @@ def distance(page: Page, written: Written, level: str, z: int, window: str) -> f
     return float(abs(shown - wanted).mean())
 
 
-def test_the_slider_shows_the_stored_slices_one_after_the_other(
-    page: Page, written: Written
-) -> None:
+def test_the_slider_shows_the_stored_slices_in_order(page: Page, written: Written) -> None:
     show(page, "C4")
     slices = len(written.store.read_crop(FIRST, "C4").hu)
     assert page.locator("input[type=range]").first.get_attribute("max") == str(slices - 1)
@@ -103,13 +101,13 @@ def test_the_slider_shows_the_stored_slices_one_after_the_other(
         set_slider(page, z)
         nearest = min(range(slices), key=lambda k: distance(page, written, "C4", k, "bone"))
         assert nearest == z
-        # One of the greys in the page stands for up to three of those shown.
+        # A stored grey level spans up to three displayed ones.
         assert distance(page, written, "C4", z, "bone") < 3
-        told = page.locator("output").first.inner_text()
-        assert told == f"C4: slice {z + 1} of {slices}, from the feet"
+        label = page.locator("output").first.inner_text()
+        assert label == f"C4: slice {z + 1} of {slices}, counted from the feet"
 
 
-def test_the_slider_obeys_the_keyboard(page: Page) -> None:
+def test_the_arrow_keys_move_the_slider(page: Page) -> None:
     show(page, "C4")
     set_slider(page, 2)
     before = picture(page)
@@ -118,7 +116,7 @@ def test_the_slider_obeys_the_keyboard(page: Page) -> None:
     assert (picture(page) != before).any()
 
 
-def test_windows_change_the_picture_as_they_say(page: Page, written: Written) -> None:
+def test_each_window_shows_its_own_range_of_hu(page: Page, written: Written) -> None:
     show(page, "C2")
     set_slider(page, 1)
     for window, other in (("soft tissue", "bone"), ("bone", "soft tissue")):
@@ -166,22 +164,22 @@ def test_the_tables_hold_the_records_numbers(page: Page, written: Written) -> No
     )
     assert tiles["studies"] == ["5", "4 committed", "1 quarantined"]
     stored = len(inputs) - len(refused)
-    assert tiles["objects of the source"] == [
+    assert tiles["source objects"] == [
         str(len(inputs)), f"{stored} stored", f"{len(refused)} refused",
     ]  # fmt: skip
-    assert tiles["vertebrae asked for"] == ["28", "21 cropped", "7 not-localized"]
+    assert tiles["expected vertebrae"] == ["28", "21 cropped", "7 not-localized"]
 
     kinds = Counter(entry.outcome for entry in refused)
     rows = page.locator("#quarantine ~ .wide").first.locator("tbody tr")
-    told = {
+    listed = {
         row.locator("a").inner_text(): row.locator(".number").all_inner_texts()
         for row in rows.all()
     }
-    assert {kind: int(objects) for kind, (_, objects, _) in told.items()} == {
+    assert {kind: int(objects) for kind, (_, objects, _) in listed.items()} == {
         **kinds,
         "no-axial-stack": 0,
     }
-    assert {kind: int(studies) for kind, (studies, _, _) in told.items() if studies != "0"} == {
+    assert {kind: int(studies) for kind, (studies, _, _) in listed.items() if studies != "0"} == {
         "no-axial-stack": 1
     }
 
@@ -189,20 +187,20 @@ def test_the_tables_hold_the_records_numbers(page: Page, written: Written) -> No
     assert {name: int(n) for name, n in table(page, "Geometry")} == geometry
     readers = table(page, "Transfer syntaxes")
     assert readers == [["ExplicitVRLittleEndian", "native", str(stored)]]
-    levels = table(page, "Levels asked for")
+    levels = table(page, "Expected vertebrae")
     assert levels == [[f"C{number}", "3", "1"] for number in range(1, LEVELS + 1)]
     runs = table(page, "All runs")
     assert [run[1:6] for run in runs] == [
         ["5", "4", "1", "0", str(sum(len(r.volume.slices) for r in committed if r.volume))]
     ]
-    page.get_by_text("studies that have a record").click()
+    page.get_by_text("studies with a record").click()
     studies = page.locator("#studies ~ details tbody tr")
     assert [row.locator("td").first.inner_text() for row in studies.all()] == [
         record.study for record in records
     ]
 
 
-def test_a_kinds_link_unfolds_its_objects_whatever_their_names(
+def test_a_kinds_link_opens_the_list_of_its_objects_and_escapes_their_names(
     page: Page, written: Written
 ) -> None:
     page.locator("a", has_text="not-dicom").click()
@@ -228,11 +226,11 @@ def test_the_gallery_has_one_of_each_kind_and_boxes_on_its_cuts(page: Page) -> N
     for cut in boxed.locator("svg").all():
         assert cut.locator("text").all_text_contents() == [f"C{n}" for n in range(1, LEVELS + 1)]
         tops = [float(r.get_attribute("y") or "") for r in cut.locator("rect").all()]
-        assert tops == sorted(tops), "C1 lies on top"
+        assert tops == sorted(tops), "C1 is on top"
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_no_width_makes_the_page_scroll_sideways(
+def test_the_page_does_not_scroll_sideways_at_any_width(
     chromium: Browser, written: Written, width: int
 ) -> None:
     settings = {"viewport": {"width": width, "height": 844}}
@@ -243,7 +241,7 @@ def test_no_width_makes_the_page_scroll_sideways(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_ink_stands_out_from_the_paper_in_light_and_dark(
+def test_text_has_contrast_in_light_and_dark_mode(
     chromium: Browser, written: Written, scheme: str
 ) -> None:
     for page in opened(chromium, written.report, color_scheme=scheme):
@@ -269,7 +267,7 @@ def test_the_pages_show_every_committed_study(chromium: Browser, written: Writte
     assert f'href="{pages.name}/{first.name}#s1.2.5"' in links
 
 
-def test_a_damaged_crop_is_told_on_the_page_and_by_the_exit_code(
+def test_a_damaged_crop_is_reported_on_the_page_and_by_the_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, masks = write_cohort(tmp_path, studies=2)
@@ -278,8 +276,8 @@ def test_a_damaged_crop_is_told_on_the_page_and_by_the_exit_code(
     (tmp_path / "s/records/1.2.2.json").write_bytes(b"{}")
     capsys.readouterr()
     assert main(["report", str(tmp_path / "s"), str(tmp_path / "r.html")]) == 1
-    told = json.loads(capsys.readouterr().err)["damage"]
+    reported = json.loads(capsys.readouterr().err)["damage"]
     page = (tmp_path / "r.html").read_text()
     for what in ("1.2.1/C3/0: checksum", "records/1.2.2.json: no JSON record"):
-        assert any(line.startswith(what) for line in told)
+        assert any(line.startswith(what) for line in reported)
         assert what in page

@@ -1,14 +1,15 @@
 "use strict";
-// One viewer a card: the slices of a crop lie below one another in one grey picture, whose greys
-// stand for Hounsfield units along GREYS; a window is a table from these greys to those shown.
+// One viewer per card. The slices of a crop are stacked vertically in one grey image; its grey
+// levels encode Hounsfield units by the knots of GREYS, and a window is a table from these grey
+// levels to displayed ones.
 const settings = JSON.parse(document.getElementById("viewer-settings").textContent);
 
 function unitsOf(grey) {
-  const joints = settings.greys;
+  const knots = settings.greys;
   let k = 1;
-  while (k < joints.length - 1 && grey > joints[k][1]) k += 1;
-  const [lowUnits, lowGrey] = joints[k - 1];
-  const [highUnits, highGrey] = joints[k];
+  while (k < knots.length - 1 && grey > knots[k][1]) k += 1;
+  const [lowUnits, lowGrey] = knots[k - 1];
+  const [highUnits, highGrey] = knots[k];
   return lowUnits + ((grey - lowGrey) / (highGrey - lowGrey)) * (highUnits - lowUnits);
 }
 
@@ -29,7 +30,7 @@ function pixelsOf(url) {
       context.drawImage(image, 0, 0);
       resolve(context.getImageData(0, 0, image.width, image.height).data);
     };
-    image.onerror = () => reject(new Error("a picture of the page is damaged"));
+    image.onerror = () => reject(new Error("an image of the page is damaged"));
     image.src = url;
   });
 }
@@ -38,7 +39,7 @@ function startViewer(card) {
   const strips = JSON.parse(card.querySelector("script").textContent);
   const canvas = card.querySelector("canvas");
   const slider = card.querySelector("input[type=range]");
-  const told = card.querySelector("output");
+  const label = card.querySelector("output");
   const buttons = [...card.querySelectorAll(".levels button")];
   const outlined = card.querySelector("input[type=checkbox]");
   const loaded = new Map();
@@ -66,10 +67,10 @@ function startViewer(card) {
   async function paint() {
     const strip = strips[current];
     const [greys, lines] = await loaded.get(current);
-    const place = Number(slider.value);
+    const index = Number(slider.value);
     const table = tables[card.querySelector("input[type=radio]:checked").value];
     const picture = new ImageData(strip.columns, strip.rows);
-    const start = 4 * strip.columns * strip.stride * place;
+    const start = 4 * strip.columns * strip.stride * index;
     for (let k = 0; k < picture.data.length; k += 4) {
       if (lines && outlined.checked && lines[start + k]) {
         picture.data.set([255, 160, 20, 255], k);
@@ -79,10 +80,10 @@ function startViewer(card) {
       }
     }
     canvas.getContext("2d").putImageData(picture, 0, 0);
-    const text = `${strip.level}: slice ${strip.shown[place] + 1} of ${strip.slices}, from the feet`;
-    told.textContent = text;
+    const text = `${strip.level}: slice ${strip.shown[index] + 1} of ${strip.slices}, counted from the feet`;
+    label.textContent = text;
     slider.setAttribute("aria-valuetext", text);
-    canvas.dataset.shown = `${strip.level} ${strip.shown[place]}`;
+    canvas.dataset.shown = `${strip.level} ${strip.shown[index]}`;
   }
 
   buttons.forEach((button, k) => button.addEventListener("click", () => show(k)));
@@ -90,22 +91,22 @@ function startViewer(card) {
   return show(Math.min(1, strips.length - 1));
 }
 
-// Pictures are decoded when a card comes into sight, so that the page opens at once.
-const sight = new IntersectionObserver((entries) => {
+// Images are decoded when a card scrolls into view, so that the page opens at once.
+const visible = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     if (entry.isIntersecting) {
-      sight.unobserve(entry.target);
+      visible.unobserve(entry.target);
       startViewer(entry.target);
     }
   }
 }, { rootMargin: "400px" });
-document.querySelectorAll(".card.scrolls").forEach((card) => sight.observe(card));
+document.querySelectorAll(".card.scrolls").forEach((card) => visible.observe(card));
 
-// A link to a folded list unfolds it.
-function unfold() {
+// A link into a closed <details> opens it.
+function openDetails() {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  const folded = target && target.closest("details");
-  if (folded) folded.open = true;
+  const details = target && target.closest("details");
+  if (details) details.open = true;
 }
-addEventListener("hashchange", unfold);
-unfold();
+addEventListener("hashchange", openDetails);
+openDetails();

@@ -1,4 +1,4 @@
-"""What a report counts, whom it shows, and what it may cost."""
+"""Counts of a report, the choice of its gallery, and the bounds on its size."""
 
 import json
 from dataclasses import asdict, replace
@@ -25,7 +25,7 @@ def facts(study: str, **more: object) -> StudyFacts:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> StudyStore:
-    """Two whole studies."""
+    """A store of two studies without faults."""
     root = tmp_path_factory.mktemp("counts")
     source, masks = write_cohort(root, studies=2)
     assert main(["run", str(source), str(root / "s"), "--serial", "--masks", str(masks)]) == 0
@@ -37,12 +37,12 @@ def page_of(store: StudyStore, gallery: int = 2) -> str:
     return page.html
 
 
-def test_a_gallery_shows_the_rare_first_and_says_what_it_shows() -> None:
+def test_a_gallery_has_an_example_of_each_trait_and_prefers_rare_ones() -> None:
     studies = [
         *(facts(f"1.{n}", refusals=("truncated",)) for n in range(3)),
         facts("1.3", geometry="tilted", refusals=("truncated",)),
         facts("1.4"),
-        facts("1.5", lacking=("vertebra-not-found",), geometry="tilted"),
+        facts("1.5", missing_outcomes=("vertebra-not-found",), geometry="tilted"),
     ]
     assert choose_studies(studies, 1) == [(studies[5], ("vertebra-not-found",))]
     assert choose_studies(studies, 2) == [
@@ -68,11 +68,11 @@ def test_lists_are_bounded_and_counts_are_not(
     monkeypatch.setattr("pipeline.report.page.LISTED", 2)
     lossy = StudyStore.open(str(tmp_path / "s"))
     found = tally_store(lossy).quarantine["not-dicom"]
-    assert (found.objects, found.alone, len(found.listed)) == (5, 5, 2)
+    assert (found.objects, found.individual, len(found.listed)) == (5, 5, 2)
     assert "and 3 more" in page_of(lossy)
 
 
-def test_what_failed_and_has_no_record_is_counted_from_the_logs(store: StudyStore) -> None:
+def test_failed_studies_without_a_record_are_counted_from_the_logs(store: StudyStore) -> None:
     assert "failed" not in page_of(store).partition("</section>")[0]
     failed = StudyRow("1.2.9", "failed", "object-unreadable", "403", seconds=1.0)
     lines = [json.dumps(asdict(failed) | {"at_seconds": 2.0}), "no JSON"]
