@@ -22,15 +22,13 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from storage_schemas.errors import RunError, UsageError
+from storage_schemas.errors import UsageError, reason_of
+from training.durable import unwritable, write_text
 
 SETTINGS = "run.json"
 SPLITS = "splits.json"
@@ -47,22 +45,6 @@ OUT_OF_FOLD = "out-of-fold.csv"
 FEATURES = "features"
 VOXELS = "voxels-"
 """How folders begin that hold a round's voxels while it is trained."""
-
-
-@contextmanager
-def unwritable(path: Path) -> Iterator[None]:
-    """Tell of a disk that is full or fails as RunError ``run-unwritable``."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = f"cannot be written: {getattr(error, 'strerror', None) or error}"
-        raise RunError("run-unwritable", reason, key=str(path)) from None
-
-
-def sync(path: Path) -> None:
-    """See a file on the disk."""
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 @dataclass(frozen=True)
@@ -121,7 +103,7 @@ class RunFolder:
             for left in self.path.glob(f"{VOXELS}*"):
                 shutil.rmtree(left)
         except OSError as error:
-            reason = f"the RUN folder cannot be made: {error.strerror}"
+            reason = f"the RUN folder cannot be made: {reason_of(error)}"
             raise UsageError("config-invalid", reason, key=str(self.path)) from None
 
     def has(self, name: str) -> bool:
@@ -138,12 +120,8 @@ class RunFolder:
             raise UsageError("config-invalid", f"{name}: {error}", key=str(self.path)) from None
 
     def write(self, name: str, document: Any) -> None:
-        """Write a document, whole or not at all."""
-        path = self.path / name
-        partial = path.with_name(f".{path.name}.partial")
-        with unwritable(path):
-            partial.write_text(json.dumps(document, indent=1) + "\n")
-            partial.replace(path)
+        """Write a document, whole or not at all; raises RunError ``run-unwritable``."""
+        write_text(self.path / name, json.dumps(document, indent=1) + "\n")
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Add a line to a journal, and see it on the disk."""

@@ -49,6 +49,7 @@ FLOORS = {
         {"optimization"},
         {"data"},
         {"runs", "ranks", "devices"},
+        {"durable"},
         {"config"},
     ],
 }

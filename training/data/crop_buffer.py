@@ -20,8 +20,9 @@ from storage_schemas.crops import ArrayLayout
 from storage_schemas.objects import for_each
 from storage_schemas.store import StudyStore
 from training.data.cohort import Study, Vertebra
+from training.durable import unwritable
 from training.ranks import agree, is_first, ranks, wait
-from training.runs import VOXELS, unwritable
+from training.runs import VOXELS
 
 MASKS = "masks"
 """The file of the masks, beside that of the voxels."""

@@ -18,19 +18,13 @@ from storage_schemas.errors import UsageError
 from storage_schemas.store import StudyStore
 from training.data.cohort import label_table, labelled, read_cohort
 from training.data.splits import Splits
+from training.durable import write_folder
 from training.evaluation.members import read_members
 from training.metrics.competition import competition_loss
 from training.metrics.ensemble import fit_weights, mix
 from training.rounds.cards import write_blend_card
 from training.rounds.folds import known_predictions
-from training.runs import (
-    BLEND,
-    EVALUATION,
-    SETTINGS,
-    SPLITS,
-    RunFolder,
-    unwritable,
-)
+from training.runs import BLEND, EVALUATION, SETTINGS, SPLITS, RunFolder
 
 Floats = NDArray[np.float64]
 _RESAMPLES = 50
@@ -155,17 +149,13 @@ def _held_by_all(splits: Sequence[Splits]) -> Splits:
 def _write(out: RunFolder, runs: Sequence[RunFolder], found: Blend, splits: Splits) -> None:
     out.create()
     members: list[Mapping[str, Any]] = []
-    partial = out.path / ".members.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    with unwritable(out.path):
+    with write_folder(out.path / "members") as partial:
         for run, weight in zip(runs, found.weights, strict=True):
             for member in read_members(run) if weight else ():
                 name = f"{len(members) + 1:02}"
                 shutil.copytree(member.folder, partial / name)
                 folder, share = f"members/{name}", weight * member.weight
                 members.append({"folder": folder, "weight": share, "run": run.path.name})
-        shutil.rmtree(out.path / "members", ignore_errors=True)
-        partial.rename(out.path / "members")
     out.write(SETTINGS, runs[int(np.argmax(found.weights))].read(SETTINGS))
     out.write(SPLITS, splits.to_json())
     out.write(BLEND, {"members": members, "fitted": asdict(found)})

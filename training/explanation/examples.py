@@ -4,7 +4,6 @@ Each is one vertebra, told by the slice that counted most, as the model saw it, 
 over it. A heat map shows what moved the model, not what is broken.
 """
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +14,7 @@ from storage_schemas.vertebrae import CERVICAL
 from training.config import InputConfig
 from training.data.cohort import Study
 from training.data.crop_buffer import RoundShards
+from training.durable import write_folder
 from training.explanation.attribution import KeySlice, read_study
 from training.explanation.overlay import grey, shade
 from training.models.slice_scoring import LevelScores
@@ -83,18 +83,17 @@ class ExampleCases:
 
     def write(self, run: RunFolder) -> None:
         """Write the pictures and a list of them into the run folder, in place of older ones."""
-        folder = run.path / EXAMPLES
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        listed = []
-        for number, example in enumerate(self.examples):
-            entry = {name: getattr(example, name) for name in ("kind", "study", "level", "score")}
-            if example.key:
-                pictures = {"plain": grey(example.key.picture), "heat": shade(example.key)}
-                for name, picture in pictures.items():
-                    entry[name] = f"{number:02}-{name}.png"
-                    matplotlib.image.imsave(folder / entry[name], picture, format="png")
-            listed.append(entry)
+        with write_folder(run.path / EXAMPLES) as folder:
+            listed = []
+            for number, example in enumerate(self.examples):
+                names = ("kind", "study", "level", "score")
+                entry = {name: getattr(example, name) for name in names}
+                if example.key:
+                    pictures = {"plain": grey(example.key.picture), "heat": shade(example.key)}
+                    for name, picture in pictures.items():
+                        entry[name] = f"{number:02}-{name}.png"
+                        matplotlib.image.imsave(folder / entry[name], picture, format="png")
+                listed.append(entry)
         run.write(LIST, listed)
 
 

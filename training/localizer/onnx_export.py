@@ -16,8 +16,9 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from storage_schemas.errors import RunError, UsageError
+from storage_schemas.errors import RunError
 from storage_schemas.localizer_card import INPUT, METADATA_KEY, OPSET, OUTPUT, LocalizerCard
+from training.durable import write_bytes, write_text
 from training.localizer.unet import LocalizerGraph, LocalizerNetwork
 
 MAX_DIFFERENCE = 1e-3
@@ -88,23 +89,14 @@ def write_localizer(model: onnx.ModelProto, card: LocalizerCard, out: Path) -> N
 
     Raises
     ------
-    UsageError
-        ``config-invalid`` where nothing can be written there.
+    RunError
+        ``run-unwritable`` where the disk is full or fails; what stood there is intact.
     """
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {METADATA_KEY: card.to_text()})
     onnx.checker.check_model(model)
-    written = {
-        out: model.SerializeToString(),
-        out.with_suffix(".json"): (json.dumps(card.to_json(), indent=1) + "\n").encode(),
-    }
-    try:
-        for path, data in written.items():
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_bytes(data)
-            partial.replace(path)
-    except OSError as error:
-        raise UsageError("config-invalid", f"{error.strerror}", key=str(out)) from None
+    write_bytes(out, model.SerializeToString())
+    write_text(out.with_suffix(".json"), json.dumps(card.to_json(), indent=1) + "\n")
 
 
 @contextmanager

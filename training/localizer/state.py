@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from storage_schemas.errors import UsageError
+from training.durable import write_file
 from training.localizer.config import LocalizerConfig
 from training.localizer.unet import LocalizerNetwork, build_network
 
@@ -66,12 +67,11 @@ class SavedTraining:
         self._settings = settings
 
     def save(self, training: LocalizerTraining) -> None:
-        """Write the state, whole or not at all."""
+        """Write the state, whole or not at all; raises RunError ``run-unwritable``."""
         document = json.dumps(self._settings | {"step": training.step})
-        partial = self.path.with_name(f"{self.path.name}.partial")
         tensors = {name: value.contiguous() for name, value in _tensors(training).items()}
-        save_file(tensors, partial, metadata={"cspine": document})
-        partial.replace(self.path)
+        with write_file(self.path) as partial:
+            save_file(tensors, partial, metadata={"cspine": document})
 
     def load(self, training: LocalizerTraining) -> None:
         """Bring a training to the state that was saved, where one was.

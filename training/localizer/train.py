@@ -75,7 +75,7 @@ def train_localizer(store: StudyStore, out: Path, config: LocalizerConfig) -> Lo
         ``labels-missing`` or ``cohort-too-small``; ``config-invalid`` where `out` cannot be
         written, or where a training stopped there that had other settings or studies.
     RunError
-        ``training-diverged`` or ``export-differs``.
+        ``training-diverged``, ``export-differs`` or ``run-unwritable``.
     StoreError
         Where an overview is missing or damaged.
     """

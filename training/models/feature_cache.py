@@ -25,6 +25,7 @@ from storage_schemas.canonical import canonical_json
 from training.config import InputConfig
 from training.data.crop_buffer import RoundShards
 from training.devices import device
+from training.durable import unwritable, write_text
 from training.models.encoders import count_features, read_features, run_encoder
 from training.models.sequence_inputs import NeckIndex, gather_necks, show_necks
 from training.models.sequence_model import CervicalSequenceModel
@@ -73,16 +74,14 @@ def keep_features(
     new = [row for row, key in enumerate(keys) if key not in rows]
     shape = (index.z.shape[2], count_features(model.config.encoder))
     size = int(np.prod(shape)) * np.dtype(np.float16).itemsize
-    with (place / _ARRAY).open("ab") as stream:
+    with unwritable(place), (place / _ARRAY).open("ab") as stream:
         stream.truncate(len(rows) * size)  # rows that a kill left without a name
         for row, features in zip(new, _encode(model, inputs, shards, alone, new), strict=True):
             if keys[row] not in rows:
                 stream.write(features.tobytes())
                 rows[keys[row]] = len(rows)
             advance()
-    partial = place / f".{_ROWS}.partial"
-    partial.write_text(json.dumps(rows))
-    partial.replace(place / _ROWS)
+    write_text(place / _ROWS, json.dumps(rows))
     found = np.zeros((*index.z.shape, shape[1]), np.float16)
     if rows:
         kept = np.memmap(place / _ARRAY, np.float16, "r", shape=(len(rows), *shape))

@@ -8,7 +8,6 @@ Nothing here asks the network, and nothing reads a pickle.
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,9 +27,9 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from storage_schemas.errors import RunError, UsageError
+from storage_schemas.errors import UsageError
 from training.config import InputConfig, ModelConfig, inputs_from_json
-from training.runs import sync, unwritable
+from training.durable import write_folder
 
 LABEL = "fractured"
 PRIOR = 0.05
@@ -225,22 +224,12 @@ def save_model(
     RunError
         ``run-unwritable`` where the disk is full or fails; what stood there is intact.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     documents = {"preprocessor_config.json": _preprocessor(inputs), **documents}
-    try:
-        with unwritable(folder):
-            model.save_pretrained(partial)
-            for name, document in documents.items():
-                (partial / name).write_text(json.dumps(document, indent=2) + "\n")
-            (partial / "README.md").write_text(card)
-            for path in partial.iterdir():
-                sync(path)
-    except RunError:
-        shutil.rmtree(partial, ignore_errors=True)  # it takes room that is needed
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with write_folder(folder) as partial:
+        model.save_pretrained(partial)
+        for name, document in documents.items():
+            (partial / name).write_text(json.dumps(document, indent=2) + "\n")
+        (partial / "README.md").write_text(card)
 
 
 def _preprocessor(inputs: InputConfig) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from storage_schemas.errors import RunError, UsageError
-from training.runs import sync, unwritable
+from storage_schemas.errors import UsageError
+from training.durable import write_file
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,8 @@ def read_iterate(path: Path) -> dict[str, Tensor]:
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with unwritable(path):
-            save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, partial, header)
-            sync(partial)
-            partial.replace(path)
-    except RunError:
-        partial.unlink(missing_ok=True)  # it takes room that is needed
-        raise
+    with write_file(path) as partial:
+        save_file({n: t.cpu().contiguous() for n, t in tensors.items()}, partial, header)
 
 
 def _tensors(stream: safe_open) -> dict[str, Tensor]:

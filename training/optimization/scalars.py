@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from training.runs import unwritable
+from training.durable import unwritable
 
 Scalars = Callable[[str, float, int], None]
 """Takes a name, a value and the step of the optimizer, counted over all rounds."""

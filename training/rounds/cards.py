@@ -12,17 +12,9 @@ import jinja2
 
 from training.config import RunConfig
 from training.data.splits import SIDES
+from training.durable import write_text
 from training.rounds.plan import RoundPlan
-from training.runs import (
-    BLEND,
-    EVALUATION,
-    HISTORY,
-    ROUNDS,
-    SETTINGS,
-    SPLITS,
-    RunFolder,
-    unwritable,
-)
+from training.runs import BLEND, EVALUATION, HISTORY, ROUNDS, SETTINGS, SPLITS, RunFolder
 
 CARD = "README.md"
 
@@ -76,8 +68,7 @@ def write_blend_card(run: RunFolder) -> None:
         fitted=document.get("fitted"),
         evaluation=run.read(EVALUATION) if run.has(EVALUATION) else None,
     )
-    with unwritable(run.path):
-        (run.path / CARD).write_text(card)
+    write_text(run.path / CARD, card)
 
 
 def renew_card(run: RunFolder, kind: str) -> None:
@@ -94,8 +85,7 @@ def renew_card(run: RunFolder, kind: str) -> None:
         best_constant=line["guard_best_constant"],
         evaluation=run.read(EVALUATION),
     )
-    with unwritable(run.model):
-        (run.model / CARD).write_text(card)
+    write_text(run.model / CARD, card)
 
 
 def _render(run: RunFolder, **facts: Any) -> str:

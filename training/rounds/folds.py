@@ -6,6 +6,7 @@ patients are the same in all folds. Not here: weighted ensembles of runs
 """
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,20 +23,12 @@ from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.config import RunConfig
 from training.data.cohort import Study, labelled, read_cohort
 from training.data.splits import Splits
+from training.durable import write_text
 from training.ranks import is_first
 from training.rounds.boosting import boost
 from training.rounds.cards import write_blend_card
 from training.rounds.validation import Verdict
-from training.runs import (
-    BLEND,
-    FOLDS,
-    HISTORY,
-    OUT_OF_FOLD,
-    SETTINGS,
-    SPLITS,
-    RunFolder,
-    unwritable,
-)
+from training.runs import BLEND, FOLDS, HISTORY, OUT_OF_FOLD, SETTINGS, SPLITS, RunFolder
 
 Floats = NDArray[np.float64]
 
@@ -135,8 +128,8 @@ def _judged(run: RunFolder, studies: Sequence[Study], sides: Sequence[str]) -> d
 
 def _write_out_of_fold(run: RunFolder, studies: Sequence[Study]) -> None:
     found = known_predictions(run, studies)
-    with unwritable(run.path), (run.path / OUT_OF_FOLD).open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow([STUDY_COLUMN, *LABEL_COLUMNS])
-        for study, row in sorted(found.items()):
-            writer.writerow([study, *map(repr, row.tolist())])
+    table = io.StringIO(newline="")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow([STUDY_COLUMN, *LABEL_COLUMNS])
+    writer.writerows([study, *map(repr, row.tolist())] for study, row in sorted(found.items()))
+    write_text(run.path / OUT_OF_FOLD, table.getvalue())

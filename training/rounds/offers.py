@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from storage_schemas.errors import RunError
 from training.data.cohort import label_table
+from training.durable import write_folder
 from training.metrics.competition import competition_loss
 from training.metrics.ensemble import Stack, fit_weights, mix
 from training.models.slice_model import save_model
@@ -13,7 +14,7 @@ from training.rounds.cards import render_card
 from training.rounds.plan import RunPlan
 from training.rounds.recipes import RECIPES
 from training.rounds.validation import Judges, Verdict
-from training.runs import CALIBRATION, HISTORY, STACK, RunFolder, unwritable
+from training.runs import CALIBRATION, HISTORY, STACK, RunFolder
 
 
 def save_round(
@@ -76,9 +77,5 @@ def offer(run: RunFolder, number: int) -> None:
     """
     if not run.round_model(number).is_dir():
         raise RunError("training-diverged", "no round was accepted", key=str(run.path))
-    partial = run.path / ".model.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    with unwritable(run.model):
-        shutil.copytree(run.round_model(number), partial)
-        shutil.rmtree(run.model, ignore_errors=True)
-        partial.rename(run.model)
+    with write_folder(run.model) as partial:
+        shutil.copytree(run.round_model(number), partial, dirs_exist_ok=True)

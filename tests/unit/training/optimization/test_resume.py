@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from storage_schemas.errors import RunError
 from tests.cohorts import make_shards, make_vertebra
+from training import durable
 from training.config import Family, InputConfig, ModelConfig, RunConfig, TrainConfig
 from training.data.crop_buffer import RoundShards
 from training.models.slice_model import build_model
@@ -148,7 +149,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_no_half_of_a_new_one(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file" if "written" in when else "sync", full)
+    where: tuple[Any, str] = (checkpoints, "save_file") if "written" in when else (durable, "sync")
+    monkeypatch.setattr(*where, full)
     with pytest.raises(RunError, match=r"No space left.*run-unwritable"):
         write_checkpoint(place, Progress(1, 9, 4, 0.5), {"model.a": torch.ones(3)})
     found = read_checkpoint(place)
@@ -167,7 +169,7 @@ def test_an_iterate_reads_back_to_the_bit_and_a_full_disk_leaves_no_half_of_one(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "sync", full)
+    monkeypatch.setattr(durable, "sync", full)
     with pytest.raises(RunError, match=r"No space left.*run-unwritable"):
         write_iterate(tmp_path / "02.safetensors", weights)
     assert [path.name for path in tmp_path.iterdir()] == [place.name]
