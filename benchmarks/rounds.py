@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from claims import Claim, describe_machine, report
@@ -27,12 +27,10 @@ from site_cohort import ELSEWHERE, HOSPITALS, make_site_store
 
 from pipeline.cores import available_cores
 from training.config import (
-    ORDERS,
     BoostConfig,
     InputConfig,
     ModelConfig,
     Order,
-    RecipeName,
     RunConfig,
     SplitConfig,
     TrainConfig,
@@ -46,7 +44,11 @@ BASE = RunConfig(
     inputs=InputConfig(size=32, crop_mm=56.0),
     model=ModelConfig(patch=4, width=64, depth=3, heads=2),
     train=TrainConfig(
-        epochs=16.0, learning_rate=1.5e-3, broken_share=0.4, box_weight=0.5, slices_per_round=1400
+        epochs=16.0,
+        learning_rate=1.5e-3,
+        fractured_share=0.4,
+        box_weight=0.5,
+        slices_per_round=1400,
     ),
 )
 """As many epochs as let `joint` gain little from more."""
@@ -58,7 +60,7 @@ add up that a hundred guard patients could not prove one by one."""
 ABLATIONS: Mapping[str, BoostConfig] = {
     "boost without replay": replace(WHOLE, replay=0.0),
     "boost without merging": replace(WHOLE, step_lengths=()),
-    "boost without the average": replace(WHOLE, average=0.0),
+    "boost without the average": replace(WHOLE, ema_window=0.0),
     "boost without the guard": replace(WHOLE, guarded=False),
     "boost with doubt": replace(WHOLE, caution=1.0),
 }
@@ -81,7 +83,7 @@ class Job:
     """
 
     name: str
-    recipe: RecipeName
+    recipe: str
     order: Order
     seed: int
     policy: BoostConfig = WHOLE
@@ -143,7 +145,7 @@ def plan_jobs(seeds: Sequence[int], orders: Sequence[Order], ablate: bool) -> li
     jobs = []
     for seed in seeds:
         for order in orders:
-            recipes: tuple[RecipeName, ...] = ("boost", "seed")
+            recipes: tuple[str, ...] = ("boost", "seed")
             if order == orders[0]:  # all patients in one round have no order
                 recipes += ("joint",)
             jobs += [Job(recipe, recipe, order, seed) for recipe in recipes]
@@ -193,7 +195,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed of a small cohort")
     parser.add_argument("--ablate", action="store_true", help="boost without each of its parts")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--orders", nargs="+", choices=ORDERS, default=["site", "shuffled"])
+    parser.add_argument(
+        "--orders", nargs="+", choices=get_args(Order), default=["site", "shuffled"]
+    )
     parser.add_argument("--patients", type=int, default=640)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep all that is written")
     parser.add_argument("--workers", type=int, default=available_cores())

@@ -12,9 +12,9 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from presentation.commandline import (
     OneLineParser,
@@ -25,14 +25,9 @@ from presentation.commandline import (
 from presentation.progress import StageProgress, result_console, say_event
 from storage_schemas.errors import UsageError
 from storage_schemas.store import StudyStore
-from training.config import (
-    ORDERS,
-    POOLINGS,
-    PRESETS,
-    RECIPES,
-    RunConfig,
-)
+from training.config import PRESETS, Order, Pooling, RunConfig
 from training.localizer.config import LOCALIZER_PRESETS, LocalizerConfig
+from training.rounds.recipes import RECIPES
 from training.runs import OUT_OF_FOLD, RunFolder
 
 Rows = list[tuple[str, object]]
@@ -137,7 +132,7 @@ _SETTINGS: dict[str, dict[str, str]] = {
         "batch_size": "slices a step",
         "accumulation": "batches a step of the optimizer",
         "learning_rate": "peak of each round",
-        "broken_share": "share of each batch that shows a fracture",
+        "fractured_share": "share of each batch that shows a fracture",
         "weak_target": "what a slice of a broken vertebra without boxes is worth",
         "checkpoint_steps": "a killed round goes on from the last of so many steps",
     },
@@ -145,7 +140,7 @@ _SETTINGS: dict[str, dict[str, str]] = {
         "replay": "share of a round's inputs that come from earlier rounds",
         "rate_fall": "peak rate of a round, as a multiple of the one before",
         "layer_decay": "rate of a layer, as a multiple of the one above",
-        "average": "share of a round's steps that the moving average looks back",
+        "ema_window": "share of a round's steps that the moving average looks back",
         "caution": "how many times its own error a round's gain must exceed",
     },
     "inputs": {
@@ -157,7 +152,7 @@ _SETTINGS: dict[str, dict[str, str]] = {
     },
     "sequence": {
         "positions": "slices of a vertebra that are looked at, at most",
-        "drawn": "of these in training, each time",
+        "sampled": "of these in training, each time",
         "pooling": "whether positions read each other",
         "frozen": "train the heads alone, on features that are kept",
         "head_epochs": "draws of the patients for the heads, in each round",
@@ -175,8 +170,15 @@ _SETTINGS: dict[str, dict[str, str]] = {
     },
 }
 """The fields of `RunConfig` that have a flag, and what `--help` says of them."""
-_CHOICES = {"order": ORDERS, "pooling": POOLINGS}
+_CHOICES = {"order": get_args(Order), "pooling": get_args(Pooling)}
 """Of those that are no numbers."""
+
+
+_OLD_FLAGS = {
+    "fractured_share": ("--broken-share",),
+    "ema_window": ("--average",),
+    "sampled": ("--drawn",),
+}
 
 
 _LOCALIZER_SETTINGS = {
@@ -196,7 +198,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
     defaults = RunConfig()
     for part, settings in _SETTINGS.items():
         group = command.add_argument_group(part)
-        kinds = {entry.name: entry.type for entry in fields(getattr(defaults, part))}
+        kinds = get_type_hints(type(getattr(defaults, part)))
         for name, told in settings.items():
             value = getattr(getattr(defaults, part), name)
             flag = f"--{name.replace('_', '-')}"
@@ -204,7 +206,7 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
                 group.add_argument(flag, action="store_const", const=True, help=told)
                 continue
             group.add_argument(
-                flag,
+                *(flag, *_OLD_FLAGS.get(name, ())),
                 type=float if kinds[name] is float else str if name in _CHOICES else int,
                 choices=_CHOICES.get(name),
                 metavar=None if name in _CHOICES else "N",

@@ -1,145 +1,154 @@
-"""What the user may set for a run, checked once; all of it stands in the run folder.
+"""Settings of a training run: one frozen dataclass a subject, `PRESETS` for whole sets.
 
-One frozen dataclass a subject, `PRESETS` for whole sets. Nothing here reads a file.
+A field's type states its range and unit, its description stands in the ``Parameters`` section of
+its class; flags, configuration files and help are made of both (`presentation.settings`). All
+settings of a run are written to ``run.json`` in the run folder. Nothing here reads a file.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal
 
+from presentation.settings import check, limits, read_settings
 from storage_schemas.errors import UsageError
 
-RecipeName = Literal["boost", "seed", "joint", "sequence"]
-RECIPES: tuple[str, ...] = get_args(RecipeName)
 Family = Literal["vit", "resnet"]
 Order = Literal["shuffled", "site"]
-ORDERS: tuple[str, ...] = get_args(Order)
-Window = tuple[float, float]
 Pooling = Literal["lstm", "attention"]
-POOLINGS: tuple[str, ...] = get_args(Pooling)
+Window = tuple[float, float]
+
+Share = Annotated[float, limits("share", ge=0, le=1)]
+PartialShare = Annotated[float, limits("share", ge=0, lt=1)]
+"""A share that leaves something over."""
+Factor = Annotated[float, limits("factor", gt=0, le=1)]
+Rate = Annotated[float, limits("rate", gt=0)]
+Count = Annotated[int, limits("N", ge=1)]
+Slices = Annotated[int, limits("slices", ge=1)]
+Millimetres = Annotated[float, limits("mm", ge=0)]
+Pixels = Annotated[int, limits("px", ge=1)]
+Seed = Annotated[int, limits("seed", ge=0, le=2**63 - 1)]
 
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """How patients are split, once; the rest trains.
+    """How patients are split into training, calibration, guard and test sets, once for a run.
 
     Parameters
     ----------
     guard : float
-        Share of the patients that judge each round.
+        Share of the patients in the guard set, which validates each round.
     calibration : float
-        Share that fits the map from logits to probabilities.
+        Share of the patients that fit the calibration of logits to probabilities.
     test : float
-        Share that is locked until `evaluate`.
+        Share of the patients in the test set, which is locked until `evaluate`.
     folds : int
-        Parts of all patients but the locked ones, each of which is held out by one run; then the
-        shares of guard and calibration are half of the part each. 0 makes no such parts.
+        Number of folds of cross-validation over all patients outside the test set; 0 for none.
+        With folds, calibration and guard are half of the held-out fold each.
     fold : int
-        The part that is held out, from 1.
+        Number of the held-out fold, from 1.
     """
 
-    guard: float = 0.1
-    calibration: float = 0.1
-    test: float = 0.2
-    folds: int = 0
-    fold: int = 0
+    guard: Annotated[float, limits("share", gt=0, lt=1)] = 0.1
+    calibration: Annotated[float, limits("share", gt=0, lt=1)] = 0.1
+    test: Annotated[float, limits("share", gt=0, lt=1)] = 0.2
+    folds: Annotated[int, limits("folds", ge=0)] = 0
+    fold: Annotated[int, limits("fold", ge=0)] = 0
 
     def __post_init__(self) -> None:
+        check(self)
         held = (self.guard, self.calibration, self.test)
-        if min(held) <= 0 or sum(held) >= 1:
-            raise _invalid(f"held-out shares {held}: each above 0, together below 1")
-        if self.folds and (self.folds < 2 or not 0 <= self.fold <= self.folds):
-            raise _invalid(f"fold {self.fold} of {self.folds}: 2 folds at least")
+        if sum(held) >= 1:
+            raise _invalid(f"guard, calibration and test shares {held} must sum to less than 1")
+        if self.folds == 1 or self.fold > self.folds:
+            raise _invalid(f"fold {self.fold} of {self.folds}: cross-validation needs 2 folds")
 
 
 @dataclass(frozen=True)
 class InputConfig:
-    """How native slices of a crop become a model's channels; saved beside the model.
+    """How native slices of a crop become the channels of a model; saved beside the model.
 
     Parameters
     ----------
     size : int
-        Pixels of the square input.
+        Side of the square input, in pixels.
     crop_mm : float
-        Side of the square around the crop's centre that it shows.
+        Side of the square around the crop's centre that the input shows, in mm.
     windows : tuple of (float, float)
-        Lowest and highest HU, which are 0 and 1 before `mean` and `std`. Under one window the
-        channels are a slice and its two neighbours; under three they are the slice alone, once
-        under each.
-    mean, std : tuple of float
-        Of the three middle channels: subtracted from the windowed values, then divided into them.
-        Further neighbours take the average of the three.
+        Lowest and highest HU of each window, which become 0 and 1 before `mean` and `std` apply.
+        With one window the channels are a slice and its neighbours; with three windows they are
+        the slice alone, once under each window.
+    mean : tuple of float
+        Mean of each of the three middle channels, subtracted from the windowed values. Further
+        neighbours use the average of the three.
+    std : tuple of float
+        Standard deviation of each of the three middle channels, by which values are divided.
+        Further neighbours use the average of the three.
     trim_mm : float
-        How much of a crop's lower and upper end is no input of its own: the pipeline's margin,
-        where the neighbouring vertebra is seen better than this one.
+        Length at the lower and upper end of a crop whose slices are no inputs of their own, in mm:
+        the pipeline's margin, where the neighbouring vertebra fills the slice.
     neighbours : int
-        Slices that are channels, an odd number of 3 or more.
+        Number of consecutive slices that become channels: odd, 3 or more; above 3 only for models
+        of sequences.
     mask : bool
-        Whether the vertebra's mask is one more channel; 0 where none is known.
+        Whether the vertebra's mask is an additional channel, 0 where no mask is known; only for
+        models of sequences.
     """
 
-    size: int = 224
-    crop_mm: float = 72.0
-    windows: tuple[Window, ...] = ((-500.0, 1300.0),)
+    size: Annotated[int, limits("px", ge=8)] = 224
+    crop_mm: Annotated[float, limits("mm", ge=8, le=500)] = 72.0
+    windows: Annotated[tuple[Window, ...], limits("HU")] = ((-500.0, 1300.0),)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    trim_mm: float = 8.0
-    neighbours: int = 3
+    std: tuple[Rate, Rate, Rate] = (0.5, 0.5, 0.5)
+    trim_mm: Millimetres = 8.0
+    neighbours: Annotated[int, limits("slices", ge=3)] = 3
     mask: bool = False
 
     @property
     def channels(self) -> int:
-        """Of the input."""
+        """Number of channels of the input."""
         return self.neighbours + self.mask
 
     def __post_init__(self) -> None:
-        if self.size < 8 or not 8 <= self.crop_mm <= 500:
-            raise _invalid(f"an input of {self.size} px for {self.crop_mm} mm")
-        if len(self.mean) != 3 or len(self.std) != 3:
-            raise _invalid("mean and std are of three channels")
-        if len(self.windows) not in (1, 3) or any(len(window) != 2 for window in self.windows):
-            raise _invalid("one window of three neighbouring slices, or three windows of one slice")
+        check(self)
+        if len(self.windows) not in (1, 3):
+            raise _invalid(f"windows: expected one window or three, got {len(self.windows)}")
         if any(low >= high for low, high in self.windows):
-            raise _invalid(f"windows {self.windows}: the lower HU come first")
-        if min(self.std) <= 0 or self.trim_mm < 0:
-            raise _invalid(f"std {self.std}, trim {self.trim_mm} mm")
-        if self.neighbours < 3 or not self.neighbours % 2:
-            raise _invalid(f"an odd number of neighbours from 3, not {self.neighbours}")
+            raise _invalid(f"windows: the lower HU of {self.windows} must come first")
+        if not self.neighbours % 2:
+            raise _invalid(f"neighbours: expected an odd number, got {self.neighbours}")
         if self.neighbours > 3 and len(self.windows) > 1:
-            raise _invalid("several windows show one slice, so there are no further neighbours")
+            raise _invalid("neighbours: expected 3 with three windows, which show one slice")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The model that is made where no checkpoint is given.
+    """Architecture of the model that is made where no checkpoint is given.
 
     Parameters
     ----------
     family : {"vit", "resnet"}
-        A ViT wants pretraining or many inputs; a residual network learns thin lines from few.
+        Family of the image encoder. A ViT needs pretraining or many inputs; a residual network
+        learns thin fracture lines from few.
     patch : int
-        Side of the picture that one feature stands for, in pixels; divides the input's size. Of a
-        residual network 8, 16 or 32.
+        Side of the image area that one feature represents, in pixels; divides the input's size. A
+        residual network takes 8, 16 or 32.
     width : int
-        Features of a patch. Those of a residual network halve towards the input.
+        Features of a patch. A residual network halves them towards the input.
     depth : int
-        Layers of a ViT, or blocks of each stage.
+        Layers of a ViT, or blocks of each stage of a residual network.
     heads : int
-        Of a ViT; they divide the width.
+        Attention heads of a ViT; they divide the width.
     """
 
     family: Family = "vit"
-    patch: int = 16
-    width: int = 192
-    depth: int = 6
-    heads: int = 3
+    patch: Pixels = 16
+    width: Annotated[int, limits("features", ge=1)] = 192
+    depth: Annotated[int, limits("layers", ge=1)] = 6
+    heads: Annotated[int, limits("heads", ge=1)] = 3
 
     def __post_init__(self) -> None:
-        if min(self.patch, self.width, self.depth, self.heads) < 1:
-            raise _invalid("patch, width, depth and heads are at least 1")
-        if self.family not in get_args(Family):
-            raise _invalid(f"the family is one of {', '.join(get_args(Family))}")
+        check(self)
         if self.family == "vit" and self.width % self.heads:
             raise _invalid(f"no ViT of width {self.width} has {self.heads} heads")
         if self.family == "resnet" and (self.patch not in (8, 16, 32) or self.width % 8):
@@ -148,82 +157,84 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class SequenceConfig:
-    """How a vertebra is read as a sequence; of the recipe `sequence` alone.
+    """How a vertebra is read as a sequence of slices; only the recipe `sequence` uses it.
 
     Parameters
     ----------
     positions : int
-        Slices of a vertebra that are looked at, at most.
-    drawn : int
-        Of these, how many are drawn each time that a vertebra is trained on: fewer slices of more
-        vertebrae make a better step.
+        Most slices of a vertebra that the model reads.
+    sampled : int
+        Slices sampled per vertebra and training step: fewer slices of more vertebrae make a better
+        step.
     pooling : {"lstm", "attention"}
-        Whether positions read each other before they are weighed.
-    width, layers : int
-        Features a direction, and layers, of the LSTM over the positions.
+        Layer that combines the slices of a vertebra before they are weighted: an LSTM, or attention
+        alone.
+    width : int
+        Features of the LSTM over the slices, in each direction.
+    layers : int
+        Layers of the LSTM over the slices.
     patient_width : int
-        Features a direction of the LSTM over the seven vertebrae.
+        Features of the LSTM over the seven vertebrae, in each direction.
     dropout : float
-        Before each of the two.
+        Dropout before each of the two LSTMs.
     frozen : bool
-        Train the heads alone, on features that are kept.
+        Whether to train the heads alone, on stored features of a frozen encoder.
     head_epochs : float
-        Draws of the patients for the heads, which learn last and from features.
+        Passes over the patients in each round for the heads, which train last and on features.
     head_batch : int
-        Patients a step of them.
+        Patients per step of the heads.
     head_rate : float
-        Their peak learning rate.
+        Peak learning rate of the heads.
     """
 
-    positions: int = 15
-    drawn: int = 8
+    positions: Slices = 15
+    sampled: Slices = 8
     pooling: Pooling = "lstm"
-    width: int = 256
-    layers: int = 2
-    patient_width: int = 32
-    dropout: float = 0.1
+    width: Annotated[int, limits("features", ge=1)] = 256
+    layers: Annotated[int, limits("layers", ge=1)] = 2
+    patient_width: Annotated[int, limits("features", ge=1)] = 32
+    dropout: PartialShare = 0.1
     frozen: bool = False
-    head_epochs: float = 20.0
-    head_batch: int = 16
-    head_rate: float = 1e-3
+    head_epochs: Annotated[float, limits("epochs", ge=0)] = 20.0
+    head_batch: Annotated[int, limits("patients", ge=1)] = 16
+    head_rate: Rate = 1e-3
 
     def __post_init__(self) -> None:
-        counts = (
-            self.positions,
-            self.drawn,
-            self.width,
-            self.layers,
-            self.patient_width,
-            self.head_batch,
-        )
-        if min(counts) < 1 or self.head_epochs < 0 or self.head_rate <= 0:
-            raise _invalid("positions, widths, layers, batch and rate of the heads are positive")
-        if self.pooling not in POOLINGS or not 0 <= self.dropout < 1:
-            raise _invalid(f"pooling by {' or '.join(POOLINGS)}, dropout a share below 1")
+        check(self)
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """How training inputs vary; each value is the largest deviation, drawn evenly.
+    """How training inputs vary; deviations are sampled uniformly up to the value given.
 
     Parameters
     ----------
-    rotate_degrees, shift_mm : float
-    scale, gain, offset : float
-        Scale and gain as a share of 1, the offset as a share of the window.
+    rotate_degrees : float
+        Largest in-plane rotation, in degrees.
+    shift_mm : float
+        Largest shift along each axis of the plane, in mm.
+    scale : float
+        Largest deviation of the scale from 1.
+    gain : float
+        Largest deviation of the contrast from 1.
+    offset : float
+        Largest offset of the brightness, as a share of the window.
     noise : float
-        Standard deviation, as a share of the window; its own size is drawn too.
+        Largest standard deviation of Gaussian noise, as a share of the window.
     forget_mask : float
-        Share of the vertebrae whose mask is hidden, so that a model does well without.
+        Share of the vertebrae whose mask is hidden, so that the model works without masks.
     """
 
-    rotate_degrees: float = 12.0
-    shift_mm: float = 4.0
-    scale: float = 0.1
-    gain: float = 0.1
-    offset: float = 0.05
-    noise: float = 0.03
-    forget_mask: float = 0.25
+    rotate_degrees: Annotated[float, limits("degrees", ge=0, le=180)] = 12.0
+    shift_mm: Millimetres = 4.0
+    scale: PartialShare = 0.1
+    gain: Annotated[float, limits("share", ge=0)] = 0.1
+    offset: Annotated[float, limits("share", ge=0)] = 0.05
+    noise: Annotated[float, limits("share", ge=0)] = 0.03
+    forget_mask: Share = 0.25
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -233,103 +244,93 @@ class TrainConfig:
     Parameters
     ----------
     slices_per_round : int
-        About how many slices a round has; patients are never cut.
+        Approximate number of slices in a round; a patient is never divided between rounds.
     rounds : int or None
-        Train at most so many rounds; None means until every training patient was seen.
+        Largest number of rounds; without it, rounds go on until every training patient was used.
     epochs : float
-        Draws a round, as a multiple of its slices.
+        Slices sampled in a round, as a multiple of its number of slices.
     order : {"shuffled", "site"}
-        Whether every round resembles the whole, or one site's patients come after another's.
+        Whether every round resembles the whole cohort, or the patients of one site come after
+        those of another.
     batch_size : int
         Slices that are on the devices at once.
     accumulation : int
-        Batches a step of the optimizer. Several devices share the batches of a step, so that steps
-        and results are the same on any number of them.
-    learning_rate, weight_decay : float
-        AdamW's; the rate warms up, then falls to zero along a cosine in every round.
+        Batches per optimizer step. Several devices share the batches of a step, so that steps and
+        results are the same on any number of them.
+    learning_rate : float
+        Peak learning rate of AdamW in the first round. In every round the rate warms up, then
+        falls to zero along a cosine.
+    weight_decay : float
+        Weight decay of AdamW.
     warmup : float
-        Share of a round's steps.
-    broken_share : float
-        Share of each batch that shows a fracture; 0 draws slices as they come.
+        Share of a round's steps in which the learning rate rises.
+    fractured_share : float
+        Share of each batch that shows a fracture; 0 samples slices as they come.
     box_weight : float
-        Of the loss that looks for the fracture inside its drawn box, beside that of the slice; 0
-        leaves the boxes' places unused.
+        Weight of the loss that locates a fracture inside its bounding box, relative to the loss of
+        the slice; 0 leaves the boxes unused.
     weak_target : float
-        What a slice of a broken vertebra is worth where nobody said if the slice shows it: about
-        the share of such slices that do.
+        Soft label for slices of a fractured vertebra without bounding boxes: about the share of
+        such slices that show the fracture.
     checkpoint_steps : int
-        A round that is killed goes on from the last of so many steps.
+        Steps between checkpoints; an interrupted round resumes from the last one.
     """
 
-    slices_per_round: int = 15_000
-    rounds: int | None = None
+    slices_per_round: Slices = 15_000
+    rounds: Annotated[int, limits("rounds", ge=1)] | None = None
     order: Order = "shuffled"
-    epochs: float = 3.0
-    batch_size: int = 32
-    accumulation: int = 1
-    learning_rate: float = 3e-4
-    weight_decay: float = 0.05
-    warmup: float = 0.1
-    broken_share: float = 0.3
-    box_weight: float = 1.0
-    weak_target: float = 0.35
-    checkpoint_steps: int = 500
+    epochs: Annotated[float, limits("epochs", gt=0)] = 3.0
+    batch_size: Slices = 32
+    accumulation: Annotated[int, limits("batches", ge=1)] = 1
+    learning_rate: Rate = 3e-4
+    weight_decay: Annotated[float, limits("rate", ge=0)] = 0.05
+    warmup: PartialShare = 0.1
+    fractured_share: PartialShare = 0.3
+    box_weight: Annotated[float, limits("factor", ge=0)] = 1.0
+    weak_target: Annotated[float, limits("probability", ge=0, le=1)] = 0.35
+    checkpoint_steps: Annotated[int, limits("steps", ge=1)] = 500
 
     def __post_init__(self) -> None:
-        counts = (self.slices_per_round, self.batch_size, self.accumulation, self.checkpoint_steps)
-        if self.order not in ORDERS:
-            raise _invalid(f"the order is one of {', '.join(ORDERS)}")
-        if min(counts) < 1 or self.epochs <= 0 or (self.rounds is not None and self.rounds < 1):
-            raise _invalid("rounds, slices, epochs, batch size and accumulation must be positive")
-        if self.learning_rate <= 0 or self.weight_decay < 0 or self.box_weight < 0:
-            raise _invalid("the learning rate is positive, weight decay and box weight at least 0")
-        if not (0 <= self.warmup < 1 and 0 <= self.broken_share < 1 and 0 <= self.weak_target <= 1):
-            raise _invalid("warm-up, broken share and weak target are shares")
+        check(self)
 
 
 @dataclass(frozen=True)
 class BoostConfig:
-    """What keeps a round from making the model worse; what it is not, is plain continuation.
+    """What keeps a round from making the model worse; without it, training simply continues.
 
     Parameters
     ----------
     replay : float
         Share of a round's inputs that come from patients of earlier rounds; 0 replays none.
-    average : float
-        Share of a round's steps over which the moving average of the weights looks back; 0 keeps
-        none.
+    ema_window : float
+        Share of a round's steps over which the exponential moving average (EMA) of the weights
+        looks back; 0 keeps no EMA.
     rate_fall : float
-        The peak rate of a round, as a multiple of that of the round before.
+        Peak learning rate of a round, as a multiple of that of the round before.
     layer_decay : float
-        The rate of a layer, as a multiple of that of the layer above it, once there is something
-        learnt that can be lost.
+        Learning rate of a layer, as a multiple of that of the layer above it; from the first round
+        that continues from trained weights.
     step_lengths : tuple of float
-        How far from the incumbent towards what a round trained the candidates lie.
+        Candidates between the incumbent (0) and the newly trained weights (1), by the share of the
+        way.
     guarded : bool
-        Whether a round is accepted only where the guard patients gain by it; otherwise every round
-        is, and there is no candidate but what it trained.
+        Whether a round is accepted only where the loss of the guard patients falls; otherwise every
+        round is accepted, and its newly trained weights are the only candidate.
     caution : float
-        How many times its own standard error a gain must exceed. 1 asks for evidence; 0 takes
-        whatever has a lower loss, and lets small gains add up that few guard patients cannot prove.
+        Standard errors that the gain of a round must exceed. 1 asks for evidence; 0 accepts any
+        lower loss, and lets small gains add up that few guard patients cannot prove.
     """
 
-    replay: float = 0.4
-    average: float = 0.2
-    rate_fall: float = 0.8
-    layer_decay: float = 0.8
-    step_lengths: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    replay: PartialShare = 0.4
+    ema_window: Share = 0.2
+    rate_fall: Factor = 0.8
+    layer_decay: Factor = 0.8
+    step_lengths: tuple[Factor, ...] = (0.25, 0.5, 0.75, 1.0)
     guarded: bool = True
-    caution: float = 1.0
+    caution: Annotated[float, limits("errors", ge=0)] = 1.0
 
     def __post_init__(self) -> None:
-        if self.caution < 0:
-            raise _invalid(f"caution {self.caution}: at least 0")
-        if not (0 <= self.replay < 1 and 0 <= self.average <= 1):
-            raise _invalid("replay and average are shares")
-        if not (0 < self.rate_fall <= 1 and 0 < self.layer_decay <= 1):
-            raise _invalid("the fall of the rate and the decay by layer are above 0, at most 1")
-        if any(not 0 < length <= 1 for length in self.step_lengths):
-            raise _invalid(f"step lengths {self.step_lengths}: each above 0, at most 1")
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -338,16 +339,28 @@ class RunConfig:
 
     Parameters
     ----------
-    recipe : {"boost", "seed", "joint", "sequence"}
-        See `training.rounds.recipes`.
+    recipe : str
+        Recipe of the rounds, from `training.rounds.recipes.RECIPES`.
     seed : int
-        Of the splits, the rounds, the weights and the draws.
+        Seed of the splits, the rounds, the weights and everything sampled.
+    split : SplitConfig
+        How patients are split.
+    inputs : InputConfig
+        How slices become inputs.
+    model : ModelConfig
+        Architecture of a new model.
+    augment : AugmentConfig
+        How training inputs vary.
+    train : TrainConfig
+        How a round is trained.
     boost : BoostConfig
-        Of the recipes `boost` and `sequence`; `seed` and `joint` take none of it.
+        What keeps a round from making the model worse; the recipes `boost` and `sequence` use it.
+    sequence : SequenceConfig
+        How a vertebra is read as a sequence of slices; the recipe `sequence` uses it.
     """
 
-    recipe: RecipeName = "boost"
-    seed: int = 0
+    recipe: str = "boost"
+    seed: Seed = 0
     split: SplitConfig = field(default_factory=SplitConfig)
     inputs: InputConfig = field(default_factory=InputConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -356,19 +369,37 @@ class RunConfig:
     boost: BoostConfig = field(default_factory=BoostConfig)
     sequence: SequenceConfig = field(default_factory=SequenceConfig)
 
+    def __post_init__(self) -> None:
+        check(self)
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "RunConfig":
-        """Read what `to_json` wrote; raises UsageError ``config-invalid`` on anything else."""
-        return cast(RunConfig, _from_json(cls, document))
+    def from_json(cls, document: Any) -> "RunConfig":
+        """Read what `to_json` wrote, in this version or in an earlier one.
 
-    def override(self, values: Mapping[str, Mapping[str, Any]]) -> "RunConfig":
+        Raises
+        ------
+        UsageError
+            ``config-invalid``, naming the field.
+        """
+        return read_settings(cls(), document, old_names=OLD_NAMES, complete=True)
+
+    def override(self, values: Mapping[str, Any]) -> "RunConfig":
         """A copy with some fields of some parts changed, e.g. ``{"train": {"epochs": 2}}``."""
-        parts = {part: replace(getattr(self, part), **to) for part, to in values.items() if to}
-        return replace(self, **parts)
+        return read_settings(self, values)
+
+
+OLD_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "train.broken_share": "train.fractured_share",
+        "boost.average": "boost.ema_window",
+        "sequence.drawn": "sequence.sampled",
+    }
+)
+"""Names that fields of `RunConfig` had in earlier versions, and their names of today."""
 
 
 PRESETS: Mapping[str, RunConfig] = MappingProxyType(
@@ -381,33 +412,21 @@ PRESETS: Mapping[str, RunConfig] = MappingProxyType(
             augment=AugmentConfig(gain=0.05, noise=0.02),
             train=TrainConfig(slices_per_round=2_500, epochs=2.5, learning_rate=2e-3),
             boost=BoostConfig(step_lengths=(0.5, 1.0)),
-            sequence=SequenceConfig(drawn=1, width=32, patient_width=16, dropout=0.4),
+            sequence=SequenceConfig(sampled=1, width=32, patient_width=16, dropout=0.4),
         ),
     }
 )
 
 
-def inputs_from_json(document: Mapping[str, Any]) -> InputConfig:
-    """Read an `InputConfig` as it stands beside a model; UsageError ``config-invalid`` if none."""
-    return cast(InputConfig, _from_json(InputConfig, document))
+def inputs_from_json(document: Any) -> InputConfig:
+    """Read an `InputConfig` as it stands beside a model.
 
-
-def _from_json(kind: type, document: Mapping[str, Any]) -> Any:
-    known = {entry.name: entry for entry in fields(kind)}
-    if not isinstance(document, Mapping) or set(document) != set(known):
-        raise _invalid(f"{kind.__name__} has the fields {', '.join(known)}, not {list(document)}")
-    defaults = kind()
-    values = {
-        name: _from_json(type(getattr(defaults, name)), value)
-        if is_dataclass(getattr(defaults, name))
-        else _frozen(value)
-        for name, value in document.items()
-    }
-    return kind(**values)
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+    Raises
+    ------
+    UsageError
+        ``config-invalid``, naming the field.
+    """
+    return read_settings(InputConfig(), document, complete=True)
 
 
 def _invalid(detail: str) -> UsageError:

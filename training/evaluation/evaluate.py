@@ -37,7 +37,7 @@ from training.metrics.competition import (
 )
 from training.metrics.rank_metrics import SPECIFICITY, mean_figures, rank_figures
 from training.rounds.cards import renew_card
-from training.rounds.recipes import RECIPES
+from training.rounds.recipes import find_recipe
 from training.rounds.validation import mean_by_patient
 from training.runs import EVALUATION, SETTINGS, SPLITS, RunFolder
 
@@ -161,7 +161,7 @@ def evaluate(store: StudyStore, run: RunFolder) -> Evaluation:
     examples.write(run)
     found = _compare(test, train, predictions, config.seed)
     run.write(EVALUATION, asdict(found))
-    renew_card(run, RECIPES[config.recipe].kind)
+    renew_card(run, find_recipe(config.recipe).kind)
     return found
 
 

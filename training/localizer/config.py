@@ -1,4 +1,4 @@
-"""What the user may set for the training of a localizer, checked once.
+"""Settings for the training of a localizer.
 
 Not here: the settings of a run (`training.config`).
 """
@@ -6,107 +6,128 @@ Not here: the settings of a run (`training.config`).
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
+from presentation.settings import check, limits
 from storage_schemas.errors import UsageError
 from storage_schemas.localizer_card import SIZES
+
+Count = Annotated[int, limits("N", ge=1)]
+Share = Annotated[float, limits("share", ge=0, lt=1)]
+Millimetres = Annotated[float, limits("mm", ge=0)]
 
 
 @dataclass(frozen=True)
 class CubeAugmentConfig:
-    """How overviews vary in training; each value is the largest deviation, drawn evenly.
+    """How overviews vary in training; deviations are sampled uniformly up to the value given.
 
     Parameters
     ----------
     rotate_degrees : float
-        About each of the three axes.
+        Largest rotation about each of the three axes, in degrees.
     shift_mm : float
-        Along each axis.
-    scale, gain : float
-        As a share of 1.
+        Largest shift along each axis, in mm.
+    scale : float
+        Largest deviation of the scale from 1.
+    gain : float
+        Largest deviation of the contrast from 1.
     offset_hu : float
+        Largest offset of the voxels, in HU.
     noise_hu : float
-        Standard deviation; its own size is drawn too.
+        Largest standard deviation of Gaussian noise, in HU.
     """
 
-    rotate_degrees: float = 12.0
-    shift_mm: float = 20.0
-    scale: float = 0.15
-    gain: float = 0.1
-    offset_hu: float = 50.0
-    noise_hu: float = 60.0
+    rotate_degrees: Annotated[float, limits("degrees", ge=0, le=180)] = 12.0
+    shift_mm: Millimetres = 20.0
+    scale: Share = 0.15
+    gain: Annotated[float, limits("share", ge=0)] = 0.1
+    offset_hu: Annotated[float, limits("HU", ge=0)] = 50.0
+    noise_hu: Annotated[float, limits("HU", ge=0)] = 60.0
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
 class LocalizerConfig:
-    """All settings of a localizer; beside it in its card stands what came of them.
+    """All settings of the training of a localizer.
 
     Parameters
     ----------
     size : int
-        Voxels along each side of the cube that it sees.
+        Side of the cube that the network takes, in voxels: 32, 64 or 128.
     block : int
-        Voxels along each side of what the network takes for one place.
+        Side of the block of voxels that becomes one position of the network, in voxels.
     channels : tuple of int
-        Of the network's stages; each after the first has half the places along each side.
+        Channels of each stage of the network; each stage after the first halves the resolution.
     units : int
         Residual units of a stage.
-    steps, batch_size : int
-        Steps of the optimizer, and overviews a step.
-    learning_rate, weight_decay : float
-        AdamW's; the rate warms up, then falls to zero along a cosine.
+    steps : int
+        Optimizer steps.
+    batch_size : int
+        Overviews per step.
+    learning_rate : float
+        Peak learning rate of AdamW; the rate warms up, then falls to zero along a cosine.
+    weight_decay : float
+        Weight decay of AdamW.
     warmup : float
-        Share of the steps.
+        Share of the steps in which the learning rate rises.
     settle : float
-        Share of the steps, the last, in which cubes are no longer turned, scaled or shifted: their
-        labels are sampled by nearest neighbour when they are, and what is a voxel thin frays.
-    average : float
-        How much of the averaged weights, which are the ones exported, each step leaves as it is.
-    folds, fold : int
-        Groups of patients, and the one that is held out.
+        Share of the steps, at the end, without rotation, scaling and shift. Those sample the labels
+        by nearest neighbour, which frays structures that are one voxel thin.
+    ema_decay : float
+        Decay of the exponential moving average (EMA) of the weights, per step; the averaged weights
+        are exported.
+    folds : int
+        Groups that the patients are divided into.
+    fold : int
+        Number of the group that is held out, from 0.
     margin_mm : float
-        Around a vertebra's extent, where the held-out boxes are measured: the pipeline's margin.
+        Margin around a vertebra's extent where the held-out boxes are measured, in mm; the same as
+        the pipeline's margin.
     seed : int
-        Of the folds, the weights and the draws.
+        Seed of the folds, the weights and everything sampled.
+    augment : CubeAugmentConfig
+        How overviews vary in training.
     """
 
-    size: int = 128
-    block: int = 2
-    channels: tuple[int, ...] = (32, 64, 128, 256)
-    units: int = 2
-    steps: int = 5_000
-    batch_size: int = 4
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.01
-    warmup: float = 0.05
-    settle: float = 0.1
-    average: float = 0.995
-    folds: int = 5
-    fold: int = 0
-    margin_mm: float = 8.0
-    seed: int = 0
+    size: Annotated[int, limits("voxels")] = 128
+    block: Annotated[int, limits("voxels", ge=1)] = 2
+    channels: tuple[Count, ...] = (32, 64, 128, 256)
+    units: Count = 2
+    steps: Annotated[int, limits("steps", ge=1)] = 5_000
+    batch_size: Annotated[int, limits("overviews", ge=1)] = 4
+    learning_rate: Annotated[float, limits("rate", gt=0)] = 2e-3
+    weight_decay: Annotated[float, limits("rate", ge=0)] = 0.01
+    warmup: Share = 0.05
+    settle: Share = 0.1
+    ema_decay: Share = 0.995
+    folds: Annotated[int, limits("groups", ge=2)] = 5
+    fold: Annotated[int, limits("group", ge=0)] = 0
+    margin_mm: Millimetres = 8.0
+    seed: Annotated[int, limits("seed", ge=0, le=2**63 - 1)] = 0
     augment: CubeAugmentConfig = field(default_factory=CubeAugmentConfig)
 
     def __post_init__(self) -> None:
+        check(self)
         if self.size not in SIZES:
-            raise _invalid(f"a localizer sees {', '.join(map(str, SIZES))} voxels, not {self.size}")
-        places = self.block << (len(self.channels) - 1)
-        if len(self.channels) < 2 or min(self.channels) < 1 or self.block < 1 or self.size % places:
-            raise _invalid(f"{len(self.channels)} stages of blocks of {self.block} do not fit")
-        if min(self.steps, self.batch_size, self.units) < 1 or self.learning_rate <= 0:
-            raise _invalid("steps, batch size, units and learning rate must be positive")
-        shares = (self.warmup, self.settle, self.average)
-        if min(shares) < 0 or max(shares) >= 1 or self.weight_decay < 0:
-            raise _invalid("warm-up, settle and average are shares, weight decay is at least 0")
-        if self.folds < 2 or not 0 <= self.fold < self.folds:
-            raise _invalid(f"fold {self.fold} of {self.folds}: at least 2, numbered from 0")
-        if self.margin_mm < 0:
-            raise _invalid(f"a margin of {self.margin_mm} mm")
+            raise _invalid(f"size: expected {', '.join(map(str, SIZES))}, got {self.size}")
+        positions = self.block << (len(self.channels) - 1)
+        if len(self.channels) < 2 or self.size % positions:
+            raise _invalid(
+                f"size: {len(self.channels)} stages of blocks of {self.block} voxels do not fit"
+                f" {self.size}"
+            )
+        if self.fold >= self.folds:
+            raise _invalid(f"fold: expected less than the {self.folds} folds, got {self.fold}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
         return asdict(self) | {"channels": list(self.channels)}
 
+
+LOCALIZER_OLD_NAMES: Mapping[str, str] = MappingProxyType({"average": "ema_decay"})
+"""Names that fields of `LocalizerConfig` had in earlier versions, and their names of today."""
 
 LOCALIZER_PRESETS: Mapping[str, LocalizerConfig] = MappingProxyType(
     {
@@ -119,7 +140,7 @@ LOCALIZER_PRESETS: Mapping[str, LocalizerConfig] = MappingProxyType(
             batch_size=1,
             learning_rate=7e-3,
             settle=0.3,
-            average=0.99,
+            ema_decay=0.99,
             augment=CubeAugmentConfig(rotate_degrees=6.0, shift_mm=8.0, scale=0.08),
         ),
     }

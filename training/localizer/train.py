@@ -210,7 +210,7 @@ def _draw_batch(
 @torch.no_grad()
 def _follow(training: LocalizerTraining, config: LocalizerConfig) -> None:
     """Move the averaged weights towards the new ones; at first faster, away from noise."""
-    kept = min(config.average, (1 + training.step) / (10 + training.step))
+    kept = min(config.ema_decay, (1 + training.step) / (10 + training.step))
     pairs = zip(training.average.parameters(), training.network.parameters(), strict=True)
     for mean, new in pairs:
         mean.lerp_(new, 1 - kept)

@@ -222,13 +222,13 @@ def _plan(
     work: RoundWork,
 ) -> _Round:
     crops = [n for n, vertebra in enumerate(shards.vertebrae) if vertebra.fractured is not None]
-    drawn, trim = min(config.sequence.drawn, model.config.positions), inputs.trim_mm
+    drawn, trim = min(config.sequence.sampled, model.config.positions), inputs.trim_mm
     # As many slices a step as a slice model has, and as many of them of broken vertebrae.
     slices = index_slices(shards, crops, trim, weak_target=1.0)
     each = np.mean([min(drawn, len(shards.vertebrae[crop].slices(trim))) for crop in crops])
     order = draw_order(
         slices.target,
-        broken_share=config.train.broken_share,
+        broken_share=config.train.fractured_share,
         batch=_shared(round(config.train.batch_size * config.train.accumulation / each)),
         steps=work.steps,
         seed=work.seed,

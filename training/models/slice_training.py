@@ -135,7 +135,7 @@ def _plan(
     index = SliceIndex(index.crop[known], index.z[known], index.target[known])
     order = draw_order(
         index.target,
-        broken_share=config.train.broken_share,
+        broken_share=config.train.fractured_share,
         batch=config.train.batch_size * config.train.accumulation,
         steps=work.steps,
         seed=work.seed,

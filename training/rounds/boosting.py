@@ -209,7 +209,7 @@ def _work(
         steps=entry.steps,
         rate=train.learning_rate * policy.rate_fall ** (entry.number - 1),
         layer_decay=policy.layer_decay if learnt else 1.0,
-        average=policy.average,
+        average=policy.ema_window,
         seed=1000 * plan.config.seed + entry.number,
         log=log,
         checkpoint=run.checkpoint,

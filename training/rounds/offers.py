@@ -12,7 +12,7 @@ from training.metrics.ensemble import Stack, fit_weights, mix
 from training.models.slice_model import save_model
 from training.rounds.cards import render_card
 from training.rounds.plan import RunPlan
-from training.rounds.recipes import RECIPES
+from training.rounds.recipes import find_recipe
 from training.rounds.validation import Judges, Verdict
 from training.runs import CALIBRATION, HISTORY, STACK, RunFolder
 
@@ -39,7 +39,7 @@ def save_round(
         card=render_card(
             run,
             number,
-            RECIPES[plan.config.recipe].kind,
+            find_recipe(plan.config.recipe).kind,
             loss=verdict.loss,
             best_constant=judges.best_constant,
         ),

@@ -15,7 +15,7 @@ from training.config import BoostConfig, RunConfig
 from training.data.cohort import Study
 from training.data.splits import Splits, split_patients
 from training.models.kinds import KINDS, Kind
-from training.rounds.recipes import RECIPES
+from training.rounds.recipes import find_recipe
 from training.runs import ROUNDS, SETTINGS, SPLITS, RunFolder
 
 Count = Callable[[Study], int]
@@ -228,7 +228,7 @@ def plan_run(
     UsageError
         ``cohort-too-small``, ``config-invalid`` or ``model-invalid``.
     """
-    recipe = RECIPES[config.recipe]
+    recipe = find_recipe(config.recipe)
     kind, policy = KINDS[recipe.kind], recipe.policy(config)
     model, inputs = kind.start(config, start)
     splits = split_patients(studies, config.split, config.seed)
@@ -256,7 +256,16 @@ def write_plan(run: RunFolder, plan: RunPlan) -> None:
     for name, document in plan.documents().items():
         if not begun:
             run.write(name, document)
-        elif run.read(name) != json.loads(json.dumps(document)):
+        elif _read_document(run, name) != json.loads(json.dumps(document)):
             raise UsageError(
                 "config-invalid", f"RUN holds another run, its {name} differs", key=str(run.path)
             )
+
+
+def _read_document(run: RunFolder, name: str) -> Any:
+    """A document of the plan, with the names that settings have today."""
+    document = run.read(name)
+    if name != SETTINGS:
+        return document
+    config = RunConfig.from_json(document["config"]).to_json()
+    return json.loads(json.dumps({**document, "config": config}))

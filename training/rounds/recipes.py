@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from presentation.settings import convert
 from training.config import BoostConfig, RunConfig
 
 
@@ -27,7 +28,9 @@ class Recipe:
     one_round: bool = False
 
 
-PLAIN = BoostConfig(replay=0, average=0, rate_fall=1, layer_decay=1, step_lengths=(), guarded=False)
+PLAIN = BoostConfig(
+    replay=0, ema_window=0, rate_fall=1, layer_decay=1, step_lengths=(), guarded=False
+)
 """No replay, no averaging, no candidates and no guard: every round is accepted."""
 
 BOOST = Recipe(kind="slice", policy=lambda config: config.boost)
@@ -58,3 +61,14 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {"boost": BOOST, "seed": SEED, "joint": JOINT, "sequence": SEQUENCE}
 )
 """Every recipe by the name that ``--recipe`` takes."""
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of a name.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` where `RECIPES` has none of that name.
+    """
+    return RECIPES[convert(name, str, "recipe", RECIPES)]

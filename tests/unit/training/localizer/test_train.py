@@ -46,7 +46,7 @@ TINY = LocalizerConfig(
     batch_size=2,
     folds=3,
     learning_rate=1e-2,
-    average=0.9,
+    ema_decay=0.9,
     augment=CubeAugmentConfig(rotate_degrees=3, shift_mm=4, scale=0.03),
 )
 
@@ -187,10 +187,10 @@ def test_a_cube_without_vertebrae_has_a_loss_too() -> None:
         ({"size": 96}, "32, 64, 128"),
         ({"channels": (8,) * 6}, "stages"),
         ({"channels": (8,)}, "stages"),
-        ({"fold": 3}, "fold 3 of 3"),
+        ({"fold": 3}, "less than the 3 folds"),
         ({"folds": 1}, "fold"),
-        ({"steps": 0}, "positive"),
-        ({"average": 1.0}, "shares"),
+        ({"steps": 0}, "at least 1"),
+        ({"ema_decay": 1.0}, "below 1"),
         ({"margin_mm": -1.0}, "margin"),
     ],
 )

@@ -43,7 +43,7 @@ CONFIG = RunConfig(
     augment=STILL,
     train=TrainConfig(batch_size=24, learning_rate=3e-3, checkpoint_steps=10_000),
     sequence=SequenceConfig(
-        positions=5, drawn=2, width=8, patient_width=8, dropout=0.0, head_epochs=4, head_batch=8
+        positions=5, sampled=2, width=8, patient_width=8, dropout=0.0, head_epochs=4, head_batch=8
     ),
 )
 
@@ -150,7 +150,7 @@ def test_of_boxed_patients_the_encoder_learns_as_that_of_the_slice_model() -> No
     config = replace(
         CONFIG,
         augment=AugmentConfig(),
-        sequence=replace(CONFIG.sequence, drawn=1, head_epochs=0),
+        sequence=replace(CONFIG.sequence, sampled=1, head_epochs=0),
     )
     assert sum(SEQUENCE.count(study, config) for study in shards.studies) == sum(
         KINDS["slice"].count(study, config) for study in shards.studies

@@ -28,7 +28,7 @@ from training.optimization.trainer import RoundWork, parameter_groups
 INPUTS = InputConfig(size=32, crop_mm=32, trim_mm=0)
 STILL = AugmentConfig(rotate_degrees=0, shift_mm=0, scale=0, gain=0, offset=0, noise=0)
 ONE_STEP = TrainConfig(
-    epochs=1, batch_size=8, learning_rate=1e-3, warmup=0, broken_share=0, box_weight=0
+    epochs=1, batch_size=8, learning_rate=1e-3, warmup=0, fractured_share=0, box_weight=0
 )
 Lines = list[Mapping[str, Any]]
 
@@ -152,7 +152,7 @@ def test_small_batches_accumulated_are_one_large_batch(batch: int, accumulation:
     assert parts[2] == pytest.approx(whole[2], rel=1e-5)
 
 
-LEARN = replace(ONE_STEP, epochs=4, batch_size=4, broken_share=0.5, box_weight=1.0)
+LEARN = replace(ONE_STEP, epochs=4, batch_size=4, fractured_share=0.5, box_weight=1.0)
 FAMILIES: tuple[Family, ...] = ("vit", "resnet")
 
 
