@@ -8,7 +8,6 @@ scanned, and fractures are comminuted and gape more than in `pipeline.phantom`, 
 learns from random weights in minutes.
 """
 
-import csv
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +24,7 @@ from pipeline.phantom.fractures import Fracture, draw_fractures
 from pipeline.phantom.patient import draw_patient
 from pipeline.phantom.render import Grid, render_patient
 from pipeline.phantom.scanner import SITES, Series, Site, acquire, make_slice, save_slice
+from presentation.output import csv_text, write_output
 from storage_schemas.vertebrae import CERVICAL, LABEL_COLUMNS
 
 NECK_MM = (-88.0, 44.0)
@@ -171,7 +171,4 @@ def _shatter(level: str, random: np.random.Generator) -> tuple[Fracture, ...]:
 
 
 def _write_csv(path: Path, header: tuple[str, ...], rows: list[tuple[object, ...]]) -> None:
-    with path.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    write_output(path, csv_text(header, rows))

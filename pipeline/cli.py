@@ -32,9 +32,10 @@ from presentation.commandline import (
     run_command,
     tell_summary,
 )
+from presentation.output import write_output
 from presentation.progress import StageProgress, say_event, show_table
 from storage_schemas.annotations import check_studies, read_boxes, read_labels
-from storage_schemas.errors import RunError, UsageError
+from storage_schemas.errors import RunError, UsageError, reason_of
 from storage_schemas.objects import ObjectFolder
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import CERVICAL, MASK_LABELS, parse_levels
@@ -207,8 +208,7 @@ def _inspect(options: argparse.Namespace) -> int:
         try:
             return folder.get(key, 0, count)
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise RunError("object-unreadable", reason, key=key) from None
+            raise RunError("object-unreadable", reason_of(error), key=key) from None
 
     inspection = inspect_studies(
         [(study.study, [(entry.key, entry.size) for entry in study.objects]) for study in listings],
@@ -309,7 +309,7 @@ def _executor(options: argparse.Namespace, *, idle: bool) -> AbstractContextMana
         return nullcontext(executors.run_serially)
     if report:
         # Dask writes it when all is done, which is late to learn that it cannot.
-        _write(Path(report), "")
+        write_output(Path(report), "")
     limits = executors.TaskLimits(options.study_seconds)
     if options.scheduler or options.scheduler_file:
         address, file = options.scheduler, options.scheduler_file
@@ -360,24 +360,13 @@ def _report(options: argparse.Namespace) -> int:
     for page in render_report(
         store, gallery=options.gallery, name=out.name, pages=pages, source=source
     ):
-        size += _write(out.parent / page.name, page.html)
+        size += write_output(out.parent / page.name, page.html)
         written += 1
         damaged += len(page.damaged)
         say_event("report", page=page.name, damage=page.damaged)
     rows: list[tuple[str, object]] = [("pages", written), ("bytes", size), ("damaged", damaged)]
     tell_summary("report", rows, options, {"report": out})
     return 1 if damaged else 0
-
-
-def _write(path: Path, text: str) -> int:
-    """Write a page, and return its bytes."""
-    data = text.encode()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.write_bytes(data)
-    except OSError as error:
-        reason = f"cannot be written: {error.strerror}"
-        raise UsageError("config-invalid", reason, key=str(path)) from None
 
 
 def _annotations(options: argparse.Namespace) -> Annotations:

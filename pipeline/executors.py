@@ -18,7 +18,7 @@ from distributed.scheduler import KilledWorker
 from pipeline.run import Executor, Task
 from pipeline.source.listing import StudyListing
 from pipeline.study import StudyRow
-from storage_schemas.errors import RunError, StudyError, UsageError
+from storage_schemas.errors import RunError, StudyError, UsageError, reason_of
 
 CONNECT_SECONDS = 30
 
@@ -157,7 +157,7 @@ def scheduler(
         ):
             yield _on(client, limits)
     except OSError as error:
-        raise RunError("scheduler-unreachable", str(error), key=address) from None
+        raise RunError("scheduler-unreachable", reason_of(error), key=address) from None
 
 
 def _on(client: Client, limits: TaskLimits) -> Executor:

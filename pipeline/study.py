@@ -30,7 +30,7 @@ from pipeline.vertebrae.onnx_network import open_network
 from pipeline.vertebrae.overview import make_overview
 from storage_schemas import crops
 from storage_schemas.canonical import sha256_voxels
-from storage_schemas.errors import RunError, SliceError, StudyError
+from storage_schemas.errors import RunError, SliceError, StudyError, reason_of
 from storage_schemas.objects import ObjectFolder
 from storage_schemas.records import (
     CROPPED,
@@ -266,8 +266,7 @@ def _fetch_mask(url: str) -> bytes:
     try:
         return ObjectFolder(url).get("")
     except OSError as error:
-        reason = f"{type(error).__name__}: {error.strerror or error}"
-        raise RunError("object-unreadable", reason, key=url) from None
+        raise RunError("object-unreadable", reason_of(error), key=url) from None
 
 
 def _commit(

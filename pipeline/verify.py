@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.dicom.crosscheck import cross_check
 from pipeline.source.listing import StudyListing
-from storage_schemas.errors import CspineError, RunError, StoreError
+from storage_schemas.errors import CspineError, RunError, StoreError, reason_of
 from storage_schemas.objects import ObjectFolder
 from storage_schemas.records import STORED, StudyRecord
 from storage_schemas.store import StudyStore
@@ -106,7 +106,7 @@ def _check_source(
         try:
             data = folder.get(key)
         except OSError as fault:
-            lost = RunError("object-unreadable", fault.strerror or str(fault), key=name)
+            lost = RunError("object-unreadable", reason_of(fault), key=name)
             yield StudyCheck(record.study, damage=(lost,))
             continue
         if hashlib.sha256(data).hexdigest() != entry.sha256 and entry.sha256:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from storage_schemas import crops
 from storage_schemas.canonical import sha256_voxels
 from storage_schemas.catalog import check_table
-from storage_schemas.errors import StoreError, UsageError
+from storage_schemas.errors import StoreError, UsageError, reason_of
 from storage_schemas.geometry import StackGeometry
 from storage_schemas.objects import REQUESTS, ObjectFolder
 from storage_schemas.records import RecordHead, StoredArray, StudyRecord
@@ -95,7 +95,7 @@ class StudyStore:
                 marker = {"cspine": {"schema": STORE_SCHEMA}}
                 store.objects.put_all(crops.create_group(VOLUMES, marker))
         except OSError as error:
-            reason = f"cannot be written: {error.strerror or error}"
+            reason = f"cannot be written: {reason_of(error)}"
             raise UsageError("store-unwritable", reason, key=url) from None
         store._check_schema()
         return store
@@ -119,7 +119,7 @@ class StudyStore:
                 raise
             raise UsageError("store-not-found", "there is no store", key=url) from None
         except OSError as error:
-            reason = f"cannot be read: {error.strerror or error}"
+            reason = f"cannot be read: {reason_of(error)}"
             raise UsageError("store-not-found", reason, key=url) from None
         return store
 

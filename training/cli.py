@@ -22,8 +22,8 @@ from presentation.commandline import (
     run_command,
     tell_summary,
 )
+from presentation.output import write_output
 from presentation.progress import StageProgress, result_console, say_event
-from storage_schemas.errors import UsageError
 from storage_schemas.store import StudyStore
 from training.config import PRESETS, Order, Pooling, RunConfig
 from training.localizer.config import LOCALIZER_PRESETS, LocalizerConfig
@@ -327,16 +327,10 @@ def _report(options: argparse.Namespace) -> int:
     from training.report.page import render_report
 
     page, evaluation = render_report(RunFolder(options.run))
-    data = page.encode()
-    try:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_bytes(data)
-    except OSError as error:
-        reason = f"cannot be written: {error.strerror}"
-        raise UsageError("config-invalid", reason, key=str(options.out)) from None
+    size = write_output(options.out, page)
     if not options.json:
         print(evaluation.verdict)
-    tell_summary("report", [("bytes", len(data))], options, {"report": options.out})
+    tell_summary("report", [("bytes", size)], options, {"report": options.out})
     return 0
 
 

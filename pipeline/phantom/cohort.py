@@ -4,7 +4,6 @@ Prevalence is that of the 2,019 training studies: how many levels are broken in 
 (facts of the competition's ``train.csv``).
 """
 
-import csv
 import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterable
@@ -21,7 +20,8 @@ from pipeline.phantom.fractures import draw_fractures
 from pipeline.phantom.patient import draw_patient
 from pipeline.phantom.render import Grid, Scan, render_patient
 from pipeline.phantom.scanner import SITES, Series, Site, acquire, make_slice, save_slice
-from storage_schemas.errors import UsageError
+from presentation.output import csv_text, write_output
+from storage_schemas.errors import UsageError, reason_of
 from storage_schemas.vertebrae import CERVICAL, LABEL_COLUMNS
 
 UID_ROOT = "1.2.826.0.1.3680043.8.498"
@@ -209,7 +209,7 @@ def _prepare(out: Path) -> None:
         (out / "train_images").mkdir()
         (out / "segmentations").mkdir()
     except OSError as error:
-        reason = f"cannot be written: {error.strerror}"
+        reason = f"cannot be written: {reason_of(error)}"
         raise UsageError("config-invalid", reason, key=str(out)) from None
 
 
@@ -304,7 +304,4 @@ def _write_tables(
 
 
 def _write_csv(path: Path, header: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    with path.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    write_output(path, csv_text(header, rows))

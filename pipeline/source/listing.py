@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage_schemas.canonical import sha256_json
-from storage_schemas.errors import RunError, UsageError
+from storage_schemas.errors import RunError, UsageError, reason_of
 from storage_schemas.objects import ObjectFolder, as_text
 from storage_schemas.study_key import StudyKey
 
@@ -106,10 +106,8 @@ def open_source(source: str) -> ObjectFolder:
         if folder.is_folder():
             return folder
         reason = "no such folder"
-    except OSError as error:
-        reason = error.strerror or str(error)
-    except (ValueError, ImportError) as error:
-        reason = str(error)
+    except (OSError, ValueError, ImportError) as error:
+        reason = reason_of(error)
     raise UsageError("source-not-found", reason, key=source)
 
 
@@ -149,8 +147,7 @@ def fetch(listing: StudyListing) -> Iterator[tuple[str, bytes]]:
     folder = ObjectFolder(listing.root)
     for key, data in folder.get_all(entry.key for entry in listing.objects):
         if isinstance(data, OSError):
-            reason = f"{type(data).__name__}: {data.strerror or data}"
-            raise RunError("object-unreadable", reason, key=folder.url_of(key))
+            raise RunError("object-unreadable", reason_of(data), key=folder.url_of(key))
         yield key, data
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import NetworkFile
-from storage_schemas.errors import RunError, StudyError, UsageError
+from storage_schemas.errors import RunError, StudyError, UsageError, reason_of
 from storage_schemas.localizer_card import CLASSES, INPUT, METADATA_KEY, OUTPUT, LocalizerCard
 from storage_schemas.objects import ObjectFolder
 
@@ -96,8 +96,7 @@ def choose_network(url: str) -> NetworkFile:
         folder = ObjectFolder(url)
         data = _read(folder)
     except (OSError, ValueError, ImportError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise _invalid(f"cannot be read: {reason or error}", url) from None
+        raise _invalid(f"cannot be read: {reason_of(error)}", url) from None
     file = NetworkFile(folder.url_of(""), hashlib.sha256(data).hexdigest())
     with _lock:
         _keep(file, data)
@@ -119,8 +118,7 @@ def open_network(file: NetworkFile) -> Network:
             try:
                 data = _read(ObjectFolder(file.url))
             except OSError as error:
-                reason = f"{type(error).__name__}: {error.strerror or error}"
-                raise RunError("object-unreadable", reason, key=file.url) from None
+                raise RunError("object-unreadable", reason_of(error), key=file.url) from None
             if hashlib.sha256(data).hexdigest() != file.sha256:
                 raise _invalid("it has changed since the run began", file.url)
             _keep(file, data)

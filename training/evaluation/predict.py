@@ -1,15 +1,14 @@
 """Probabilities for studies, as a table and as the competition's submission."""
 
-import csv
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from presentation.output import csv_text, write_output
 from storage_schemas.annotations import STUDY_COLUMN, read_row_ids
 from storage_schemas.errors import UsageError
 from storage_schemas.store import StudyStore
@@ -182,7 +181,7 @@ def write_table(predictions: Predictions, path: Path) -> None:
             strict=True,
         )
     )
-    _write_csv(path, header, rows)
+    write_output(path, csv_text(header, rows))
 
 
 def write_submission(
@@ -217,18 +216,6 @@ def write_submission(
         [row_id, repr(known.get(study, priors)[LABEL_COLUMNS.index(target)])]
         for row_id, study, target in wanted
     ]
-    _write_csv(path, ["row_id", "fractured"], iter(rows))
+    write_output(path, csv_text(["row_id", "fractured"], rows))
     unknown = sum(study not in known for _, study, _ in wanted)
     return {"rows": len(rows), "rows_of_unknown_studies": unknown}
-
-
-def _write_csv(path: Path, header: list[str], rows: Iterator[list[Any]]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as stream:
-            writer = csv.writer(stream, lineterminator="\n")
-            writer.writerow(header)
-            writer.writerows(rows)
-    except OSError as error:
-        reason = f"cannot be written: {error.strerror}"
-        raise UsageError("config-invalid", reason, key=str(path)) from None

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from presentation.progress import StageProgress
 from storage_schemas.canonical import sha256_json
-from storage_schemas.errors import RunError, UsageError
+from storage_schemas.errors import RunError, UsageError, reason_of
 from storage_schemas.localizer_card import LocalizerCard
 from storage_schemas.store import StudyStore
 from training.localizer.config import LocalizerConfig
@@ -123,7 +123,7 @@ def _check_out(out: Path) -> None:
         if out.is_dir() or not os.access(out.parent, os.W_OK):
             reason = "it cannot be written"
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = reason_of(error)
     if reason:
         raise UsageError("config-invalid", reason, key=str(out))
 

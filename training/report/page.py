@@ -12,7 +12,7 @@ from typing import Any
 from markdown_it import MarkdownIt
 
 from presentation.pages import page_templates
-from storage_schemas.errors import UsageError
+from storage_schemas.errors import UsageError, reason_of
 from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.data.splits import SIDES
 from training.evaluation.evaluate import BEST, FIGURES, HARDEST, MIXTURE, MODEL, Evaluation
@@ -147,7 +147,7 @@ def _picture(run: RunFolder, name: str) -> str:
     try:
         data = path.read_bytes()
     except OSError as error:
-        reason = f"{error.strerror}: evaluate RUN again"
+        reason = f"{reason_of(error)}: evaluate RUN again"
         raise UsageError("config-invalid", reason, key=str(path)) from None
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
@@ -158,7 +158,7 @@ def _card(run: RunFolder) -> str:
     try:
         text = (folder / CARD).read_text()
     except OSError as error:
-        raise UsageError("config-invalid", f"{error.strerror}", key=str(folder / CARD)) from None
+        raise UsageError("config-invalid", reason_of(error), key=str(folder / CARD)) from None
     if text.startswith("---\n"):
         _, _, text = text[4:].partition("\n---\n")
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")

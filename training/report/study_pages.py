@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from storage_schemas.errors import UsageError
+from presentation.output import write_output
 from storage_schemas.store import StudyStore
 from training.data.cohort import Study
 from training.data.crop_buffer import open_shards
@@ -65,12 +65,8 @@ def explain_studies(
             )
         origins = find_origins(store, study.study)
         document = json.dumps(describe(answer, origins), indent=1) + "\n"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{study.study}.json").write_text(document)
-            (folder / f"{study.study}.html").write_text(render_page(answer, origins))
-        except OSError as error:
-            raise UsageError("config-invalid", f"{error.strerror}", key=str(folder)) from None
+        write_output(folder / f"{study.study}.json", document)
+        write_output(folder / f"{study.study}.html", render_page(answer, origins))
         advance()
 
 

@@ -5,8 +5,6 @@ patients are the same in all folds. Not here: weighted ensembles of runs
 (`training.evaluation.blend`).
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from presentation.output import csv_text
 from presentation.progress import say_event
 from storage_schemas.annotations import STUDY_COLUMN
 from storage_schemas.errors import UsageError
@@ -128,8 +127,5 @@ def _judged(run: RunFolder, studies: Sequence[Study], sides: Sequence[str]) -> d
 
 def _write_out_of_fold(run: RunFolder, studies: Sequence[Study]) -> None:
     found = known_predictions(run, studies)
-    table = io.StringIO(newline="")
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow([STUDY_COLUMN, *LABEL_COLUMNS])
-    writer.writerows([study, *map(repr, row.tolist())] for study, row in sorted(found.items()))
-    write_text(run.path / OUT_OF_FOLD, table.getvalue())
+    rows = ([study, *map(repr, row.tolist())] for study, row in sorted(found.items()))
+    write_text(run.path / OUT_OF_FOLD, csv_text([STUDY_COLUMN, *LABEL_COLUMNS], rows))
