@@ -42,8 +42,9 @@ from storage_schemas.catalog import make_table
 from storage_schemas.crops import AIR_HU
 from storage_schemas.errors import StudyError
 from storage_schemas.geometry import StackGeometry
+from storage_schemas.localizer_card import LOCALIZED_LEVELS
 from storage_schemas.store import OVERVIEW, OVERVIEW_LEVELS, VOLUMES, StudyStore
-from storage_schemas.vertebrae import CERVICAL
+from storage_schemas.targets import COMPETITION
 
 # What needs torch is imported where it is used: every process that scans patients opens this file.
 
@@ -138,7 +139,7 @@ def store_overviews(patients: Sequence[ScannedPatient], folder: Path) -> StudySt
         counts = dict.fromkeys(("objects", "refused", "source_bytes"), 0)
         row = {"study": study, "patient": study, "scanner": patient.site, "outcome": "committed"}
         rows.append({**row, "kind": "", "overview_levels": True, **counts})
-    store.write_table("studies", make_table("studies", rows))
+    store.write_table("studies", make_table("studies", rows, COMPETITION))
     return store
 
 
@@ -180,7 +181,7 @@ def score_patient(
     overview = make_overview(patient.hu, patient.geometry)
     started = time.process_time()  # on one thread, and whatever else the machine does
     try:
-        found = locate_by_network(patient.hu, patient.geometry, overview, network, CERVICAL)
+        found = locate_by_network(patient.hu, patient.geometry, overview, network, LOCALIZED_LEVELS)
         located = {vertebra.level: vertebra for vertebra in found.vertebrae}
     except StudyError:
         located = {}
@@ -193,7 +194,7 @@ def score_patient(
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     guesses = judge_guess(guess, truth, spacing.tolist(), MARGIN_MM)
     results = []
-    for number, (level, guessed) in enumerate(zip(CERVICAL, guesses, strict=True), start=1):
+    for number, (level, guessed) in enumerate(zip(LOCALIZED_LEVELS, guesses, strict=True), start=1):
         inside = np.zeros(truth.shape, bool)
         if level in parts:
             inside[parts[level].extent] = parts[level].inside
@@ -296,7 +297,7 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
     print(f"seconds of a core: {np.median(times):.2f} a study, default network {default:.2f}")
     rows = [
         summarise(level, [result for result in results[TESTED] if result.level == level])
-        for level in CERVICAL
+        for level in LOCALIZED_LEVELS
     ]
     whole = summarise("all", results[TESTED])
     claims = [

@@ -34,11 +34,12 @@ from presentation.commandline import (
 )
 from presentation.output import write_output
 from presentation.progress import StageProgress, say_event, show_table
-from storage_schemas.annotations import check_studies, read_boxes, read_labels
-from storage_schemas.errors import RunError, UsageError, reason_of
+from storage_schemas.annotations import check_studies, load_targets, read_boxes, read_labels
+from storage_schemas.errors import RunError, StoreError, UsageError, reason_of
 from storage_schemas.objects import ObjectFolder
 from storage_schemas.store import StudyStore
-from storage_schemas.vertebrae import CERVICAL, MASK_LABELS, parse_levels
+from storage_schemas.targets import COMPETITION, Targets
+from storage_schemas.vertebrae import MASK_LABELS, parse_levels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,7 +85,12 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--localizer", metavar="model.onnx", help="finds the vertebrae of studies without a mask"
     )
-    run.add_argument("--vertebrae", type=_levels, default=CERVICAL, metavar="C1,...")
+    run.add_argument(
+        "--vertebrae",
+        type=_levels,
+        metavar="C1,...",
+        help="levels to crop (default: those of the targets, C1 to C7)",
+    )
     run.add_argument("--margin", type=float, default=8.0, metavar="MM")
     run.add_argument(
         "--strict", action="store_true", help="quarantine studies whose geometry is not regular"
@@ -163,6 +169,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_annotations(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--targets",
+        metavar="targets.json",
+        help="levels, patient's label and weights (default: the store's, or the competition's)",
+    )
     command.add_argument("--labels", metavar="train.csv")
     command.add_argument("--boxes", metavar="train_bounding_boxes.csv")
 
@@ -229,16 +240,16 @@ def _inspect(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace) -> int:
     if options.only_masked and not options.masks:
         raise UsageError("config-invalid", "--only-masked needs --masks")
+    annotations = _annotations(options)
     config = StudyConfig(
         masks=options.masks,
         mask_labels=options.mask_labels,
         localizer=choose_network(options.localizer) if options.localizer else None,
-        vertebrae=options.vertebrae,
+        vertebrae=options.vertebrae or annotations.targets.levels,
         margin_mm=options.margin,
         strict=options.strict,
         hash_keys=options.hash_keys,
     )
-    annotations = _annotations(options)
     open_source(options.source)  # a mistyped SOURCE leaves no STORE behind
     store = StudyStore.create(options.store)
     if options.repair:
@@ -370,10 +381,20 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _annotations(options: argparse.Namespace) -> Annotations:
+    targets = load_targets(options.targets) if options.targets else _stored_targets(options.store)
     return Annotations(
-        labels=read_labels(options.labels) if options.labels else {},
+        labels=read_labels(options.labels, targets) if options.labels else {},
         boxes=read_boxes(options.boxes) if options.boxes else {},
+        targets=targets,
     )
+
+
+def _stored_targets(url: str) -> Targets:
+    """The targets of a store that may not be there yet, or whose tables are to be rebuilt."""
+    try:
+        return StudyStore.open(url).targets()
+    except (UsageError, StoreError):
+        return COMPETITION
 
 
 def _check_annotations(

@@ -5,7 +5,9 @@ from typing import Literal
 
 from storage_schemas.canonical import sha256_json
 from storage_schemas.errors import UsageError
-from storage_schemas.vertebrae import CERVICAL, LEVELS, MASK_LABELS
+from storage_schemas.localizer_card import LOCALIZED_LEVELS
+from storage_schemas.targets import COMPETITION
+from storage_schemas.vertebrae import LEVELS, MASK_LABELS
 
 RESULT_VERSION = "2"
 """Raised whenever the same input and settings would give another result."""
@@ -57,7 +59,7 @@ class StudyConfig:
     masks: str | None = None
     mask_labels: str = "rsna"
     localizer: NetworkFile | None = None
-    vertebrae: tuple[str, ...] = CERVICAL
+    vertebrae: tuple[str, ...] = COMPETITION.levels
     margin_mm: float = 8.0
     strict: bool = False
     hash_keys: bool = False
@@ -72,7 +74,7 @@ class StudyConfig:
             raise UsageError("config-invalid", f"--vertebrae {sorted(unknown)}: no such levels")
         if not 0 <= self.margin_mm <= 100:
             raise UsageError("config-invalid", f"--margin {self.margin_mm} mm: not in 0 to 100")
-        if self.localizer and not set(self.vertebrae) & set(CERVICAL):
+        if self.localizer and not set(self.vertebrae) & set(LOCALIZED_LEVELS):
             raise UsageError(
                 "config-invalid", "--localizer finds C1 to C7, --vertebrae asks for none"
             )

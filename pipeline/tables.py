@@ -22,7 +22,7 @@ from storage_schemas.records import (
     Vertebra,
 )
 from storage_schemas.store import OVERVIEW_LEVELS, StudyStore
-from storage_schemas.vertebrae import LABEL_COLUMNS
+from storage_schemas.targets import COMPETITION, Targets
 
 Row = dict[str, Any]
 _RECORDS_AT_ONCE = 64
@@ -32,18 +32,21 @@ _ORIGIN = b"origin"
 
 @dataclass(frozen=True)
 class Annotations:
-    """What the competition's csv files say.
+    """The labels and boxes that a user gives beside the DICOM files.
 
     Parameters
     ----------
     labels : mapping
-        For each study its eight labels.
+        For each study its labels by column name.
     boxes : mapping
         For each study the boxes of its fractures; a study without an entry has none drawn.
+    targets : Targets
+        Which labels the tables hold.
     """
 
     labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     boxes: Mapping[str, list[FractureBox]] = field(default_factory=dict)
+    targets: Targets = COMPETITION
 
 
 def build_tables(store: StudyStore, annotations: Annotations) -> dict[str, int]:
@@ -62,18 +65,19 @@ def build_tables(store: StudyStore, annotations: Annotations) -> dict[str, int]:
         Rows a table.
     """
     origin = _origin(records_sha256(store.heads()), annotations)
-    parts: dict[str, list[pa.Table]] = {name: [make_table(name, [])] for name in TABLES}
+    targets = annotations.targets
+    parts: dict[str, list[pa.Table]] = {name: [make_table(name, [], targets)] for name in TABLES}
     records = store.records()
     # A part at a time: rows as Python objects take ten times the room of columns.
     while some := list(islice(records, _RECORDS_AT_ONCE)):
         rows = {
-            "studies": [_study_row(r, annotations.labels.get(r.study, {})) for r in some],
+            "studies": [_study_row(r, annotations) for r in some],
             "vertebrae": [row for r in some for row in _vertebra_rows(r, annotations)],
             "slices": [row for r in some for row in _slice_rows(r, annotations)],
             "quarantine": [row for r in some for row in _quarantine_rows(r)],
         }
         for name, part in rows.items():
-            parts[name].append(make_table(name, part))
+            parts[name].append(make_table(name, part, targets))
     tables = {name: pa.concat_tables(several) for name, several in parts.items()}
     for name, table in tables.items():
         metadata = {**table.schema.metadata, _ORIGIN: origin}
@@ -108,10 +112,14 @@ def records_sha256(heads: Iterable[RecordHead | StoreError]) -> str:
 
 
 def _origin(records: str, annotations: Annotations) -> bytes:
-    return sha256_json([records, asdict(annotations)]).encode()
+    given = asdict(annotations) | {"targets": annotations.targets.to_json()}
+    if annotations.targets == COMPETITION:
+        del given["targets"]  # a store that says nothing of targets has these
+    return sha256_json([records, given]).encode()
 
 
-def _study_row(record: StudyRecord, labels: Mapping[str, int]) -> Row:
+def _study_row(record: StudyRecord, annotations: Annotations) -> Row:
+    labels = annotations.labels.get(record.study, {})
     row: Row = {
         "study": record.study,
         "patient": record.patient,
@@ -120,7 +128,7 @@ def _study_row(record: StudyRecord, labels: Mapping[str, int]) -> Row:
         "objects": len(record.inputs),
         "refused": sum(entry.outcome != STORED for entry in record.inputs),
         "source_bytes": sum(entry.size for entry in record.inputs),
-        **{name: labels.get(name) for name in LABEL_COLUMNS},
+        **{name: labels.get(name) for name in annotations.targets.columns},
     }
     volume = record.volume
     if volume is None:

@@ -1,13 +1,18 @@
-"""The columns of the store's tables, and their files.
+"""The columns of the store's Parquet tables.
 
 Tables are derived: `pipeline.tables` rebuilds all of them from the records and, for the labels,
-the competition's csv files. Pixels never depend on them, so new labels never touch pixels.
+the csv files of `storage_schemas.annotations`. Arrays do not depend on them, so new labels change
+no array. The metadata of each table hold the version of the schema and, where they are not the
+competition's, the `Targets` whose labels the tables hold.
 """
+
+from collections.abc import Mapping
 
 import pyarrow as pa
 
-from storage_schemas.errors import StoreError
-from storage_schemas.vertebrae import LABEL_COLUMNS
+from storage_schemas.canonical import canonical_json
+from storage_schemas.errors import StoreError, UsageError
+from storage_schemas.targets import COMPETITION, Targets
 
 SCHEMA_VERSION = "cspine-catalog/1"
 
@@ -16,7 +21,7 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
 
 
-STUDIES = pa.schema(
+_STUDIES = pa.schema(
     [
         _required("study", pa.string()),
         _required("patient", pa.string()),
@@ -40,12 +45,12 @@ STUDIES = pa.schema(
         pa.field("localizer", pa.string()),
         pa.field("overview_levels", pa.bool_()),  # whether its mask is stored on the overview
         pa.field("hu_sha256", pa.string()),
-        *(pa.field(name, pa.int8()) for name in LABEL_COLUMNS),
     ]
 )
-"""One row for each study that has a record; labels are null where unknown."""
+"""One row for each study that has a record; after these columns one for each label, null where
+unknown."""
 
-VERTEBRAE = pa.schema(
+_VERTEBRAE = pa.schema(
     [
         _required("study", pa.string()),
         _required("patient", pa.string()),
@@ -68,7 +73,7 @@ VERTEBRAE = pa.schema(
 )
 """One row for each level asked for in each committed study; z0..x1 is the crop in the volume."""
 
-SLICES = pa.schema(
+_SLICES = pa.schema(
     [
         _required("study", pa.string()),
         _required("z", pa.int32()),  # in the volume, from 0 at the feet
@@ -89,7 +94,7 @@ SLICES = pa.schema(
 )
 """One row for each slice and each crop that holds it; slices in no crop have one row."""
 
-QUARANTINE = pa.schema(
+_QUARANTINE = pa.schema(
     [
         _required("study", pa.string()),
         pa.field("key", pa.string()),  # null where the whole study is meant
@@ -99,27 +104,116 @@ QUARANTINE = pa.schema(
 )
 """One row for each refused object, and one for each refused study."""
 
-TABLES = {
-    "studies": STUDIES,
-    "vertebrae": VERTEBRAE,
-    "slices": SLICES,
-    "quarantine": QUARANTINE,
+_FIXED: Mapping[str, pa.Schema] = {
+    "studies": _STUDIES,
+    "vertebrae": _VERTEBRAE,
+    "slices": _SLICES,
+    "quarantine": _QUARANTINE,
 }
+TABLES = tuple(_FIXED)
+"""Names of the tables, in the order in which they are written."""
+_SCHEMA, _TARGETS = b"schema", b"targets"
 
 
-def make_table(name: str, rows: list[dict[str, object]]) -> pa.Table:
-    """Make a table of `TABLES` from rows; raises pyarrow's errors where a row does not fit."""
-    schema = TABLES[name].with_metadata({"schema": SCHEMA_VERSION})
+def table_schema(name: str, targets: Targets) -> pa.Schema:
+    """Return the columns of one of `TABLES`, without metadata.
+
+    Parameters
+    ----------
+    name : str
+        From `TABLES`.
+    targets : Targets
+        Give the label columns of ``studies``; other tables have the same columns for all targets.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` where the patient's label has the name of another column.
+    """
+    schema = _FIXED[name]
+    if name != "studies":
+        return schema
+    if targets.patient in schema.names:
+        reason = f"a target may not be named {targets.patient!r}: the table has that column"
+        raise UsageError("config-invalid", reason)
+    return pa.schema([*schema, *(pa.field(label, pa.int8()) for label in targets.columns)])
+
+
+def make_table(name: str, rows: list[dict[str, object]], targets: Targets) -> pa.Table:
+    """Make a table from rows.
+
+    Parameters
+    ----------
+    name : str
+        From `TABLES`.
+    rows : list of dict
+        Values by column; a column that is not given is null.
+    targets : Targets
+        Of the labels.
+
+    Raises
+    ------
+    pyarrow.ArrowException
+        Where a row does not fit the columns.
+    """
+    metadata = {_SCHEMA: SCHEMA_VERSION.encode()}
+    if targets != COMPETITION:
+        metadata[_TARGETS] = canonical_json(targets.to_json()).strip()
+    schema = table_schema(name, targets).with_metadata(metadata)
     table = pa.Table.from_pylist(rows, schema=schema)
     table.validate(full=True)
     return table
 
 
+def read_targets(schema: pa.Schema, key: str) -> Targets:
+    """Return the targets that a table's metadata name; the competition's where they name none.
+
+    Parameters
+    ----------
+    schema : pyarrow.Schema
+        Of a table as it was read, with its metadata.
+    key : str
+        The table's file, for the message.
+
+    Raises
+    ------
+    StoreError
+        ``table-invalid`` where the metadata are no targets.
+    """
+    stored = (schema.metadata or {}).get(_TARGETS)
+    if stored is None:
+        return COMPETITION
+    try:
+        return Targets.from_text(stored)
+    except ValueError as error:
+        raise StoreError("table-invalid", f"its targets: {error}", key=key) from None
+
+
 def check_table(name: str, table: pa.Table, key: str) -> pa.Table:
-    """Return the table, or raise StoreError ``table-invalid`` where its columns are others."""
-    version = (table.schema.metadata or {}).get(b"schema", b"").decode(errors="replace")
+    """Return the table unchanged where it has the columns of its targets.
+
+    Parameters
+    ----------
+    name : str
+        From `TABLES`.
+    table : pyarrow.Table
+        As it was read, with its metadata.
+    key : str
+        Its file, for the message.
+
+    Raises
+    ------
+    StoreError
+        ``schema-unsupported`` where another version wrote it, ``table-invalid`` where it has other
+        columns.
+    """
+    version = (table.schema.metadata or {}).get(_SCHEMA, b"").decode(errors="replace")
     if version != SCHEMA_VERSION:
         raise StoreError("schema-unsupported", f"{version!r}, not {SCHEMA_VERSION!r}", key=key)
-    if not table.schema.equals(TABLES[name]):
+    try:
+        expected = table_schema(name, read_targets(table.schema, key))
+    except UsageError as error:
+        raise StoreError("table-invalid", error.detail, key=key) from None
+    if not table.schema.equals(expected):
         raise StoreError("table-invalid", f"columns {table.schema.names}", key=key)
     return table

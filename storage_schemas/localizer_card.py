@@ -1,8 +1,8 @@
 """The localizer between training and the pipeline: one ONNX file, and the card that it carries.
 
 The file has one input, `INPUT`, float32 (n, 1, S, S, S), plain HU on the overview's axes (z, y,
-x), and one output, `OUTPUT`, float32 (n, 9, S, S, S), probabilities that sum to 1 over `CLASSES`.
-Whoever runs it averages the overview down to S by a whole factor; whatever else the network wants
+x), and one output, `OUTPUT`, float32 (n, classes, S, S, S), probabilities that sum to 1 over
+`CLASSES`. The caller averages the overview down to S by a whole factor; all other preprocessing
 is inside the graph. The card stands in the file's ``metadata_props`` under `METADATA_KEY`, as JSON.
 """
 
@@ -23,7 +23,9 @@ INPUT, OUTPUT = "overview", "probabilities"
 OPSET = 17
 """The ONNX operator set, at least."""
 BACKGROUND, OTHER = "background", "other"
-CLASSES = (BACKGROUND, *CERVICAL, OTHER)
+LOCALIZED_LEVELS = CERVICAL
+"""The levels that a localizer finds, whatever the targets of the store are."""
+CLASSES = (BACKGROUND, *LOCALIZED_LEVELS, OTHER)
 """What each channel means; `OTHER` is any vertebra below C7, so that T1 is not taken for it."""
 SIZES = (32, 64, 128)
 """Voxels along each side that a localizer may see; each divides the overview's 128."""
@@ -106,8 +108,8 @@ class LocalizerCard:
             ("margin_mm", self.margin_mm, _amount(self.margin_mm)),
             ("misnamed", self.misnamed, _whole(self.misnamed) and self.misnamed >= 0),
             ("difference", self.difference, _amount(self.difference)),
-            ("scores", list(self.scores), set(self.scores) == set(CERVICAL)),
-            ("baseline", list(self.baseline), set(self.baseline) == set(CERVICAL)),
+            ("scores", list(self.scores), set(self.scores) == set(LOCALIZED_LEVELS)),
+            ("baseline", list(self.baseline), set(self.baseline) == set(LOCALIZED_LEVELS)),
             ("versions", self.versions, all(isinstance(v, str) for v in self.versions.values())),
         ):
             if not holds:

@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 
 from storage_schemas import crops
 from storage_schemas.canonical import sha256_voxels
-from storage_schemas.catalog import check_table
+from storage_schemas.catalog import check_table, read_targets
 from storage_schemas.errors import StoreError, UsageError, reason_of
 from storage_schemas.geometry import StackGeometry
 from storage_schemas.objects import REQUESTS, ObjectFolder
 from storage_schemas.records import RecordHead, StoredArray, StudyRecord
 from storage_schemas.study_key import StudyKey
+from storage_schemas.targets import COMPETITION, Targets
 
 Read = TypeVar("Read", StudyRecord, RecordHead)
 
@@ -362,6 +363,21 @@ class StudyStore:
         except (pa.ArrowInvalid, OSError) as error:
             raise StoreError("table-invalid", f"no Parquet file: {error}", key=key) from None
         return check_table(name, table, key)
+
+    def targets(self) -> Targets:
+        """Return the labels that the store's tables hold; the competition's where there are none.
+
+        Raises
+        ------
+        StoreError
+            ``table-invalid`` or ``schema-unsupported``.
+        """
+        try:
+            return read_targets(self.read_table("studies").schema, _table_key("studies"))
+        except StoreError as error:
+            if error.kind != "table-missing":
+                raise
+            return COMPETITION
 
     def _get_record(self, key: str) -> bytes:
         try:

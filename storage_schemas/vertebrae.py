@@ -1,6 +1,6 @@
-"""The names of the vertebrae, the competition's label columns, and how masks number them.
+"""The names of the vertebrae, and the numbers that they have in masks.
 
-Label numbers are facts of their data sets: *rsna* from the competition's data page, *verse* from
+The numbers are those of the data sets: *rsna* from the competition's data page, *verse* from
 Sekuboyina et al., VerSe (Medical Image Analysis 73, 2021), *totalsegmentator* from the class map of
 TotalSegmentator version 2 (Wasserthal et al., Radiology: AI 5(5), 2023).
 """
@@ -15,12 +15,13 @@ THORACIC = tuple(f"T{i}" for i in range(1, 13))
 LUMBAR = tuple(f"L{i}" for i in range(1, 6))
 
 LEVELS = CERVICAL + THORACIC + LUMBAR
-"""Every level that a crop may be keyed by, from head to feet."""
+"""Every level that a crop may be stored under, from head to feet."""
 
 LEVEL_NUMBERS: Mapping[str, int] = MappingProxyType(
     {level: 1 + i for i, level in enumerate(LEVELS)}
 )
-"""How the store's own label arrays number the levels: C1 to C7 are 1 to 7, T1 is 8, L5 is 24."""
+"""Values of the store's own label arrays: C1 to C7 are 1 to 7, T1 to T12 8 to 19, L1 to L5 20 to
+24."""
 
 PATIENT_OVERALL = "patient_overall"
 LABEL_COLUMNS = (PATIENT_OVERALL, *CERVICAL)
@@ -39,21 +40,26 @@ MASK_LABELS: Mapping[str, Mapping[int, str]] = MappingProxyType(
         "totalsegmentator": MappingProxyType(_numbered(27, reversed(LEVELS))),
     }
 )
-"""For each convention, the level that a voxel value of a mask stands for."""
+"""For each data set's convention, the level by the value of a mask's voxels."""
 
 
 def parse_levels(text: str) -> tuple[str, ...]:
-    """Read a comma-separated list of levels, e.g. ``C1,C2`` or ``T11,T12``.
+    """Parse a comma-separated list of levels.
+
+    Parameters
+    ----------
+    text : str
+        For example ``C1,C2`` or ``T11,T12``.
 
     Returns
     -------
     tuple of str
-        The levels in anatomical order, without repeats.
+        Levels from head to feet, without repeats.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where a name is no level, or none is given.
+        ``config-invalid`` where a name is not in `LEVELS`, or none is given.
     """
     names = {name.strip().upper() for name in text.split(",") if name.strip()}
     if unknown := sorted(names - set(LEVELS)):

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from storage_schemas import crops
 from storage_schemas.catalog import make_table
 from storage_schemas.store import OVERVIEW, OVERVIEW_LEVELS, VOLUMES, StudyStore
+from storage_schemas.targets import COMPETITION
 
 SIDE = 32
 SPACING_MM = (6.0, 4.0, 4.0)
@@ -55,5 +56,5 @@ def make_masked_store(folder: Path, studies: int = 6, *, unmasked: int = 0) -> S
                 "overview_levels": masked,
             }
         )
-    store.write_table("studies", make_table("studies", rows))
+    store.write_table("studies", make_table("studies", rows, COMPETITION))
     return store

@@ -22,7 +22,7 @@ from pipeline.phantom.render import Grid, Scan, render_patient
 from pipeline.phantom.scanner import SITES, Series, Site, acquire, make_slice, save_slice
 from presentation.output import csv_text, write_output
 from storage_schemas.errors import UsageError, reason_of
-from storage_schemas.vertebrae import CERVICAL, LABEL_COLUMNS
+from storage_schemas.targets import COMPETITION
 
 UID_ROOT = "1.2.826.0.1.3680043.8.498"
 BROKEN_LEVELS = (1058, 623, 239, 64, 26, 7, 2)
@@ -192,8 +192,9 @@ def _draw_broken(random: np.random.Generator) -> tuple[str, ...]:
     shares = np.array(BROKEN_LEVELS) / sum(BROKEN_LEVELS)
     count = int(random.choice(len(shares), p=shares))
     weights = np.array(BROKEN_BY_LEVEL) / sum(BROKEN_BY_LEVEL)
-    chosen = random.choice(len(CERVICAL), size=count, replace=False, p=weights)
-    return tuple(CERVICAL[level] for level in sorted(chosen))
+    levels = COMPETITION.levels
+    chosen = random.choice(len(levels), size=count, replace=False, p=weights)
+    return tuple(levels[level] for level in sorted(chosen))
 
 
 def _uid(seed: int, index: int, *more: int) -> str:
@@ -273,12 +274,16 @@ def _write_tables(
 ) -> None:
     _write_csv(
         out / "train.csv",
-        ("StudyInstanceUID", *LABEL_COLUMNS),
-        [(p.study, int(bool(p.broken)), *(int(c in p.broken) for c in CERVICAL)) for p in plans],
+        ("StudyInstanceUID", *COMPETITION.columns),
+        [
+            (p.study, int(bool(p.broken)), *(int(c in p.broken) for c in COMPETITION.levels))
+            for p in plans
+        ],
     )
     header = ("StudyInstanceUID", "x", "y", "width", "height", "slice_number")
     _write_csv(out / "train_bounding_boxes.csv", header, boxes)
-    targets = [(plan.study, target) for plan in plans for target in (*CERVICAL, LABEL_COLUMNS[0])]
+    order = (*COMPETITION.levels, COMPETITION.patient)
+    targets = [(plan.study, target) for plan in plans for target in order]
     _write_csv(
         out / "test.csv",
         ("row_id", "StudyInstanceUID", "prediction_type"),

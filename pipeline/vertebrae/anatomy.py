@@ -19,8 +19,7 @@ from scipy import ndimage
 
 from pipeline.vertebrae.maskparts import MaskPart
 from storage_schemas.geometry import Box
-from storage_schemas.localizer_card import CLASSES
-from storage_schemas.vertebrae import CERVICAL
+from storage_schemas.localizer_card import CLASSES, LOCALIZED_LEVELS
 
 MIN_SCORE = 0.5
 """Mean probability inside a vertebra."""
@@ -83,7 +82,7 @@ def name_vertebrae(
 
     Parameters
     ----------
-    probabilities : ndarray, shape (9, z, y, x), float32
+    probabilities : ndarray, shape (classes, z, y, x), float32
         In the order of `storage_schemas.localizer_card.CLASSES`.
     affine : ndarray, shape (4, 4)
         From homogeneous (z, y, x) indices of the cube to LPS mm.
@@ -99,7 +98,7 @@ def name_vertebrae(
     boxes = ndimage.find_objects(classes, len(CLASSES))
     found: list[NamedVertebra] = []
     missing: Missing = {}
-    for level in CERVICAL:
+    for level in LOCALIZED_LEVELS:
         number = CLASSES.index(level)
         box = boxes[number - 1]
         if box is None:
@@ -195,7 +194,7 @@ def _conflicts(vertebrae: list[NamedVertebra]) -> dict[str, dict[str, str]]:
     for i, j in sorted(pairs, key=lambda pair: pair[1] - pair[0]):
         upper, lower = vertebrae[i], vertebrae[j]
         names = upper.part.level, lower.part.level
-        steps = CERVICAL.index(names[1]) - CERVICAL.index(names[0])
+        steps = LOCALIZED_LEVELS.index(names[1]) - LOCALIZED_LEVELS.index(names[0])
         least = STEP_MM[0] * steps - CUT_SLACK_MM * (upper.cut or lower.cut)
         most = STEP_MM[1] * steps
         along = float(heights[i] - heights[j])

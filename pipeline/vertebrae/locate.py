@@ -18,7 +18,7 @@ from pipeline.vertebrae.onnx_network import Network
 from pipeline.vertebrae.overview import overview_geometry, shrink_overview
 from storage_schemas.errors import StudyError
 from storage_schemas.geometry import Box, StackGeometry
-from storage_schemas.vertebrae import CERVICAL
+from storage_schemas.localizer_card import LOCALIZED_LEVELS
 
 BONE_HU = 100.0
 """Mean HU below which a mask does not lie on vertebrae: trabecular bone of the aged is about 100,
@@ -166,7 +166,7 @@ def locate_by_network(
             missing[part.level] = (_NOT_FOUND, why)
         else:
             located.append(found)
-    for level in set(levels) - set(CERVICAL):
+    for level in set(levels) - set(LOCALIZED_LEVELS):
         missing[level] = (_NOT_FOUND, "the localizer knows C1 to C7 only")
     return Localization(network.name, *_of_levels(levels, located, missing, "the localizer finds"))
 

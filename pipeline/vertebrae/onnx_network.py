@@ -55,7 +55,7 @@ class Network:
 
         Returns
         -------
-        ndarray, shape (9, size, size, size), float32
+        ndarray, shape (classes, size, size, size), float32
             In the order of `storage_schemas.localizer_card.CLASSES`; sums to 1 over them.
 
         Raises

@@ -12,6 +12,7 @@ from presentation.output import csv_text, write_output
 from storage_schemas.annotations import STUDY_COLUMN, read_row_ids
 from storage_schemas.errors import UsageError
 from storage_schemas.store import StudyStore
+from storage_schemas.targets import COMPETITION
 from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.config import InputConfig
 from training.data.cohort import Study
@@ -208,7 +209,7 @@ def write_submission(
     UsageError
         ``csv-invalid`` or ``source-not-found``.
     """
-    wanted = read_row_ids(sample)
+    wanted = read_row_ids(sample, COMPETITION)
     known: Mapping[str, Sequence[float]] = dict(
         zip(predictions.studies, predictions.probabilities.tolist(), strict=True)
     )

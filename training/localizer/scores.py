@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 from rich.table import Table
 from scipy import ndimage
 
-from storage_schemas.localizer_card import CLASSES, LevelScore, LocalizerCard
-from storage_schemas.vertebrae import CERVICAL
+from storage_schemas.localizer_card import (
+    CLASSES,
+    LOCALIZED_LEVELS,
+    LevelScore,
+    LocalizerCard,
+)
 
 COVERED = 0.95
 """Of a vertebra's voxels, the share that its box must hold."""
@@ -82,7 +86,7 @@ def judge_classes(
         One for each of C1 to C7.
     """
     findings = []
-    for number, level in enumerate(CERVICAL, start=1):
+    for number, level in enumerate(LOCALIZED_LEVELS, start=1):
         piece = largest_piece(found == number)
         box = _extent(piece)
         findings.append(_judge(level, piece, box, truth, spacing_mm, margin_mm))
@@ -98,15 +102,15 @@ def judge_guess(
     """Compare the guess with a cube of classes; as `judge_classes`."""
     return [
         _judge(level, voxels, None if np.isnan(box).any() else box, truth, spacing_mm, margin_mm)
-        for level, box, voxels in zip(CERVICAL, guess.boxes, guess.voxels, strict=True)
+        for level, box, voxels in zip(LOCALIZED_LEVELS, guess.boxes, guess.voxels, strict=True)
     ]
 
 
 def guess_constant(classes: Sequence[NDArray[np.uint8]]) -> ConstantGuess:
     """Make the guess of the training studies' cubes, each (S, S, S)."""
-    boxes = np.full((len(CERVICAL), 3, 2), np.nan)
-    voxels = np.zeros((len(CERVICAL), *classes[0].shape), bool)
-    for index in range(len(CERVICAL)):
+    boxes = np.full((len(LOCALIZED_LEVELS), 3, 2), np.nan)
+    voxels = np.zeros((len(LOCALIZED_LEVELS), *classes[0].shape), bool)
+    for index in range(len(LOCALIZED_LEVELS)):
         extents = []
         frequency = np.zeros(classes[0].shape, np.uint32)
         for cube in classes:
@@ -133,7 +137,7 @@ def largest_piece(mask: Mask) -> Mask:
 def score_levels(findings: Sequence[Finding]) -> Mapping[str, LevelScore]:
     """Sum up the findings of many studies, by level."""
     scores = {}
-    for level in CERVICAL:
+    for level in LOCALIZED_LEVELS:
         there = [entry for entry in findings if entry.level == level and entry.dice is not None]
         dice = [entry.dice for entry in there if entry.dice is not None]
         held = [entry.held for entry in there if entry.held is not None]
@@ -152,7 +156,7 @@ def show_scores(card: LocalizerCard) -> Table:
         "level", "vertebrae", "Dice", "constant", "boxes covering 95 %", "constant",
         title=f"{held_out} held-out studies, {len(card.training_studies)} learnt from", box=None,
     )  # fmt: skip
-    for level in CERVICAL:
+    for level in LOCALIZED_LEVELS:
         ours, guess = card.scores[level], card.baseline[level]
         table.add_row(
             level,
@@ -171,7 +175,7 @@ def _judge(
     spacing_mm: Sequence[float],
     margin_mm: float,
 ) -> Finding:
-    number = CERVICAL.index(level) + 1
+    number = LOCALIZED_LEVELS.index(level) + 1
     below = np.bincount(truth[voxels], minlength=len(CLASSES))
     # Where it lies on no vertebra at all, the first of equals is the background.
     likeliest = int(np.append(0, below[1:]).argmax())

@@ -10,11 +10,11 @@ PIPELINE = {
     "phantom": "OUT --studies --seed --size --slices --faults",
     "inspect": "SOURCE --layout",
     "run": "SOURCE STORE --layout --masks --mask-labels --only-masked "
-    "--localizer --vertebrae --margin --strict --labels "
+    "--localizer --vertebrae --margin --strict --targets --labels "
     "--boxes --limit --hash-keys --repair --memory --study-seconds --performance-report "
     "--workers --serial --scheduler --scheduler-file --insecure",
     "verify": "STORE --source --layout --cross-check",
-    "catalog": "STORE --labels --boxes",
+    "catalog": "STORE --targets --labels --boxes",
     "report": "STORE OUT.html --gallery --pages --source",
 }
 

@@ -8,11 +8,11 @@ import pytest
 from pipeline.tables import Annotations, build_tables, records_sha256, refresh_tables
 from storage_schemas.records import RecordHead, StudyRecord
 from storage_schemas.store import StudyStore
-from storage_schemas.vertebrae import LABEL_COLUMNS
+from storage_schemas.targets import COMPETITION, Targets
 from tests.unit.storage_schemas.test_records import example
 
 NONE = Annotations()
-LABELS = {"1.2.3": dict.fromkeys(LABEL_COLUMNS, 1)}
+LABELS = {"1.2.3": dict.fromkeys(COMPETITION.columns, 1)}
 
 
 def quarantined(study: str, kind: str = "no-axial-stack") -> StudyRecord:
@@ -48,6 +48,18 @@ def test_a_new_study_a_changed_one_and_new_labels_are_seen(store: StudyStore) ->
     assert store.read_table("studies")["kind"].to_pylist() == ["no-axial-stack", "study-mixed"]
     refresh(store, Annotations(labels=LABELS))
     assert store.read_table("studies")["C4"].to_pylist() == [1, None]
+
+
+def test_other_targets_are_other_columns(store: StudyStore) -> None:
+    targets = Targets.of(("L1", "L2"), "any_fracture")
+    labels = {"1.2.3": {"any_fracture": 1, "L1": 0, "L2": 1}}
+    refresh(store, Annotations(labels=labels, targets=targets))
+    assert store.targets() == targets
+    (row,) = store.read_table("studies").to_pylist()
+    assert {name: row[name] for name in targets.columns} == labels["1.2.3"]
+    assert "C1" not in row
+    refresh(store)
+    assert store.targets() == COMPETITION
 
 
 def test_a_lost_table_is_rebuilt(store: StudyStore) -> None:

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,13 +9,15 @@ import pytest
 
 from storage_schemas import crops
 from storage_schemas.canonical import sha256_voxels
-from storage_schemas.catalog import TABLES, make_table
+from storage_schemas.catalog import TABLES, make_table, table_schema
 from storage_schemas.errors import StoreError, UsageError
 from storage_schemas.geometry import StackGeometry
 from storage_schemas.records import StoredArray, StudyRecord
 from storage_schemas.store import StudyStore
+from storage_schemas.targets import COMPETITION, Targets
 
 STUDY = "1.2.3"
+LUMBAR = Targets.of(("L1", "L2"), "any_fracture", level_weights=(1, 3))
 SHAPE = (3, 40, 50)
 SHARD = f"volumes.zarr/{STUDY}/C1/0/c/0/0/0"
 METADATA = f"volumes.zarr/{STUDY}/C1/0/zarr.json"
@@ -195,15 +198,43 @@ def test_an_unwritable_place_is_told_so(tmp_path: Path) -> None:
         StudyStore.create(str(tmp_path / "file" / "store"))
 
 
-def test_tables_keep_their_columns(store: StudyStore) -> None:
+@pytest.mark.parametrize("targets", [COMPETITION, LUMBAR])
+def test_tables_keep_their_columns_and_targets(store: StudyStore, targets: Targets) -> None:
+    assert store.targets() == COMPETITION
     for name in TABLES:
-        store.write_table(name, make_table(name, []))
-        assert store.read_table(name).schema.equals(TABLES[name])
+        store.write_table(name, make_table(name, [], targets))
+        assert store.read_table(name).schema.equals(table_schema(name, targets))
+    assert store.targets() == targets
+
+
+def test_the_metadata_name_no_targets_but_those_that_differ_from_the_competitions() -> None:
+    assert make_table("studies", [], COMPETITION).schema.metadata == {
+        b"schema": b"cspine-catalog/1"
+    }
+    metadata = make_table("studies", [], LUMBAR).schema.metadata
+    assert json.loads(metadata[b"targets"]) == LUMBAR.to_json()
+
+
+@pytest.mark.parametrize(
+    "stored", [b"", b"{}", b"[" * 100_000, json.dumps(Targets.of(["L4"]).to_json()).encode()]
+)
+def test_a_table_of_other_targets_than_its_columns_is_refused(
+    store: StudyStore, stored: bytes
+) -> None:
+    table = make_table("studies", [], LUMBAR)
+    metadata = {**table.schema.metadata, b"targets": stored}
+    with pytest.raises(StoreError, match="table-invalid"):
+        store.write_table("studies", table.replace_schema_metadata(metadata))
+
+
+def test_a_patients_label_may_not_be_named_as_another_column() -> None:
+    with pytest.raises(UsageError, match="scanner"):
+        make_table("studies", [], Targets.of(["L1"], patient="scanner"))
 
 
 def test_a_process_may_end_right_after_it_read_tables(store: StudyStore) -> None:
     for name in TABLES:
-        store.write_table(name, make_table(name, []))
+        store.write_table(name, make_table(name, [], COMPETITION))
     script = (
         "import sys; from storage_schemas.store import StudyStore\n"
         "for name in sys.argv[2:]: StudyStore.open(sys.argv[1]).read_table(name).schema\n"
