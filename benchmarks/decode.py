@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from pydicom.encaps import encapsulate
 
 from pipeline.dicom.volume import read_volume
-from pipeline.phantom.patient import draw_patient
+from pipeline.phantom.patient import sample_patient
 from pipeline.phantom.render import Grid, render_patient
 from pipeline.phantom.scanner import INTERCEPT, SITES, Series, acquire, make_slice
 
@@ -71,7 +71,7 @@ def make_grid(count: int) -> Grid:
 def make_stack(grid: Grid) -> NDArray[np.uint16]:
     """Stored values, (z, y, x), 12 bits unsigned, of a phantom's neck at `SITE`."""
     random = np.random.default_rng(0)
-    scan = render_patient(draw_patient(random), {}, grid, random)
+    scan = render_patient(sample_patient(random), {}, grid, random)
     return acquire(scan.hu, grid, SITE, random).astype(np.uint16)
 
 

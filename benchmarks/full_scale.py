@@ -31,7 +31,7 @@ from processes import PeakMemory, halted, watched
 
 from pipeline.cores import available_cores
 from pipeline.phantom.cohort import write_mask
-from pipeline.phantom.patient import draw_patient
+from pipeline.phantom.patient import sample_patient
 from pipeline.phantom.render import Grid, render_patient
 from pipeline.phantom.scanner import SITES, Series, acquire, make_slice, save_slice
 from storage_schemas.store import StudyStore
@@ -74,7 +74,7 @@ def make_empty_bucket(folder: Path) -> None:
 
 def _write_template(number: int, folder: Path, slices: int, size: int) -> list[int]:
     random = np.random.default_rng(number)
-    patient = draw_patient(random)
+    patient = sample_patient(random)
     pixel = 150 / size
     x = (np.arange(size) - (size - 1) / 2) * pixel
     grid = Grid(x, x + 10, np.linspace(-106, 82, slices) * patient.size, 0.0)

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import StudyConfig
 from pipeline.cores import available_cores
-from pipeline.phantom.patient import draw_patient
+from pipeline.phantom.patient import sample_patient
 from pipeline.phantom.render import Grid, render_patient
 from pipeline.phantom.scanner import INTERCEPT, SITES, acquire
 from pipeline.vertebrae.anatomy import name_vertebrae
@@ -94,7 +94,7 @@ def scan_patient(number: int, purpose: str, pixels: int, slices: int) -> Scanned
     """Draw and scan one patient; sites take turns."""
     random = np.random.default_rng([SEEDS[purpose], number])
     site = SITES[number % len(SITES)]
-    patient = draw_patient(random)
+    patient = sample_patient(random)
     pixel = random.uniform(*site.fov_mm) / pixels
     side = (np.arange(pixels) - (pixels - 1) / 2) * pixel
     # From below T2 to above the foramen magnum, as the neck is scanned.

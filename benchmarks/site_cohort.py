@@ -20,8 +20,8 @@ import numpy as np
 from pipeline.cli import main as pipeline_main
 from pipeline.cores import available_cores
 from pipeline.phantom.cohort import write_mask
-from pipeline.phantom.fractures import Fracture, draw_fractures
-from pipeline.phantom.patient import draw_patient
+from pipeline.phantom.fractures import Fracture, sample_fractures
+from pipeline.phantom.patient import sample_patient
 from pipeline.phantom.render import Grid, render_patient
 from pipeline.phantom.scanner import SITES, Series, Site, acquire, make_slice, save_slice
 from presentation.output import csv_text, write_output
@@ -123,7 +123,7 @@ def _write_patient(
 ) -> tuple[str, tuple[str, ...], list[tuple[object, ...]]]:
     random = np.random.default_rng([seed, index])
     hospital = hospitals[index % len(hospitals)]
-    patient = draw_patient(random)
+    patient = sample_patient(random)
     broken = _draw_broken(hospital, random)
     fractures = {level: _shatter(level, random) for level in broken}
     pixel = random.uniform(*hospital.site.fov_mm) / size
@@ -158,7 +158,7 @@ def _draw_broken(hospital: Hospital, random: np.random.Generator) -> tuple[str, 
 
 def _shatter(level: str, random: np.random.Generator) -> tuple[Fracture, ...]:
     """A comminuted fracture: sheets at several places of one vertebra, wide and tall."""
-    sheets = {one.site: one for _ in range(SHEETS) for one in draw_fractures(level, random)}
+    sheets = {one.site: one for _ in range(SHEETS) for one in sample_fractures(level, random)}
     return tuple(
         replace(
             one,

@@ -1,7 +1,7 @@
-"""Where tasks run: in this process, on a local Dask cluster, or on a scheduler that stands.
+"""Executors: run tasks in this process, on a local Dask cluster, or on an existing scheduler.
 
-An executor yields ``(study, row or error)`` as studies finish. Schedulers from dask-jobqueue,
-dask-kubernetes or Coiled hand out an address or a file, and that is all that is needed here.
+An executor yields ``(study, row or error)`` as studies finish. An existing scheduler is given by
+its address or its scheduler file, which dask-jobqueue, dask-kubernetes and Coiled all provide.
 """
 
 import faulthandler
@@ -25,22 +25,31 @@ CONNECT_SECONDS = 30
 
 @dataclass(frozen=True)
 class TaskLimits:
-    """What a study may cost its worker.
+    """Limits of one task.
 
     Parameters
     ----------
     seconds : float
-        After which the worker ends itself, however deep in a decoder it hangs.
+        Time limit in seconds, after which the worker process exits, even from inside a decoder.
     """
 
     seconds: float = 3600.0
 
 
 def limited(task: Task, study: StudyListing, limits: TaskLimits) -> StudyRow:
-    """Run a task in a worker that ends itself when the time is over.
+    """Run a task in a worker process that exits at the time limit.
 
-    The watchdog is a thread of its own that needs no interpreter, so a decoder that holds on to it
-    forever cannot stop it. The scheduler then sees a lost worker.
+    The watchdog of `faulthandler` is a native thread that does not need the GIL, so a decoder that
+    hangs while it holds the GIL is stopped too. The scheduler then sees a lost worker.
+
+    Parameters
+    ----------
+    task : callable
+        Function of a study that returns its `StudyRow`.
+    study : StudyListing
+        Study to process.
+    limits : TaskLimits
+        Limits of the task.
     """
     faulthandler.dump_traceback_later(limits.seconds, exit=True)
     try:
@@ -49,15 +58,15 @@ def limited(task: Task, study: StudyListing, limits: TaskLimits) -> StudyRow:
         faulthandler.cancel_dump_traceback_later()
 
 
-# A study that ends its worker gets one retry elsewhere, then quarantine; and no second study waits
-# on a worker, so that none shares the blame.
+# A study that ends its worker is retried once on another worker, then quarantined. Workers hold no
+# second study in their queue, so that no other study is counted as failed with it.
 _SETTINGS = {
     "distributed.scheduler.allowed-failures": 1,
     "distributed.scheduler.worker-saturation": 1.0,
     "distributed.worker.multiprocessing-method": "spawn",
-    # Dask lets workers give each freed buffer back to the system at once; getting it again page by
-    # page takes a third of a study's time. Here volumes and slices are freed and made all along, so
-    # a worker keeps what its largest study needed.
+    # By default, Dask lets workers return each freed buffer to the system at once; the page faults
+    # of allocating it again take a third of a study's time. Volumes and slices are allocated and
+    # freed all the time, so a worker keeps the memory of its largest study.
     "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 1 << 30,
     "distributed.nanny.pre-spawn-environ.MALLOC_MMAP_MAX_": 0,
     "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,
@@ -67,7 +76,7 @@ _SETTINGS = {
 def run_serially(
     task: Task, studies: list[StudyListing]
 ) -> Iterator[tuple[StudyListing, StudyRow | Exception]]:
-    """Run one study after the other in this process."""
+    """Run the studies one after the other in this process."""
     for study in studies:
         try:
             yield study, task(study)
@@ -79,21 +88,26 @@ def run_serially(
 def local_cluster(
     workers: int, memory_bytes: int, limits: TaskLimits, report: str | None = None
 ) -> Iterator[Executor]:
-    """Give an executor on worker processes of this machine; the dashboard is on loopback only.
+    """Start an executor on local worker processes, with the dashboard on the loopback interface.
 
     Parameters
     ----------
     workers : int
-        Processes, each running one study at a time.
+        Number of worker processes, each running one study at a time.
     memory_bytes : int
-        Of each worker; one that grows beyond it is ended and counts as lost.
+        Memory limit of each worker; a worker that exceeds it is terminated and counts as lost.
     limits : TaskLimits
-        Of each task.
+        Limits of each task.
     report : str, optional
-        Where to write Dask's performance report.
+        Path of Dask's performance report.
+
+    Yields
+    ------
+    Executor
+        Executor that is valid inside the context.
     """
     with (
-        # Dask's profiler costs an eighth of a study; only its report shows what it found.
+        # Dask's profiler takes an eighth of the time, and is needed for the report only.
         dask.config.set({**_SETTINGS, "distributed.worker.profile.enabled": report is not None}),
         LocalCluster(
             n_workers=workers,
@@ -118,32 +132,37 @@ def scheduler(
     insecure: bool = False,
     report: str | None = None,
 ) -> Iterator[Executor]:
-    """Give an executor on a scheduler that somebody else started.
+    """Connect an executor to an existing Dask scheduler.
 
     Parameters
     ----------
     limits : TaskLimits
-        Of each task.
+        Limits of each task.
     address : str, optional
-        ``tcp://host:port`` or ``tls://host:port``.
+        Address ``tcp://host:port`` or ``tls://host:port`` of the scheduler.
     file : str, optional
-        A scheduler file, as Dask writes it.
+        Path of a scheduler file that Dask wrote, instead of the address.
     insecure : bool
-        Allow an unencrypted address beyond this machine.
+        Whether to allow an unencrypted address on another machine.
     report : str, optional
-        Where to write Dask's performance report.
+        Path of Dask's performance report.
+
+    Yields
+    ------
+    Executor
+        Executor that is valid inside the context.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where the address is refused or the file unreadable.
+        ``config-invalid`` where the address is not allowed or the file cannot be read.
     RunError
-        ``scheduler-unreachable``.
+        ``scheduler-unreachable`` where no connection can be made.
     """
     if file is not None:
         address = _address_in(file)
     if address is None:
-        raise UsageError("config-invalid", "no scheduler address is given")
+        raise UsageError("config-invalid", "a scheduler address or a scheduler file is needed")
     if not insecure and not _is_private(address):
         raise UsageError(
             "config-invalid",
@@ -188,7 +207,7 @@ def _address_in(file: str) -> str:
     try:
         return str(json.loads(Path(file).read_text())["address"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise UsageError("config-invalid", "no scheduler file of Dask", key=file) from None
+        raise UsageError("config-invalid", "not a Dask scheduler file", key=file) from None
 
 
 def _is_private(address: str) -> bool:

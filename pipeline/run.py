@@ -1,8 +1,9 @@
-"""Plan a run as data, then execute it; the executor knows nothing of DICOM.
+"""Plan a run, then execute the plan.
 
-A plan is the list of studies that are missing or changed, largest first. An executor takes studies
-and a function and yields results as they come. Not here: what happens to a study
-(`pipeline.study`), where tasks run (`pipeline.executors`).
+A plan lists the studies that are missing in the store or changed in the source, largest first. An
+executor maps a function over studies and yields results as they complete; it has no knowledge of
+DICOM. Not here: processing one study (`pipeline.study`), and where tasks run
+(`pipeline.executors`).
 """
 
 from collections.abc import Callable, Iterable
@@ -26,20 +27,20 @@ Executor = Callable[[Task, list[StudyListing]], Iterable[tuple[StudyListing, Stu
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do.
+    """Studies that a run will process, and those that it will skip.
 
     Parameters
     ----------
     todo : tuple of StudyListing
-        Largest first, so that the last tasks are short.
+        Studies to process, largest first, so that the last tasks are short.
     done : tuple of StudyRow
-        Studies whose record fits today's input and settings.
+        Studies whose record matches the current input and settings.
     orphan_masks : int
-        Masks of studies that the source does not hold.
+        Number of masks without a study in the source.
     put_off : int
-        Studies without a mask that a run of the masked ones alone leaves to a later one.
+        Number of studies without a mask that ``--only-masked`` leaves to a later run.
     records : str
-        `pipeline.tables.records_sha256` of the store when this was planned.
+        `pipeline.tables.records_sha256` of the store at the time of planning.
     """
 
     todo: tuple[StudyListing, ...]
@@ -50,24 +51,24 @@ class Plan:
 
     @property
     def listed(self) -> int:
-        """Studies in the plan, to do or done."""
+        """Number of studies in the plan, to process or to skip."""
         return len(self.todo) + len(self.done)
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How a run ended; ``committed + quarantined + failed = listed``, always.
+    """Counts of a run; ``committed + quarantined + failed = listed`` always holds.
 
     Parameters
     ----------
     listed, committed, quarantined, failed : int
-        Studies.
+        Number of studies in the plan, and by outcome.
     unchanged : int
-        Of the committed and quarantined ones, those that an earlier run had finished.
+        Number of committed and quarantined studies that an earlier run had finished.
     objects, refused, slices, crops : int
-        In the studies that this run processed.
+        Counts over the studies that this run processed.
     bytes_in, bytes_out : int
-        Fetched and stored by this run.
+        Bytes that this run fetched and stored.
     """
 
     listed: int = 0
@@ -83,7 +84,7 @@ class RunSummary:
     bytes_out: int = 0
 
     def add(self, row: StudyRow, *, unchanged: bool = False) -> "RunSummary":
-        """The summary with one more study."""
+        """Return the summary with one more study."""
         counted = replace(
             self,
             listed=self.listed + 1,
@@ -97,13 +98,13 @@ class RunSummary:
 
     @property
     def exit_code(self) -> int:
-        """0 all committed; 1 something in quarantine; 3 something failed and is still to do."""
+        """0 if all is committed, 1 if anything is in quarantine, 3 if any study failed."""
         if self.failed:
             return 3
         return 1 if self.quarantined or self.refused else 0
 
     def to_json(self) -> dict[str, Any]:
-        """The counts as plain JSON values."""
+        """Return the counts as JSON values."""
         return asdict(self)
 
 
@@ -121,23 +122,24 @@ def plan_run(
     Parameters
     ----------
     source : str
-        fsspec URL.
+        Folder, or any fsspec URL.
     store : StudyStore
-        Its records say what is done.
+        Store whose records tell which studies are finished.
     config : StudyConfig
-        The settings of this run.
+        Settings of the run.
     layout : {"study", "scan"}
-        See `pipeline.studies.list_studies`.
+        Layout of the source, see `pipeline.studies.list_studies`.
     only_masked : bool
-        Only the studies that have a mask.
+        Whether to plan only the studies with a mask.
     limit : int, optional
-        Only the first studies by key.
+        Maximum number of studies, the first ones by key.
 
     Returns
     -------
     plan : Plan
+        Studies to process and to skip.
     listed : list of str
-        All studies of the source, beyond the limit too.
+        All studies of the source, without the limit.
     """
     listings = list_studies(source, layout)
     listed = [listing.study for listing in listings]
@@ -174,26 +176,27 @@ def execute(
     observe: Callable[[StudyRow, RunSummary], None],
     threads: int | None = None,
 ) -> RunSummary:
-    """Run what a plan says; one study's failure is its own.
+    """Execute a plan. A study that fails does not end the run.
 
     Parameters
     ----------
     plan : Plan
-        From `plan_run`.
+        Plan from `plan_run`.
     executor : callable
-        From `pipeline.executors`.
+        Executor from `pipeline.executors`.
     config : StudyConfig
-        The settings of this run.
+        Settings of the run.
     store : StudyStore
-        Where to.
+        Store to write to.
     observe : callable
-        Called with each finished study and the summary so far.
+        Function that is called with each finished study and the summary so far.
     threads : int, optional
-        For decoding, in each task.
+        Number of decoding threads in each task; all usable cores by default.
 
     Returns
     -------
     RunSummary
+        Counts over all studies of the plan.
     """
     summary = RunSummary()
     for row in plan.done:
@@ -211,7 +214,7 @@ def execute(
 def _handle(
     listing: StudyListing, error: Exception, config: StudyConfig, store: StudyStore
 ) -> StudyRow:
-    """A study that took its worker with it is quarantined; any other failure is left to do."""
+    """Quarantine a study that ended its worker; any other failed study is left to the next run."""
     if isinstance(error, UsageError):
         raise error
     if isinstance(error, StudyError):
@@ -224,7 +227,7 @@ def _handle(
 
 
 def _known(heads: Iterable[RecordHead | StoreError]) -> dict[StudyKey, RecordHead]:
-    """The records by study; one that is damaged counts as missing, and its study is done again."""
+    """Records by study; a damaged record counts as missing, so its study is processed again."""
     known: dict[StudyKey, RecordHead] = {}
     for head in heads:
         if isinstance(head, RecordHead):

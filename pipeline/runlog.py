@@ -1,4 +1,4 @@
-"""The log of one run: when each study ended, how long it took, what it moved."""
+"""Log of one run: end time, duration and counts of each study."""
 
 import json
 import time
@@ -17,7 +17,15 @@ _NAME = "%Y%m%dT%H%M%S.%fZ"
 
 
 class RunLog:
-    """Lines of a run's log, in the order in which studies ended."""
+    """Log of a run in progress.
+
+    Attributes
+    ----------
+    name : str
+        Start time of the run in UTC, which names the log in the store.
+    lines : list of str
+        One JSON object per study, in the order in which the studies ended.
+    """
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -25,7 +33,7 @@ class RunLog:
         self.lines: list[str] = []
 
     def add(self, row: StudyRow) -> None:
-        """Note a study that has ended."""
+        """Append a study that has ended."""
         at = round(time.monotonic() - self._started, 3)
         times = {"seconds": row.seconds, "locate_seconds": row.locate_seconds}
         rounded = {name: round(seconds, 3) for name, seconds in times.items()}
@@ -33,7 +41,7 @@ class RunLog:
         self.lines.append(json.dumps(entry))
 
     def rates(self, summary: RunSummary) -> str:
-        """Slices and megabytes a second since the start, for people."""
+        """Format the slices and megabytes per second since the start."""
         seconds = max(time.monotonic() - self._started, 1e-3)
         slices, megabytes = summary.slices / seconds, summary.bytes_in / 1e6 / seconds
         return f"{slices:.0f} slices/s, {megabytes:.1f} MB/s"
@@ -41,20 +49,20 @@ class RunLog:
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """A run as its log tells it.
+    """A run, read from its log.
 
     Parameters
     ----------
     name : str
-        Of the log.
+        Name of the log.
     started : datetime or None
-        UTC; None where the name is none of ours.
+        Start time in UTC; None where the name is not a time.
     rows : tuple of StudyRow
-        In the order in which studies ended.
+        Studies of the run, in the order in which they ended.
     ends : tuple of float
-        Seconds after the start at which each one ended.
+        End of each study in seconds after the start.
     unreadable : int
-        Lines that are no such row.
+        Number of lines that could not be parsed.
     """
 
     name: str
@@ -65,22 +73,28 @@ class LoggedRun:
 
     @property
     def seconds(self) -> float:
-        """From the start to the last study's end, the workers' own start included."""
+        """Seconds from the start to the end of the last study, including the start of workers."""
         return max(self.ends, default=0.0)
 
     def outcomes(self) -> dict[str, int]:
-        """Studies by outcome."""
+        """Number of studies by outcome."""
         names = ("committed", "quarantined", "failed")
         return {name: sum(row.outcome == name for row in self.rows) for name in names}
 
     def rates(self, bins: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Slices a second along the run; a study's slices count evenly over its own time.
+        """Slices per second over the run; the slices of a study are spread over its duration.
+
+        Parameters
+        ----------
+        bins : int
+            Number of time bins.
 
         Returns
         -------
-        edges : ndarray, shape (bins + 1,)
-            Seconds after the start.
-        rates : ndarray, shape (bins,)
+        edges : ndarray, shape (bins + 1,), float64
+            Bin edges in seconds after the start.
+        rates : ndarray, shape (bins,), float64
+            Slices per second in each bin.
         """
         edges = np.linspace(0, self.seconds, bins + 1)
         done = np.zeros(bins + 1)
@@ -91,7 +105,7 @@ class LoggedRun:
 
 
 def read_runs(store: StudyStore) -> list[LoggedRun]:
-    """Read the logs of a store, oldest first."""
+    """Read the logs of all runs of a store, oldest first."""
     return [_read(name, lines) for name, lines in store.logs()]
 
 

@@ -1,7 +1,8 @@
-"""Prove a store: its arrays against their records, its records against the source.
+"""Verify a store: its arrays against the records, and its records against the source.
 
-Three proofs, from cheap to dear: what is stored is what was written; the source is still what was
-read; and a second, independent decoder sees the same pixels in it.
+There are three checks of increasing cost: each stored array has the checksum in its record; each
+object of the source has the checksum that it had when it was read; and a second, independent
+decoder gives the same pixels.
 """
 
 import hashlib
@@ -18,21 +19,23 @@ from storage_schemas.store import StudyStore
 from storage_schemas.study_key import StudyKey
 
 STUDIES_AT_ONCE = 2
-"""Decoding is bound by the processor; more in flight only cost memory."""
+"""Studies that are verified concurrently; decoding is CPU-bound, so more only cost memory."""
 
 
 @dataclass(frozen=True)
 class StudyCheck:
-    """What was found of one study.
+    """Result of verifying one study.
 
     Parameters
     ----------
     study : str
-    arrays, objects, decoded_twice : int
-        Arrays compared with the record, objects of the source likewise, and of these the ones that
-        a second decoder read too.
+        Key of the study.
+    arrays, objects : int
+        Number of arrays and of source objects that were compared with the record.
+    decoded_twice : int
+        Number of source objects that were also decoded with a second decoder.
     damage : tuple of CspineError
-        Empty where the study is whole.
+        Differences that were found; empty where there are none.
     """
 
     study: str
@@ -47,20 +50,21 @@ def verify_store(
     source: Mapping[StudyKey, StudyListing] | None = None,
     cross_check_share: float = 0.0,
 ) -> Iterator[StudyCheck]:
-    """Read every array of every study back and compare it with its record.
+    """Read all arrays of a store and compare them with the records.
 
     Parameters
     ----------
     store : StudyStore
+        Store to verify; it is only read.
     source : mapping of StudyKey to StudyListing, optional
-        By study key; where given, its objects are fetched and compared too.
+        Listings by study key; if given, their objects are fetched and compared as well.
     cross_check_share : float
-        Share of the source's objects that a second decoder reads as well.
+        Fraction of the source objects that are also decoded with a second decoder, 0 to 1.
 
     Yields
     ------
     StudyCheck
-        One a record, in the order of the studies.
+        Result for each record, sorted by study.
     """
 
     def check(study: StudyKey) -> StudyCheck:
@@ -84,9 +88,9 @@ def verify_store(
 def _check_source(
     record: StudyRecord, listing: StudyListing | None, share: float
 ) -> Iterator[StudyCheck]:
-    """Compare each object of the source with the record's; keys may stand there as digests."""
+    """Compare each object of the source with the record, whose keys may be digests."""
     if listing is None:
-        gone = StoreError("source-changed", "the source holds no such study", key=record.study)
+        gone = StoreError("source-changed", "the study is not in the source", key=record.study)
         yield StudyCheck(record.study, damage=(gone,))
         return
     known = {entry.key: entry for entry in record.inputs}
@@ -98,7 +102,7 @@ def _check_source(
     }
     unknown = {entry.key for entry in listing.objects} - set(shown.values())
     for key in sorted((set(known) - set(shown)) | unknown):
-        what = "is new in the source" if key in unknown else "is gone from the source"
+        what = "new in the source" if key in unknown else "no longer in the source"
         yield StudyCheck(record.study, damage=(StoreError("source-changed", what, key=key),))
     folder = ObjectFolder(listing.root)
     for name, key in sorted(shown.items()):
@@ -110,7 +114,7 @@ def _check_source(
             yield StudyCheck(record.study, damage=(lost,))
             continue
         if hashlib.sha256(data).hexdigest() != entry.sha256 and entry.sha256:
-            changed = StoreError("source-changed", "its bytes are others", key=key)
+            changed = StoreError("source-changed", "its content has changed", key=key)
             yield StudyCheck(record.study, damage=(changed,))
         elif entry.outcome == STORED and _is_chosen(entry.sha256, share):
             other = cross_check(key, data)
@@ -120,5 +124,5 @@ def _check_source(
 
 
 def _is_chosen(sha256: str, share: float) -> bool:
-    """Whether an object is in the sample: its digest decides, so a sample is always the same."""
+    """Whether an object is in the sample; it depends on the digest, so samples are repeatable."""
     return int(sha256[:8], 16) < share * 2**32

@@ -1,7 +1,7 @@
-"""Synthetic cervical-spine CT as real DICOM files, in the layout of the competition.
+"""Make synthetic cervical-spine CT as DICOM files, in the layout of the competition.
 
-It reproduces the shape of the data (sites, codings, prevalence, faults), not its difficulty: scores
-on it say that the machinery learns, and nothing about patients.
+Phantoms reproduce the form of the data (sites, encodings, prevalence, faults), not its difficulty:
+scores on them show that training works, and nothing about performance on patients.
 """
 
 from pipeline.phantom.cohort import CohortSummary, make_cohort

@@ -16,8 +16,8 @@ import numpy as np
 
 from pipeline.cores import available_cores
 from pipeline.phantom.faults import FAULTS, Fault
-from pipeline.phantom.fractures import draw_fractures
-from pipeline.phantom.patient import draw_patient
+from pipeline.phantom.fractures import sample_fractures
+from pipeline.phantom.patient import sample_patient
 from pipeline.phantom.render import Grid, Scan, render_patient
 from pipeline.phantom.scanner import SITES, Series, Site, acquire, make_slice, save_slice
 from presentation.output import csv_text, write_output
@@ -217,8 +217,8 @@ def _prepare(out: Path) -> None:
 def _write_study(plan: StudyPlan, out: Path) -> list[tuple[str, int, int, int, int, int]]:
     """Write one study and return its rows of bounding boxes."""
     random = np.random.default_rng([plan.seed, 1, plan.index])
-    patient = draw_patient(random)
-    fractures = {level: draw_fractures(level, random) for level in plan.broken}
+    patient = sample_patient(random)
+    fractures = {level: sample_fractures(level, random) for level in plan.broken}
     grid = _grid(plan, patient.size, random)
     spine = plan.fault is None or plan.fault.spine
     scan = render_patient(patient, fractures, grid, random, spine=spine)

@@ -1,4 +1,4 @@
-"""The known bad kinds of study, each made from a good one by damage that real archives show."""
+"""Kinds of faulty studies, made from correct ones by damage that occurs in real archives."""
 
 import shutil
 from collections.abc import Callable
@@ -11,35 +11,36 @@ from pydicom.encaps import encapsulate, generate_frames
 from pipeline.phantom.scanner import SITES, Site
 
 
-def _leave(folder: Path) -> None:
-    """Do no damage to the files; the fault lies in what was scanned."""
+def _unchanged(folder: Path) -> None:
+    """Leave the files as they are; the fault is in the scan itself."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of bad study.
+    """One kind of faulty study.
 
     Parameters
     ----------
     name : str
+        Name of the fault.
     expected : str
-        What the pipeline must say: a kind of quarantine of an object or a study, or a class of
-        geometry.
+        Expected result of the pipeline: the kind of an object's or a study's quarantine, or a
+        geometry class.
     damage : callable
-        Applied to the study's folder.
+        Function that damages the files in the folder of a study.
     site : Site or None
-        Where the fault needs a certain coding.
+        Site of the study, where the fault needs a certain encoding.
     tilt_degrees : float
-        Of the gantry.
+        Tilt of the gantry in degrees.
     spine : bool
-        Whether there is one.
+        Whether the scan shows a spine.
     masked : bool
-        Whether there is a mask.
+        Whether the study has a mask.
     """
 
     name: str
     expected: str
-    damage: Callable[[Path], None] = _leave
+    damage: Callable[[Path], None] = _unchanged
     site: Site | None = None
     tilt_degrees: float = 0.0
     spine: bool = True
@@ -80,7 +81,7 @@ def _repeat_slice(folder: Path) -> None:
     dataset.save_as(copy, enforce_file_format=True)
 
 
-def _add_localizer(folder: Path) -> None:
+def _add_scout(folder: Path) -> None:
     files = _files(folder)
     dataset = pydicom.dcmread(files[0])
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
@@ -97,7 +98,7 @@ FAULTS = (
     Fault("missing slice", "missing", _lose_slice),
     Fault("duplicate slice", "duplicate-slice", _repeat_slice),
     Fault("tilt", "tilted", tilt_degrees=12.0),
-    Fault("localizer in the series", "not-in-stack", _add_localizer),
+    Fault("scout in the series", "not-in-stack", _add_scout),
     Fault("no vertebra", "vertebra-not-found", spine=False),
 )
-"""In this order, one study each."""
+"""Faults of a cohort, one study each, in this order."""

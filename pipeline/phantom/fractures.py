@@ -1,9 +1,10 @@
-"""Fractures: a lucent sheet through a vertebra, some with a step.
+"""Sample fractures: lucent sheets through a vertebra, some with a displaced fragment.
 
-A sheet is a slightly wavy, upright or oblique plane, 0.5 to 2 mm wide, bounded in height so that it
-is seen in about a third of the vertebra's slices. Inside it bone becomes haematoma; beyond it the
-fragment may be shifted. Sites are those of the usual patterns: burst ring of C1, dens and pars of
-C2, bodies, pedicles, pillars, laminae, transverse and spinous processes of C3 to C7.
+A sheet is a slightly wavy, vertical or oblique plane, 0.5 to 2 mm wide, limited in height so that
+it is visible in about a third of the vertebra's slices. Bone inside the sheet is replaced by
+haematoma, and the fragment behind it may be shifted. The sites are those of common patterns: burst
+ring of C1, dens and pars of C2, bodies, pedicles, pillars, laminae, transverse and spinous
+processes of C3 to C7.
 """
 
 from dataclasses import dataclass
@@ -18,24 +19,24 @@ HAEMATOMA_HU = 45.0
 
 @dataclass(frozen=True)
 class Fracture:
-    """One sheet, in its vertebra's frame.
+    """One sheet, in the coordinate frame of its vertebra.
 
     Parameters
     ----------
     site : str
-        Where it runs, in words.
+        Name of the anatomical site.
     centre : (float, float, float)
-        A point of the sheet.
+        Point of the sheet, (u, v, w) in mm.
     normal : (float, float, float)
-        Unit vector across it.
+        Unit normal of the sheet.
     half_length, half_height : float
-        How far it reaches along itself, and up and down.
+        Half of the length and of the height of the sheet in mm.
     width : float
-        In mm of the patient.
+        Thickness of the sheet in mm, in patient coordinates.
     wave : (float, float, float)
-        Amplitude in mm, waves a mm, phase.
+        Amplitude in mm, angular frequency in radians per mm, and phase of the waves.
     step : float
-        How far the fragment beyond it is shifted along it, in mm.
+        Displacement of the fragment along the sheet in mm.
     """
 
     site: str
@@ -48,7 +49,20 @@ class Fracture:
     step: float
 
     def across_and_weight(self, points: Points) -> tuple[Field, Field]:
-        """Signed distance from the sheet in mm, and 1 inside its bounds falling to 0 outside."""
+        """Compute the signed distance from the sheet, and the weight of the sheet.
+
+        Parameters
+        ----------
+        points : tuple of ndarray
+            Points (u, v, w) in the frame of the vertebra, in mm.
+
+        Returns
+        -------
+        across : ndarray, float32
+            Signed distance from the sheet in mm.
+        weight : ndarray, float32
+            1 within the length and the height of the sheet, falling to 0 outside.
+        """
         away = [p - np.float32(c) for p, c in zip(points, self.centre, strict=True)]
         along = self._along
         across = sum(a * np.float32(n) for a, n in zip(away, self.normal, strict=True))
@@ -60,7 +74,7 @@ class Fracture:
         return np.asarray(wavy, np.float32), np.asarray(weight, np.float32)
 
     def displace(self, points: Points) -> Points:
-        """The points of the whole bone that now lie at the given ones."""
+        """Map points to their positions before the fragment was displaced."""
         if not self.step:
             return points
         across, weight = self.across_and_weight(points)
@@ -69,7 +83,7 @@ class Fracture:
         return u, v, w
 
     def coverage(self, points: Points, pixel_mm: float, size: float) -> Field:
-        """Share of each pixel that the sheet fills, 0 to 1."""
+        """Fraction of each pixel that the sheet covers, 0 to 1."""
         across, weight = self.across_and_weight(points)
         across = across * size
         high = np.minimum(across + pixel_mm / 2, self.width / 2)
@@ -78,27 +92,35 @@ class Fracture:
 
     @property
     def _along(self) -> Point:
-        """The horizontal direction in the sheet."""
+        """Horizontal unit vector in the sheet."""
         n_u, n_v, _ = self.normal
         length = float(np.hypot(n_u, n_v)) or 1.0
         return (-n_v / length, n_u / length, 0.0)
 
 
-def draw_fractures(level: str, random: np.random.Generator) -> tuple[Fracture, ...]:
-    """Draw the sheets of one broken vertebra: two in C1, one or sometimes two elsewhere."""
+def sample_fractures(level: str, random: np.random.Generator) -> tuple[Fracture, ...]:
+    """Sample the sheets of one fractured vertebra: two in C1, one or two in the others.
+
+    Parameters
+    ----------
+    level : str
+        Level of the vertebra, C1 to C7.
+    random : numpy.random.Generator
+        Generator to sample from.
+    """
     sites = _sites(level)
     count = 2 if level == "C1" or random.random() < 0.35 else 1
     chosen = random.choice(len(sites), size=count, replace=False)
     step = float(random.uniform(1.0, 3.0)) if random.random() < 0.5 else 0.0
     return tuple(
-        _draw(sites[number], step if not n else 0.0, random) for n, number in enumerate(chosen)
+        _sample(sites[number], step if not n else 0.0, random) for n, number in enumerate(chosen)
     )
 
 
-def _draw(
-    place: tuple[str, Point, float, float], step: float, random: np.random.Generator
+def _sample(
+    site: tuple[str, Point, float, float], step: float, random: np.random.Generator
 ) -> Fracture:
-    site, centre, degrees, half_length = place
+    name, centre, degrees, half_length = site
     side = 1 if random.random() < 0.5 else -1
     angle = np.radians(degrees + random.normal(0, 12))
     lift = random.normal(0, 0.2)
@@ -107,7 +129,7 @@ def _draw(
     u, v, w = centre
     jitter = random.normal(0, 0.8, 3)
     return Fracture(
-        site=site,
+        site=name,
         centre=(side * u + jitter[0], v + jitter[1], w + jitter[2]),
         normal=(float(normal[0]), float(normal[1]), float(normal[2])),
         half_length=half_length,
@@ -123,7 +145,7 @@ def _draw(
 
 
 def _sites(level: str) -> list[tuple[str, Point, float, float]]:
-    """Name, middle (u, v, w), direction of the normal from u towards v in degrees, half length."""
+    """Name, centre (u, v, w), angle of the normal from u to v in degrees, and half length in mm."""
     form = FORMS[level]
     if level == "C1":
         return [

@@ -1,6 +1,6 @@
-"""One synthetic patient: size, posture and bone, and where each vertebra lies.
+"""Sample a synthetic patient: size, posture and bone, and the pose of each vertebra.
 
-Coordinates are the patient's, LPS in mm, with the origin in the middle of C4's body.
+Coordinates are LPS in mm, with the origin in the centre of the body of C4.
 """
 
 from dataclasses import dataclass
@@ -16,24 +16,24 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Patient:
-    """What is drawn once for each patient.
+    """Random properties of one patient.
 
     Parameters
     ----------
     size : float
         Scale of all lengths; 1 is an average adult.
     curve_degrees : (float, float)
-        Inclination of the spine at C1 and at T2; the difference is the lordosis.
+        Inclination of the spine at C1 and at T2 in degrees; the difference is the lordosis.
     yaw_degrees, lean_degrees : float
-        How far the head is turned, and how far the neck leans to a side.
+        Rotation of the head, and lateral inclination of the neck, in degrees.
     density : float
-        Scale of trabecular HU; falls with age.
+        Scale of trabecular HU, which decrease with age.
     cortex_mm : float
-        Thickness of the cortical shell.
+        Thickness of the cortical shell in mm.
     fat_mm : float
-        Thickness of the fat under the skin.
+        Thickness of the subcutaneous fat in mm.
     girth : float
-        Scale of the neck's outline.
+        Scale of the outline of the neck.
     """
 
     size: float
@@ -48,16 +48,16 @@ class Patient:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where one vertebra lies.
+    """Position, orientation and scale of one vertebra.
 
     Parameters
     ----------
-    centre : ndarray, shape (3,)
-        LPS mm of its frame's origin.
-    axes : ndarray, shape (3, 3)
-        Its u, v and w axes as rows, LPS.
+    centre : ndarray, shape (3,), float64
+        Origin of the vertebra's frame, LPS mm.
+    axes : ndarray, shape (3, 3), float64
+        Unit vectors along u, v and w as rows, LPS.
     size : float
-        mm of the patient for a mm of the frame.
+        Length in the patient per length in the frame.
     """
 
     centre: Floats
@@ -65,7 +65,13 @@ class Pose:
     size: float
 
     def to_frame(self, x: Floats, y: Floats, z: Floats) -> Points:
-        """Points of the patient, as arrays that broadcast, in the vertebra's frame."""
+        """Convert LPS coordinates to the frame of the vertebra.
+
+        Parameters
+        ----------
+        x, y, z : ndarray
+            Coordinates in mm, in shapes that broadcast together.
+        """
         away = [np.asarray(p - c, np.float32) for p, c in zip((x, y, z), self.centre, strict=True)]
         dx, dy, dz = away
         turn = (self.axes / self.size).astype(np.float32)
@@ -73,8 +79,8 @@ class Pose:
         return u, v, w
 
 
-def draw_patient(random: np.random.Generator) -> Patient:
-    """Draw one patient."""
+def sample_patient(random: np.random.Generator) -> Patient:
+    """Sample the properties of one patient."""
     return Patient(
         size=float(np.clip(random.normal(1.0, 0.06), 0.87, 1.14)),
         curve_degrees=(float(random.normal(-9, 4)), float(random.normal(20, 5))),
@@ -88,7 +94,7 @@ def draw_patient(random: np.random.Generator) -> Patient:
 
 
 def pose_vertebrae(patient: Patient) -> dict[str, Pose]:
-    """Place C1 to T2, each below and behind or before the last, along the patient's curve."""
+    """Place C1 to T2 one below the other along the curve of the patient's spine."""
     lean = np.radians(patient.lean_degrees)
     heights = np.cumsum([0.0] + [PITCH[level] for level in LEVELS[:-1]])
     shares = heights / heights[-1]

@@ -1,4 +1,4 @@
-"""One patient as a volume of Hounsfield units, its vertebrae labelled and its fractures boxed."""
+"""Render a patient as a volume of HU, with the labels of vertebrae and the boxes of fractures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,22 +19,23 @@ CANCELLOUS_HU = 320.0
 """Trabecular bone of adult cervical vertebrae, some 200 to 400 HU and falling with age (Schreiber
 et al., J Bone Joint Surg Am 93(11), 2011, and later cervical series)."""
 TRABECULAR_SD_HU = 45.0
+"""Standard deviation of the texture of trabecular bone."""
 MARGIN_MM = 4.0
-"""Around a whole vertebra; a fragment is shifted by 3 mm at most."""
+"""Margin around an intact vertebra in mm; fragments are displaced by up to 3 mm."""
 SEEN_PIXELS = 5.0
-"""A slice shows a fracture where at least so many whole pixels of bone are gone."""
+"""Minimum loss of bone, in pixels, for a slice to show a fracture."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The voxels of a scan.
+    """Voxel grid of a scan.
 
     Parameters
     ----------
-    x, y, z : ndarray
+    x, y, z : ndarray, float64
         Coordinates of columns, rows and slices in mm, LPS; z ascends.
     shear : float
-        By how many mm y shifts for a mm of z, as under a tilted gantry.
+        Shift of y per mm of z in mm, as with a tilted gantry.
     """
 
     x: NDArray[np.float64]
@@ -44,16 +45,29 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(z, y, x)."""
+        """Number of voxels along (z, y, x)."""
         return len(self.z), len(self.y), len(self.x)
 
     @property
     def pixel_mm(self) -> float:
-        """Distance between columns."""
+        """Distance between columns in mm."""
         return float(self.x[1] - self.x[0])
 
     def points(self, part: tuple[slice, slice, slice], every: int = 1) -> Points:
-        """Coordinates (x, y, z) of a part of the grid, as arrays that broadcast."""
+        """Return the coordinates of a part of the grid.
+
+        Parameters
+        ----------
+        part : tuple of slice
+            Part of the grid, (z, y, x).
+        every : int
+            Step between rows and columns.
+
+        Returns
+        -------
+        tuple of ndarray
+            Coordinates (x, y, z) in mm, in shapes that broadcast to (z, y, x).
+        """
         z = self.z[part[0]].reshape(-1, 1, 1)
         y = self.y[part[1]][::every].reshape(1, -1, 1) + self.shear * z
         x = self.x[part[2]][::every].reshape(1, 1, -1)
@@ -62,15 +76,16 @@ class Grid:
 
 @dataclass(frozen=True)
 class Scan:
-    """A rendered patient, before a scanner saw it.
+    """A rendered patient, without the effects of a scanner.
 
     Parameters
     ----------
-    hu : ndarray, shape (z, y, x), float32
+    hu : ndarray, shape (z, y, x), float32, HU
+        Volume of the patient.
     labels : ndarray, shape (z, y, x), uint8
-        1 to 7 for C1 to C7, 8 and 9 for T1 and T2.
+        1 to 7 for C1 to C7, 8 and 9 for T1 and T2, 0 for background.
     boxes : tuple of (int, str, tuple of int)
-        Slice, level, and (x0, y0, x1, y1) in pixels, ends exclusive, of each visible fracture.
+        Slice, level, and box (x0, y0, x1, y1) in pixels, ends exclusive, of each visible fracture.
     """
 
     hu: Field
@@ -91,18 +106,25 @@ def render_patient(
     Parameters
     ----------
     patient : Patient
+        Properties of the patient.
     fractures : mapping of str to sequence of Fracture
-        By level.
+        Fractures by level.
     grid : Grid
+        Voxel grid of the scan.
     random : numpy.random.Generator
-        For textures.
+        Generator of the textures.
     spine : bool
-        Whether the vertebrae are there; without them it is a scan of something else.
+        Whether to render the vertebrae.
+
+    Returns
+    -------
+    Scan
+        Volume, labels and boxes.
     """
     poses = pose_vertebrae(patient)
-    # Soft tissue is smooth: half the resolution in the plane is enough, at a quarter of the time.
-    whole = (slice(None), slice(None), slice(None))
-    hu = render_tissue(grid.points(whole, every=2), patient, poses, random)
+    # Soft tissue is smooth, so half the in-plane resolution is enough, in a quarter of the time.
+    everything = (slice(None), slice(None), slice(None))
+    hu = render_tissue(grid.points(everything, every=2), patient, poses, random)
     hu = hu.repeat(2, 1).repeat(2, 2)[:, : grid.shape[1], : grid.shape[2]]
     hu = np.ascontiguousarray(hu)
     labels = np.zeros(grid.shape, np.uint8)
@@ -134,10 +156,10 @@ def _paint_vertebra(
     if any(side.start >= side.stop for side in part):
         return []
     points = pose.to_frame(*(p.astype(np.float64) for p in grid.points(part)))
-    whole = points
+    intact = points
     for fracture in fractures:
-        whole = fracture.displace(whole)
-    distance = shape_vertebra(level, whole) * np.float32(patient.size)
+        intact = fracture.displace(intact)
+    distance = shape_vertebra(level, intact) * np.float32(patient.size)
     edge = np.float32(0.5 * grid.pixel_mm)
     cover = np.clip(0.5 - distance / (2 * edge), 0, 1)
     shell = np.clip(0.5 + (distance + patient.cortex_mm) / (2 * edge), 0, 1)
@@ -157,7 +179,7 @@ def _paint_vertebra(
 def _boxes(
     lost: Field, part: tuple[slice, slice, slice], level: str
 ) -> list[tuple[int, str, tuple[int, int, int, int]]]:
-    """A box around the lost bone of each slice that shows enough of it."""
+    """Boxes around the lost bone, for the slices that show at least `SEEN_PIXELS` of it."""
     boxes = []
     margin = 3
     for z, image in enumerate(lost):
@@ -176,7 +198,7 @@ def _boxes(
 def _part_around(
     grid: Grid, centre: NDArray[np.float64], reach: Sequence[float] | NDArray[np.float64]
 ) -> tuple[slice, slice, slice]:
-    """The part of the grid within a reach (x, y, z) of a point."""
+    """Part of the grid within a distance (x, y, z) of a point."""
     z = _range(grid.z, centre[2], reach[2])
     shift = grid.shear * float(centre[2])
     y = _range(grid.y, centre[1] - shift, reach[1] + abs(grid.shear) * reach[2])

@@ -1,6 +1,6 @@
-"""What a scanner makes of a patient: noise, kernel, quantisation, and DICOM slices on disk.
+"""Simulate a scanner: noise, reconstruction kernel, quantisation, and DICOM files.
 
-Four sites differ in all that sites differ in: spacing, kernel, noise, signedness, padding, coding.
+The four sites differ in pixel spacing, kernel, noise, signedness, padding and encoding.
 """
 
 import struct
@@ -32,21 +32,24 @@ class Site:
 
     Parameters
     ----------
-    name, manufacturer, model, kernel : str
+    name : str
+        Name of the site.
+    manufacturer, model, kernel : str
+        Values of Manufacturer, ManufacturerModelName and ConvolutionKernel.
     syntax : str
         Transfer syntax UID.
     signed : bool
-        16-bit signed, else 12-bit unsigned stored values.
+        Whether stored values are 16-bit signed; otherwise they are 12-bit unsigned.
     fov_mm : (float, float)
-        Range of the field of view.
+        Range of the field of view in mm.
     noise_hu : (float, float)
-        Range of the noise's standard deviation.
+        Range of the standard deviation of the noise in HU.
     blur : float
-        Width of the kernel in pixels; a negative one sharpens.
+        Standard deviation of the kernel in pixels; a negative value sharpens.
     padding : int or None
-        Stored value outside the scanner's circle.
+        Stored value outside the circular field of view; None without padding.
     window_centers : tuple of int
-        One value, or several.
+        Values of WindowCenter.
     """
 
     name: str
@@ -76,16 +79,16 @@ SITES = (
 
 @dataclass(frozen=True)
 class Series:
-    """The names and numbers of one series.
+    """Identifiers of one series.
 
     Parameters
     ----------
     study, series : str
-        UIDs.
+        StudyInstanceUID and SeriesInstanceUID.
     patient : str
-        Plainly synthetic.
+        PatientID.
     reversed_numbers : bool
-        Whether file 1 is the lowest slice instead of the topmost.
+        Whether InstanceNumber ascends from feet to head instead of from head to feet.
     """
 
     study: str
@@ -94,14 +97,31 @@ class Series:
     reversed_numbers: bool
 
     def number(self, z: int, slices: int) -> int:
-        """The number in the file's name and in InstanceNumber, from 1."""
+        """Number of slice `z`, from 1, for the file name and InstanceNumber."""
         return z + 1 if self.reversed_numbers else slices - z
 
 
 def acquire(
     hu: NDArray[np.float32], grid: Grid, site: Site, random: np.random.Generator
 ) -> NDArray[np.int16]:
-    """Add noise, apply the kernel and store: (z, y, x) values as the site's files hold them."""
+    """Convert HU to the stored values of a site: add noise, apply the kernel, quantise.
+
+    Parameters
+    ----------
+    hu : ndarray, shape (z, y, x), float32, HU
+        Rendered volume.
+    grid : Grid
+        Voxel grid of the volume.
+    site : Site
+        Site whose scanner is simulated.
+    random : numpy.random.Generator
+        Generator of the noise.
+
+    Returns
+    -------
+    ndarray, shape (z, y, x), int16
+        Stored values before the rescale.
+    """
     noisy = hu + random.standard_normal(hu.shape, np.float32) * random.uniform(*site.noise_hu)
     width = abs(site.blur)
     blurred = gaussian_filter1d(
@@ -121,7 +141,21 @@ def acquire(
 def make_slice(
     pixels: NDArray[np.int16], z: int, grid: Grid, site: Site, series: Series
 ) -> Dataset:
-    """One slice as a DICOM data set, ready to be saved."""
+    """Make the DICOM data set of one slice.
+
+    Parameters
+    ----------
+    pixels : ndarray, shape (y, x), int16
+        Stored values of the slice.
+    z : int
+        Index of the slice in the grid.
+    grid : Grid
+        Voxel grid of the scan.
+    site : Site
+        Site that the header describes.
+    series : Series
+        Identifiers of the series.
+    """
     number = series.number(z, grid.shape[0])
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
@@ -181,16 +215,16 @@ def _set_pixels(dataset: Dataset, pixels: NDArray[np.int16], site: Site) -> None
 
 
 def _without_app_segments(stream: bytes | bytearray) -> bytes:
-    """Drop JFIF segments, which scanners do not write."""
-    kept, place = [stream[:2]], 2
-    while stream[place] == 0xFF and stream[place + 1] != 0xDA:
-        (length,) = struct.unpack_from(">H", stream, place + 2)
-        if not 0xE0 <= stream[place + 1] <= 0xEF:
-            kept.append(stream[place : place + 2 + length])
-        place += 2 + length
-    return b"".join([*kept, stream[place:]])
+    """Remove the APPn segments, which scanners do not write."""
+    segments, start = [stream[:2]], 2
+    while stream[start] == 0xFF and stream[start + 1] != 0xDA:
+        (length,) = struct.unpack_from(">H", stream, start + 2)
+        if not 0xE0 <= stream[start + 1] <= 0xEF:
+            segments.append(stream[start : start + 2 + length])
+        start += 2 + length
+    return b"".join([*segments, stream[start:]])
 
 
 def _decimal(value: float) -> str:
-    """A decimal string of at most 16 characters (PS3.5 6.2)."""
+    """Format a decimal string (DS) of at most 16 characters (PS3.5 6.2)."""
     return f"{float(value):.6f}"[:16]

@@ -1,6 +1,6 @@
-"""Everything that is not spine: outline, fat, muscle, airway, skull base, mandible, hyoid.
+"""Render everything except the vertebrae: outline, fat, muscle, airway, skull, mandible, hyoid.
 
-Hounsfield units are the usual ones (Bushberg et al., The Essential Physics of Medical Imaging, 3rd
+Hounsfield units are typical values (Bushberg et al., The Essential Physics of Medical Imaging, 3rd
 ed., table of CT numbers): air -1000, fat -100, muscle 50, brain 35, fluid 10, dense bone 1000 and
 more.
 """
@@ -30,23 +30,29 @@ SKULL, MARROW = 1150.0, 450.0
 def render_tissue(
     points: Points, patient: Patient, poses: dict[str, Pose], random: np.random.Generator
 ) -> Field:
-    """HU of all soft tissue and of the bones around the spine.
+    """Render the soft tissue and the bones around the spine.
 
     Parameters
     ----------
     points : tuple of ndarray
-        (x, y, z) in patient coordinates, shapes (1, 1, nx), (1, ny, 1), (nz, 1, 1).
-    patient, poses
-        From `pipeline.phantom.patient`.
+        Coordinates (x, y, z) in mm, LPS, of shapes (1, 1, nx), (1, ny, 1) and (nz, 1, 1).
+    patient : Patient
+        Properties of the patient.
+    poses : dict of str to Pose
+        Pose of each vertebra, from `pipeline.phantom.patient.pose_vertebrae`.
     random : numpy.random.Generator
-        For the texture.
+        Generator of the texture.
+
+    Returns
+    -------
+    ndarray, shape (nz, ny, nx), float32, HU
     """
     x, y, z = points
     spine_x, spine_y = _spine_at(z, poses)
     away = (x - spine_x, y - spine_y)
     depth = _depth_below_skin(away, z, patient, poses)
     texture = _texture(depth.shape, random)
-    # Fat lies between the muscles too.
+    # There is fat between the muscles too.
     inside = np.where(texture > 1.15, FAT * 0.7, MUSCLE + 6 * texture)
     hu = np.where(depth > patient.fat_mm + 2, inside, FAT + 5 * texture)
     hu = np.where(depth < 2, SKIN, hu)
@@ -58,13 +64,13 @@ def render_tissue(
 
 
 def _paint(hu: Field, distance: Field, value: float, softness: float = 0.6) -> None:
-    """Put a solid over what is there, with a soft edge."""
+    """Paint a solid over the volume, with a soft edge."""
     cover = np.clip(0.5 - distance / (2 * softness), 0, 1)
     hu += cover * (value - hu)
 
 
 def _spine_at(z: Field, poses: dict[str, Pose]) -> tuple[Field, Field]:
-    """Where the bodies' middle line crosses each height."""
+    """Position (x, y) of the centre line of the vertebral bodies at each height."""
     centres = np.array([pose.centre for pose in reversed(poses.values())])
     x, y = (np.interp(z, centres[:, 2], centres[:, axis]).astype(np.float32) for axis in (0, 1))
     return x, y
@@ -73,7 +79,7 @@ def _spine_at(z: Field, poses: dict[str, Pose]) -> tuple[Field, Field]:
 def _depth_below_skin(
     away: tuple[Field, Field], z: Field, patient: Patient, poses: dict[str, Pose]
 ) -> Field:
-    """mm below the skin: a neck that widens to the head above and to the shoulders below."""
+    """Depth below the skin in mm, for a neck that widens to the head and to the shoulders."""
     head = np.clip((z - poses["C4"].centre[2]) / (36 * patient.size), 0, 1)
     shoulders = np.clip((poses["C6"].centre[2] - z) / (50 * patient.size), 0, 1) ** 2
     half_width = patient.girth * patient.size * (60 + 14 * head) + 95 * shoulders
@@ -85,7 +91,7 @@ def _depth_below_skin(
 
 
 def _texture(shape: tuple[int, ...], random: np.random.Generator) -> Field:
-    """Smooth noise of unit variance: fat planes between muscles."""
+    """Smooth noise of unit variance, for the fat planes between muscles."""
     coarse = random.standard_normal([max(2, n // 9) for n in shape]).astype(np.float32)
     smooth = zoom(coarse, [n / m for n, m in zip(shape, coarse.shape, strict=True)], order=1)
     return np.asarray(smooth / smooth.std(), np.float32)
@@ -127,7 +133,7 @@ def _paint_skull(hu: Field, points: Points, patient: Patient, atlas: Pose) -> No
 
 
 def _paint_mandible(hu: Field, points: Points, patient: Patient, poses: dict[str, Pose]) -> None:
-    """The jaw as a horseshoe at C2 and C3, and the hyoid as a small one at C4."""
+    """Paint the mandible, a horseshoe at C2 and C3, and the hyoid, a small one at C4."""
     size = patient.size
     x, y, z = points
     for level, half_width, length, height, thickness in (
@@ -149,7 +155,7 @@ def _paint_mandible(hu: Field, points: Points, patient: Patient, poses: dict[str
 def paint_canal_and_discs(
     hu: NDArray[np.float32], points: Points, poses: dict[str, Pose], patient: Patient
 ) -> None:
-    """Fluid and cord along the canal, and a disc below each body; bone comes over them later."""
+    """Paint fluid and cord along the spinal canal, and a disc below each body except C1."""
     x, y, z = points
     centres = np.array([pose.centre for pose in reversed(poses.values())])
     canal = np.array(

@@ -1,4 +1,4 @@
-"""The shapes of C1 to T2, each in its own frame: origin in the middle of the body, mm.
+"""Shapes of C1 to T2, each in its own frame in mm with the origin in the centre of the body.
 
 Sizes follow Panjabi, Duranceau, Goel, Oxland and Takata, "Cervical human vertebrae: quantitative
 three-dimensional anatomy of the middle and lower regions", Spine 16(8), 1991 (C3 to C7: bodies some
@@ -32,17 +32,17 @@ class Form:
     Parameters
     ----------
     width, depth, height : float
-        Of the body.
+        Size of the body.
     canal_width, canal_depth : float
-        Of the spinal canal.
+        Size of the spinal canal.
     spinous : float
         Length of the spinous process behind the lamina.
     drop : float
-        How far its tip lies below the body's middle.
+        Distance of the tip of the spinous process below the centre of the body.
     reach : float
-        From the middle to the tip of a transverse process.
+        Distance from the centre to the tip of a transverse process.
     bifid : bool
-        Whether the spinous process ends in two tips.
+        Whether the spinous process has two tips.
     """
 
     width: float
@@ -81,11 +81,19 @@ PITCH = {
     "T1": 20.0,
     "T2": 21.0,
 }
-"""From the middle of a vertebra's body to that of the next one below, in mm: body and disc."""
+"""Distance from the centre of a vertebra to that of the next one below, in mm."""
 
 
 def shape_vertebra(level: str, points: Points) -> Field:
-    """Signed distance of one vertebra, in mm, in its own frame."""
+    """Signed distance of one vertebra in mm.
+
+    Parameters
+    ----------
+    level : str
+        Level of the vertebra, one of `LEVELS`.
+    points : tuple of ndarray
+        Points (u, v, w) in the frame of the vertebra, in mm.
+    """
     if level == "C1":
         return _atlas(points)
     form = FORMS[level]
@@ -97,11 +105,12 @@ def shape_vertebra(level: str, points: Points) -> Field:
 
 @cache
 def find_extent(level: str) -> NDArray[np.float64]:
-    """Lowest and highest (u, v, w) that a vertebra reaches in its frame, in mm, with some air.
+    """Bounds of a vertebra in its frame in mm, with a margin of about 3 mm.
 
     Returns
     -------
     ndarray, shape (2, 3), float64
+        Minimum and maximum (u, v, w).
     """
     step = 3.0
     side = np.arange(-60, 100, step, dtype=np.float32)
@@ -111,14 +120,14 @@ def find_extent(level: str) -> NDArray[np.float64]:
 
 
 def _mirrored(points: Points) -> Points:
-    """Both sides at once: vertebrae are symmetric."""
+    """Replace u with its absolute value, since vertebrae are symmetric."""
     return (np.abs(points[0]), points[1], points[2])
 
 
 def _body(form: Form, points: Points) -> Field:
     u, v, _ = points
     across = np.abs(u) / (form.width / 2)
-    # The waist, the lips at the ends, and above them the uncinate processes at the sides.
+    # The waist, the rims of the endplates, and the uncinate processes at the sides.
     lip = 1.8 * np.clip(across - 0.72, 0, 0.4) / 0.4
     half_height = form.height / 2 - 0.8 + lip + np.abs(v) / form.depth
     return column(points, (0, 0, 0), form.width / 2, form.depth / 2, half_height)
@@ -130,7 +139,7 @@ def _arch(form: Form, points: Points) -> Field:
     pillar_u = form.canal_width / 2 + 4.8
     pillar_v = back + 5.0
     rear = back + form.canal_depth + 2.5
-    # Facets slope down to the back, so the pillar is sheared.
+    # Facets slope down towards the back, so the pillar is sheared.
     sheared = (half[0], half[1], half[2] + 0.6 * (half[1] - pillar_v))
     pillar = column(sheared, (pillar_u, pillar_v, 0), 5.2, 5.6, form.height / 2 + 0.8, 2.4)
     pedicle = capsule(
@@ -159,7 +168,7 @@ def _arch(form: Form, points: Points) -> Field:
 
 
 def _transverse(form: Form, half: Points) -> Field:
-    """The transverse process; in the neck with the hole that the vertebral artery runs through."""
+    """Transverse process; that of cervical vertebrae has the foramen of the vertebral artery."""
     middle = form.depth / 2
     if form.width > 24:
         return capsule(half, (form.width / 2, middle + 4, 2), (form.reach, middle + 9, 3), 4.0)
@@ -178,7 +187,7 @@ def _dens(form: Form, points: Points) -> Field:
 
 
 def _atlas(points: Points) -> Field:
-    """C1: a ring without a body, its origin in the middle of the dens that it turns around."""
+    """C1, a ring without a body; the origin is in the centre of the dens."""
     half = _mirrored(points)
     mass = ellipsoid(half, (20.5, 4.0, 0), (8.0, 10.5, 7.8))
     front = chain(half, [(0, -10.5, 0.5), (9, -8.8, 0.5), (17, -2.5, 0)], 3.3)

@@ -1,6 +1,6 @@
-"""The objects of a source: names, sizes and versions, and their bytes.
+"""List the objects of a source with their sizes and versions, and fetch their bytes.
 
-Not here: which objects are one study (`pipeline.studies`) and what they mean (`pipeline.dicom`).
+Not here: grouping objects into studies (`pipeline.studies`), and parsing them (`pipeline.dicom`).
 """
 
 import hashlib
@@ -14,8 +14,7 @@ from storage_schemas.objects import ObjectFolder, as_text
 from storage_schemas.study_key import StudyKey
 
 HEAD_BYTES = 1 << 16
-"""Bytes of a file that are read for its header; nearly every CT header fits. A reader that needs
-more asks again."""
+"""Bytes of a file that are read for its header, enough for nearly every CT header."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,11 @@ class ObjectInfo:
     Parameters
     ----------
     key : str
-        Path below the source's root.
+        Path relative to the root of the source.
     size : int
-        Bytes.
+        Size in bytes.
     version : str
-        ETag, else modification time: changes when the object does.
+        ETag, or else the modification time; it changes when the object changes.
     """
 
     key: str
@@ -44,13 +43,13 @@ class StudyListing:
     Parameters
     ----------
     study : str
-        The folder's name, or in layout ``scan`` the StudyInstanceUID; not checked yet.
+        Name of the folder, or StudyInstanceUID with layout ``scan``; it is not validated yet.
     root : str
-        URL below which the objects' keys lie.
+        URL that the keys of the objects are relative to.
     objects : tuple of ObjectInfo
-        By key.
+        Objects of the study, sorted by key.
     mask : ObjectInfo or None
-        The study's label mask; its key is a URL of its own.
+        Label mask of the study; its key is a complete URL.
     """
 
     study: str
@@ -60,13 +59,13 @@ class StudyListing:
 
     @property
     def key(self) -> StudyKey:
-        """The study's key in the store; a stand-in where the folder's name is no UID."""
+        """Key of the study in the store, made from the URL where the folder's name is no UID."""
         if StudyKey.is_valid(self.study):
             return StudyKey(self.study)
         return StudyKey.from_url(f"{self.root}/{self.study}")
 
     def shown_key(self, key: str, *, hashed: bool) -> str:
-        """An object's key as it stands in records: as text, or as a digest of its URL."""
+        """Key of an object as records have it: its text, or the digest of its URL if `hashed`."""
         if not hashed:
             return as_text(key)
         name = f"{self.root}/{key}".encode(errors="surrogateescape")
@@ -74,18 +73,21 @@ class StudyListing:
 
     @property
     def size(self) -> int:
-        """Bytes of all objects, the mask's not counted."""
+        """Total size of the objects in bytes, without the mask."""
         return sum(entry.size for entry in self.objects)
 
     @property
     def sha256(self) -> str:
-        """Digest of keys, sizes and versions: what resume compares."""
+        """Digest of the keys, sizes and versions; a changed digest makes a run redo the study."""
         entries = [*self.objects, *([self.mask] if self.mask else [])]
         return sha256_json([(entry.key, entry.size, entry.version) for entry in entries])
 
 
 def list_objects(folder: ObjectFolder) -> Iterator[ObjectInfo]:
-    """List all objects; links to folders are followed, those inside such a folder are not."""
+    """List all objects of a folder.
+
+    Symbolic links to folders are followed, except inside a folder that is a link itself.
+    """
     for key, info in folder.find().items():
         if info.get("islink") and folder.is_folder(key):
             yield from (_object(*found) for found in folder.find(key).items())
@@ -94,12 +96,17 @@ def list_objects(folder: ObjectFolder) -> Iterator[ObjectInfo]:
 
 
 def open_source(source: str) -> ObjectFolder:
-    """Open a folder that must be there.
+    """Open the folder of a source.
+
+    Parameters
+    ----------
+    source : str
+        Folder, or any fsspec URL.
 
     Raises
     ------
     UsageError
-        ``source-not-found``, with the store's own reason where it gave one.
+        ``source-not-found`` where the folder does not exist or cannot be read.
     """
     try:
         folder = ObjectFolder(source)
@@ -112,12 +119,22 @@ def open_source(source: str) -> ObjectFolder:
 
 
 def list_masks(url: str) -> dict[str, ObjectInfo]:
-    """List a folder of ``<study>.nii`` or ``<study>.nii.gz`` by study.
+    """List the label masks in a folder.
+
+    Parameters
+    ----------
+    url : str
+        Folder, or any fsspec URL, of ``<study>.nii`` or ``<study>.nii.gz``.
+
+    Returns
+    -------
+    dict of str to ObjectInfo
+        Masks by study; their keys are complete URLs.
 
     Raises
     ------
     UsageError
-        ``source-not-found``, or ``mask-unreadable`` where the folder holds no such file.
+        ``source-not-found``, or ``mask-unreadable`` where the folder has no such file.
     """
     folder = open_source(url)
     masks = {}
@@ -131,18 +148,23 @@ def list_masks(url: str) -> dict[str, ObjectInfo]:
 
 
 def fetch(listing: StudyListing) -> Iterator[tuple[str, bytes]]:
-    """Fetch a study's objects, several in flight, one request each, in the order of the listing.
+    """Fetch the objects of a study with concurrent requests, one per object.
+
+    Parameters
+    ----------
+    listing : StudyListing
+        Study to fetch.
 
     Yields
     ------
     (str, bytes)
-        The key, and the object.
+        Key and content of each object, in the order of the listing.
 
     Raises
     ------
     RunError
-        ``object-unreadable``, naming the object. It says nothing about the study, which stays to
-        be done.
+        ``object-unreadable`` with the URL of the object. The study is not quarantined, so the next
+        run tries it again.
     """
     folder = ObjectFolder(listing.root)
     for key, data in folder.get_all(entry.key for entry in listing.objects):

@@ -1,4 +1,4 @@
-"""Where the vertebrae C1 to C7 lie in a volume, and the box that a crop takes of each.
+"""Locate the vertebrae in a volume, and compute the box of each crop.
 
-Not for DICOM: these modules take arrays and their geometry, and return arrays and boxes.
+Not for DICOM: these modules take arrays with their geometry, and return arrays and boxes.
 """

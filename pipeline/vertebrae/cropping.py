@@ -1,4 +1,4 @@
-"""How much of the volume belongs to a vertebra's crop: its extent and a margin, in mm."""
+"""Compute the box of a vertebra's crop: the extent of the vertebra and a margin in mm."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,16 +10,22 @@ from storage_schemas.geometry import Box, StackGeometry
 def crop_box(extent: Box, geometry: StackGeometry, margin_mm: float) -> Box:
     """Widen an extent by a margin on all six sides, clipped to the volume.
 
-    Along z the margin is measured between the slices' positions, so it holds in uneven stacks.
+    The margin along z is measured between the positions of slices, so it is exact in stacks of
+    uneven spacing.
 
     Parameters
     ----------
     extent : Box
-        The vertebra's, in the volume.
+        Box of the vertebra in the volume.
     geometry : StackGeometry
-        The volume's.
+        Geometry of the volume.
     margin_mm : float
-        Not negative.
+        Margin in mm, 0 or more.
+
+    Returns
+    -------
+    Box
+        Box of the crop in the volume.
     """
     offsets = geometry.offsets
     z0 = int(np.searchsorted(offsets, offsets[extent[0].start] - margin_mm, "left"))
@@ -34,7 +40,20 @@ def crop_box(extent: Box, geometry: StackGeometry, margin_mm: float) -> Box:
 
 
 def crop_mask(found: LocatedVertebra, box: Box) -> NDArray[np.uint8]:
-    """The vertebra's voxels on its crop's grid: 1 inside, 0 outside, shape of the box."""
+    """Return the mask of a vertebra on the grid of its crop.
+
+    Parameters
+    ----------
+    found : LocatedVertebra
+        Vertebra in the volume.
+    box : Box
+        Box of the crop in the volume, which contains the extent of the vertebra.
+
+    Returns
+    -------
+    ndarray, shape of the box, uint8
+        1 inside the vertebra, 0 outside.
+    """
     mask = np.zeros([side.stop - side.start for side in box], np.uint8)
     z, y, x = (
         slice(inner.start - outer.start, inner.stop - outer.start)
@@ -45,6 +64,6 @@ def crop_mask(found: LocatedVertebra, box: Box) -> NDArray[np.uint8]:
 
 
 def box_bounds(box: Box) -> tuple[int, int, int, int, int, int]:
-    """A box as (z0, z1, y0, y1, x0, x1), ends exclusive."""
+    """Convert a box to (z0, z1, y0, y1, x0, x1), ends exclusive."""
     z, y, x = box
     return (z.start, z.stop, y.start, y.stop, x.start, x.stop)

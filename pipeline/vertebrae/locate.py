@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.vertebrae.anatomy import name_vertebrae
-from pipeline.vertebrae.maskparts import MaskPart, carry_part, draw_levels, split_mask
+from pipeline.vertebrae.maskparts import MaskPart, resample_levels, resample_part, split_mask
 from pipeline.vertebrae.nifti import LabelMask
 from pipeline.vertebrae.onnx_network import Network
 from pipeline.vertebrae.overview import overview_geometry, shrink_overview
@@ -69,7 +69,7 @@ class Localization:
     missing : mapping of str to (str, str)
         For each other level that was asked for its outcome, and why.
     overview_levels : ndarray, shape of the overview, uint8, or None
-        A given mask on the overview's grid, as `draw_levels` makes it.
+        A given mask on the overview's grid, as `resample_levels` makes it.
     """
 
     localizer: str
@@ -121,7 +121,7 @@ def locate_by_mask(
     return Localization(
         f"mask:{convention}",
         *_of_levels(levels, located, absent, "the mask holds"),
-        draw_levels(mask, parts, overview_geometry(overview[1])),
+        resample_levels(mask, parts, overview_geometry(overview[1])),
     )
 
 
@@ -178,10 +178,10 @@ def _locate(
     part: MaskPart,
     score: float | None = None,
 ) -> LocatedVertebra | None:
-    carried = carry_part(index_from_lps, part, geometry)
-    if carried is None:
+    resampled = resample_part(index_from_lps, part, geometry)
+    if resampled is None:
         return None
-    extent, inside = carried
+    extent, inside = resampled
     return LocatedVertebra(part.level, extent, inside, float(hu[extent][inside].mean()), score)
 
 

@@ -1,7 +1,7 @@
-"""The vertebrae of a label mask, apart from each other, and carried onto other grids.
+"""Split a label mask into vertebrae, and resample them on other grids.
 
-Everything goes through positions in mm, so grids may be finer, coarser, turned or sheared. Not
-here: whether a mask fits its CT (`pipeline.vertebrae.locate`).
+Resampling uses positions in mm, so grids may be finer, coarser, rotated or sheared. Not here:
+whether a mask matches its CT (`pipeline.vertebrae.locate`).
 """
 
 from collections.abc import Iterable
@@ -16,9 +16,9 @@ from storage_schemas.geometry import Box, StackGeometry
 from storage_schemas.vertebrae import LEVEL_NUMBERS, MASK_LABELS
 
 STRAY_SHARE = 0.01
-"""Of a vertebra's largest piece; smaller pieces are strays where they lie far from it."""
+"""Size limit of strays, as a fraction of the largest component of the vertebra."""
 STRAY_MM = 8.0
-"""How far."""
+"""Minimum distance of strays from the large components of the vertebra, in mm."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class MaskPart:
     Parameters
     ----------
     level : str
-        From `storage_schemas.vertebrae.LEVELS`.
+        Level, one of `storage_schemas.vertebrae.LEVELS`.
     extent : Box
-        A box of the mask that holds it, (i, j, k).
+        Box of the mask that contains the vertebra, (i, j, k).
     inside : ndarray, shape of the extent, bool
-        Its voxels.
+        True for the voxels of the vertebra.
     """
 
     level: str
@@ -41,20 +41,19 @@ class MaskPart:
 
 
 def split_mask(mask: LabelMask, convention: str) -> list[MaskPart]:
-    """Split a mask into its vertebrae, strays far from them left out.
+    """Split a mask into its vertebrae, without strays.
 
     Parameters
     ----------
     mask : LabelMask
-        From `pipeline.vertebrae.nifti.read_mask`.
+        Mask from `pipeline.vertebrae.nifti.read_mask`.
     convention : str
-        From `storage_schemas.vertebrae.MASK_LABELS`; values that it gives no level count as
-        background.
+        Key of `storage_schemas.vertebrae.MASK_LABELS`; values without a level are background.
 
     Returns
     -------
     list of MaskPart
-        In the order of the convention.
+        Vertebrae of the mask, in the order of the convention.
     """
     extents = _extents(mask.labels)
     return [
@@ -64,53 +63,52 @@ def split_mask(mask: LabelMask, convention: str) -> list[MaskPart]:
     ]
 
 
-def draw_levels(
+def resample_levels(
     mask: LabelMask, parts: Iterable[MaskPart], geometry: StackGeometry
 ) -> NDArray[np.uint8]:
-    """Draw the vertebrae of a mask on another grid, by nearest neighbour.
+    """Resample the vertebrae of a mask on another grid with nearest neighbour.
 
     Parameters
     ----------
     mask : LabelMask
-        Gives the affine.
+        Mask that the vertebrae come from.
     parts : iterable of MaskPart
-        From `split_mask`.
+        Vertebrae from `split_mask`.
     geometry : StackGeometry
-        Of the grid.
+        Geometry of the other grid.
 
     Returns
     -------
     ndarray, shape (z, y, x), uint8
-        `storage_schemas.vertebrae.LEVEL_NUMBERS`, 0 elsewhere.
+        Values of `storage_schemas.vertebrae.LEVEL_NUMBERS`, and 0 for background.
     """
     levels = np.zeros(geometry.shape, np.uint8)
     for part in parts:
-        if carried := carry_part(mask.index_from_lps, part, geometry):
-            extent, inside = carried
+        if resampled := resample_part(mask.index_from_lps, part, geometry):
+            extent, inside = resampled
             levels[extent][inside] = LEVEL_NUMBERS[part.level]
     return levels
 
 
-def carry_part(
+def resample_part(
     index_from_lps: NDArray[np.float64], part: MaskPart, geometry: StackGeometry
 ) -> tuple[Box, NDArray[np.bool_]] | None:
-    """Carry a vertebra of a mask onto another grid, by nearest neighbour.
+    """Resample one vertebra of a mask on another grid with nearest neighbour.
 
     Parameters
     ----------
-    index_from_lps : ndarray, shape (4, 4)
-        The mask's, as in `LabelMask`.
+    index_from_lps : ndarray, shape (4, 4), float64
+        Matrix from LPS mm to indices of the mask, as in `LabelMask`.
     part : MaskPart
-        In the mask.
+        Vertebra in the mask.
     geometry : StackGeometry
-        Of the grid.
+        Geometry of the other grid.
 
     Returns
     -------
-    extent : Box
-        The least box of the grid that holds it.
-    inside : ndarray, shape of the extent, bool
-        Its voxels. None instead of both where it lies beyond the grid.
+    (Box, ndarray) or None
+        Bounding box in the grid, and an array of its shape, bool, that is True for the voxels of
+        the vertebra. None where no voxel of the grid is inside the vertebra.
     """
     box = box_around(index_from_lps, part.extent, geometry)
     if box is None:
@@ -122,11 +120,11 @@ def carry_part(
 
 
 def _extents(labels: NDArray[np.uint8]) -> dict[int, Box]:
-    """The box of each label that occurs, from the runs of equal labels along i."""
+    """Bounding box of each label, from the runs of equal labels along i."""
     around = bounds_of(labels)
     if around is None:
         return {}
-    rows = labels[around].T  # masks run along i in memory
+    rows = labels[around].T  # i is the fastest axis in memory
     begins = np.ones(rows.shape, bool)
     np.not_equal(rows[..., 1:], rows[..., :-1], out=begins[..., 1:])
     first = np.flatnonzero(begins)
@@ -146,7 +144,7 @@ def _extents(labels: NDArray[np.uint8]) -> dict[int, Box]:
 
 
 def bounds_of(inside: NDArray[np.uint8] | NDArray[np.bool_]) -> Box | None:
-    """The smallest box that holds all that is not 0; None where nothing is."""
+    """Bounding box of the nonzero values of an array of three axes; None where all are 0."""
     flat = inside.view(np.uint8)
     third = _span(flat.max(axis=(0, 1)))
     if third is None:
@@ -162,10 +160,11 @@ def _span(occupied: NDArray[np.uint8]) -> slice | None:
 
 
 def _without_strays(part: NDArray[np.bool_], voxel_mm: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Leave out specks that lie far from the vertebra: they occur in masks that people edited.
+    """Remove small components that are far from the vertebra; they occur in edited masks.
 
-    A vertebra that the scan cuts may well be in several pieces, so pieces of some size stay, and so
-    do specks near them. What lies far from all of these leaves a gap along one axis at least.
+    A vertebra that the scan truncates may have several components, so large ones are kept, and so
+    are small ones near them. A component far from all of these leaves a gap along at least one
+    axis, which is a fast test for masks without any.
     """
     occupied = part.view(np.uint8)
     if all(occupied.max(axis=others).all() for others in ((0, 1), (0, 2), (1, 2))):
@@ -185,7 +184,7 @@ def _without_strays(part: NDArray[np.bool_], voxel_mm: NDArray[np.float64]) -> N
 
 
 def _shift(inner: Box, outer: Box) -> Box:
-    """A box inside another, in the coordinates that the outer one is given in."""
+    """Convert a box relative to another one to the coordinates of that one."""
     z, y, x = (
         slice(a.start + b.start, a.stop + b.start) for a, b in zip(inner, outer, strict=True)
     )

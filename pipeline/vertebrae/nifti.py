@@ -1,7 +1,7 @@
-"""Label masks: read from NIfTI within bounds, and carried onto the CT's grid by their affine.
+"""Read label masks from NIfTI with size limits, and resample them on the grid of a CT.
 
-NIfTI coordinates are RAS, x to the right and y to the front; DICOM's are LPS (both in mm). Masks
-are never flipped by hand: two affines say where a voxel lies, and a mask that then does not sit on
+NIfTI coordinates are RAS, x to the right and y to the front; DICOM's are LPS; both are in mm. Masks
+are aligned by the affines of mask and CT alone, never by flipping axes; a mask that is then not on
 bone is refused by `pipeline.vertebrae.locate`.
 """
 
@@ -19,16 +19,18 @@ from storage_schemas.errors import StudyError
 from storage_schemas.geometry import Box, StackGeometry
 
 MAX_BYTES = 4 << 30
-"""The largest mask: 1024 slices of 1024 x 1024 voxels in 32 bits."""
+"""Size limit of a mask: 1024 slices of 1024 x 1024 voxels of 32 bits."""
 _RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MAX_RATIO = 1032
-"""Deflate makes no byte into more."""
+"""Maximum compression ratio of deflate."""
 _VOXEL_MM = (0.01, 100.0)
+"""Allowed range of the voxel size in mm."""
 _FARTHEST_MM = 1e5
+"""Maximum coordinate of the origin in mm."""
 _FLAT = 1e-3
-"""Of the volume that three unit axes span; what is oblique spans 1, and what is sheared most."""
+"""Minimum volume spanned by the unit vectors of the axes; it is 1 for orthogonal axes."""
 _NEGLIGIBLE = 1e-3
-"""Voxels; an axis that contributes less to an index than this is left out of it."""
+"""Contribution of an axis to an index, in voxels, below which the axis is ignored."""
 
 _UNREADABLE = (
     ValueError,
@@ -42,14 +44,14 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class LabelMask:
-    """A label image in patient space.
+    """A label image in patient coordinates.
 
     Parameters
     ----------
     labels : ndarray, shape (i, j, k), uint8
-        0 is background; what the other values mean is the convention's matter.
+        Labels; 0 is background, and `storage_schemas.vertebrae.MASK_LABELS` defines the others.
     index_from_lps : ndarray, shape (4, 4), float64
-        From homogeneous LPS points in mm to (i, j, k).
+        Matrix from homogeneous LPS points in mm to (i, j, k).
     """
 
     labels: NDArray[np.uint8]
@@ -57,13 +59,13 @@ class LabelMask:
 
     @property
     def voxel_mm(self) -> NDArray[np.float64]:
-        """Voxel size along i, j and k."""
+        """Voxel size along i, j and k in mm."""
         lps_from_index = np.linalg.inv(self.index_from_lps)
         return np.asarray(np.linalg.norm(lps_from_index[:3, :3], axis=0))
 
     @property
     def voxel_mm3(self) -> float:
-        """Volume of one voxel."""
+        """Volume of one voxel in mm3."""
         return 1.0 / abs(float(np.linalg.det(self.index_from_lps[:3, :3])))
 
 
@@ -73,15 +75,15 @@ def read_mask(data: bytes, key: str) -> LabelMask:
     Parameters
     ----------
     data : bytes
-        The file.
+        Content of the file.
     key : str
-        Its name, for errors.
+        Name of the file, for error messages.
 
     Raises
     ------
     StudyError
-        ``mask-unreadable`` where it is no three-dimensional image of whole labels 0 to 255 with an
-        affine, or is larger than `MAX_BYTES`.
+        ``mask-unreadable`` where the file is not a three-dimensional image of integer labels from 0
+        to 255 with an affine, or is larger than `MAX_BYTES`.
     """
     try:
         stored = _inflate(data)
@@ -92,7 +94,7 @@ def read_mask(data: bytes, key: str) -> LabelMask:
         if header["sform_code"] == 0 and header["qform_code"] == 0:
             raise ValueError("no affine (sform and qform codes are 0)")
         affine = np.asarray(header.get_best_affine(), np.float64)
-        # Written so that what is not a number fails too.
+        # NaN fails this test too.
         if not (abs(affine[:3, 3]) < _FARTHEST_MM).all():
             raise ValueError(f"the affine puts it at {affine[:3, 3]} mm")
         sides = np.linalg.norm(affine[:3, :3], axis=0)
@@ -114,24 +116,25 @@ def sample_mask(
     geometry: StackGeometry,
     box: Box,
 ) -> NDArray[np.bool_]:
-    """Carry a part of a mask onto a part of the CT's grid, by nearest neighbour.
+    """Resample a part of a mask on a part of the CT's grid with nearest neighbour.
 
     Parameters
     ----------
-    index_from_lps : ndarray, shape (4, 4)
-        The mask's, as in `LabelMask`.
-    value : ndarray, bool, shape (i, j, k)
-        The part of the mask, True where it counts; False all around it.
+    index_from_lps : ndarray, shape (4, 4), float64
+        Matrix from LPS mm to indices of the mask, as in `LabelMask`.
+    value : ndarray, shape (i, j, k), bool
+        Values of the part of the mask; voxels outside the part count as False.
     corner : tuple of int
-        Index in the mask of the part's first voxel.
+        Index of the first voxel of the part in the mask.
     geometry : StackGeometry
-        Of the volume.
+        Geometry of the volume.
     box : Box
-        The part of the volume.
+        Part of the volume.
 
     Returns
     -------
     ndarray, shape of the box, bool
+        Values of the mask at the voxels of the box.
     """
     z, y, x = (np.arange(side.start, side.stop) for side in box)
     origins = geometry.to_lps(np.stack([z, 0 * z, 0 * z], axis=-1))
@@ -139,22 +142,23 @@ def sample_mask(
     slices = origins @ matrix[:3, :3].T + matrix[:3, 3] - corner
     rows = matrix[:3, :3] @ np.multiply(geometry.column_direction, geometry.pixel_spacing[0])
     columns = matrix[:3, :3] @ np.multiply(geometry.row_direction, geometry.pixel_spacing[1])
-    indices, turns = [], []
+    indices, varying = [], []
     for axis in range(3):
         terms = [
             slices[:, axis].reshape(-1, 1, 1),
             (y * rows[axis]).reshape(1, -1, 1),
             (x * columns[axis]).reshape(1, 1, -1),
         ]
-        turn = [side for side, term in enumerate(terms) if np.ptp(term) > _NEGLIGIBLE]
-        rest = sum(float(term.mean()) for side, term in enumerate(terms) if side not in turn)
-        kept = sum((terms[side] for side in turn), start=np.full((1, 1, 1), rest))
-        indices.append(np.rint(kept).astype(np.intp))
-        turns.append(turn)
+        sides = [side for side, term in enumerate(terms) if np.ptp(term) > _NEGLIGIBLE]
+        rest = sum(float(term.mean()) for side, term in enumerate(terms) if side not in sides)
+        index = sum((terms[side] for side in sides), start=np.full((1, 1, 1), rest))
+        indices.append(np.rint(index).astype(np.intp))
+        varying.append(sides)
     shape = (len(z), len(y), len(x))
-    if sorted(turns) == [[0], [1], [2]]:
-        # Grids that share their axes are by far the most common, and need no index per voxel.
-        return _look_along(value, [index.ravel() for index in indices], [t[0] for t in turns])
+    if sorted(varying) == [[0], [1], [2]]:
+        # Parallel axes, by far the most common case, need no index per voxel.
+        axes = [sides[0] for sides in varying]
+        return _sample_along_axes(value, [index.ravel() for index in indices], axes)
     inside = np.ones((1, 1, 1), bool)
     for index, length in zip(indices, value.shape, strict=True):
         inside = inside & (index >= 0) & (index < length)
@@ -162,23 +166,23 @@ def sample_mask(
     return np.broadcast_to(value[tuple(indices)] & inside, shape)
 
 
-def _look_along(
-    value: NDArray[np.bool_], indices: list[NDArray[np.intp]], turns: list[int]
+def _sample_along_axes(
+    value: NDArray[np.bool_], indices: list[NDArray[np.intp]], axes: list[int]
 ) -> NDArray[np.bool_]:
-    """`value` at an index along each of its axes, False beyond it; an axis becomes axis `turn`."""
+    """Values at an index along each axis, False outside; axis n becomes axis ``axes[n]``."""
     found, held = value, [slice(0)] * 3
-    for axis, (index, turn) in enumerate(zip(indices, turns, strict=True)):
-        # Indices rise or fall all the way, so those that hit lie side by side.
+    for axis, (index, target) in enumerate(zip(indices, axes, strict=True)):
+        # Indices are monotonic, so those inside the mask are contiguous.
         hits = np.flatnonzero((index >= 0) & (index < value.shape[axis]))
-        held[turn] = slice(hits[0], hits[-1] + 1) if hits.size else slice(0)
-        found = found[(slice(None),) * axis + (_as_slice(index[held[turn]]),)]
-    carried = np.zeros([indices[turns.index(side)].size for side in range(3)], bool)
-    carried[tuple(held)] = found.transpose([turns.index(side) for side in range(3)])
-    return carried
+        held[target] = slice(hits[0], hits[-1] + 1) if hits.size else slice(0)
+        found = found[(slice(None),) * axis + (_as_slice(index[held[target]]),)]
+    resampled = np.zeros([indices[axes.index(side)].size for side in range(3)], bool)
+    resampled[tuple(held)] = found.transpose([axes.index(side) for side in range(3)])
+    return resampled
 
 
 def _as_slice(index: NDArray[np.intp]) -> slice | NDArray[np.intp]:
-    """An index that goes up or down by 1 as a slice, which copies nothing."""
+    """Convert an index with steps of 1 or -1 to a slice, which avoids a copy."""
     steps = np.diff(index)
     step = int(steps[0]) if steps.size else 1
     if abs(step) != 1 or (steps != step).any() or not index.size:
@@ -190,7 +194,17 @@ def _as_slice(index: NDArray[np.intp]) -> slice | NDArray[np.intp]:
 def box_around(
     index_from_lps: NDArray[np.float64], extent: Box, geometry: StackGeometry
 ) -> Box | None:
-    """The box of the volume that surely holds a box of the mask; None where they do not meet."""
+    """Return a box of the volume that contains a box of the mask; None where they are disjoint.
+
+    Parameters
+    ----------
+    index_from_lps : ndarray, shape (4, 4), float64
+        Matrix from LPS mm to indices of the mask, as in `LabelMask`.
+    extent : Box
+        Box of the mask, (i, j, k).
+    geometry : StackGeometry
+        Geometry of the volume.
+    """
     corners = np.stack(
         np.meshgrid(*[(side.start - 0.5, side.stop - 0.5) for side in extent], indexing="ij"),
         axis=-1,
@@ -209,14 +223,14 @@ def box_around(
 
 
 def _inflate(data: bytes) -> bytes | memoryview:
-    """Gunzip within bounds; plain data pass through."""
+    """Decompress gzip data with a size limit; other data are returned unchanged."""
     if data[:2] != b"\x1f\x8b":
         return data
-    # What the stream's end says of its size, as far as deflate can reach (RFC 1952, 2.3.1).
+    # ISIZE, the last field of the stream (RFC 1952, 2.3.1), bounded by what deflate can reach.
     size = min(int.from_bytes(data[-4:], "little"), MAX_BYTES, _MAX_RATIO * len(data))
     inflated = np.empty(size, np.uint8)
     try:
-        # libdeflate writes straight to its place, in a third of the time of zlib.
+        # libdeflate needs a third of the time of zlib, and no copy.
         found = len(imagecodecs.gzip_decode(data, out=inflated.data))
     except imagecodecs.GzipError:
         raise ValueError("the gzip stream is cut or damaged") from None
@@ -226,14 +240,14 @@ def _inflate(data: bytes) -> bytes | memoryview:
 
 
 def _header(stored: bytes | memoryview) -> Any:
-    """Read a header of NIfTI-1 or NIfTI-2, told apart by its size, in either byte order."""
+    """Read a header of NIfTI-1 or NIfTI-2, which differ in the size field, of any byte order."""
     newer = bytes(stored[:4]) in (b"\x1c\x02\0\0", b"\0\0\x02\x1c")
     form = nib.Nifti2Header if newer else nib.Nifti1Header
     return form(bytes(stored[: form.sizeof_hdr]))
 
 
 def _labels(stored: bytes | memoryview, header: Any, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Whole labels 0 to 255 as uint8; the stored bytes themselves where these are."""
+    """Integer labels 0 to 255 as uint8; a view of the stored bytes where possible."""
     kind, start = header.get_data_dtype(), header.get_data_offset()
     if kind.kind not in "iuf":
         raise ValueError(f"the values are {kind}, not numbers")
@@ -243,7 +257,7 @@ def _labels(stored: bytes | memoryview, header: Any, shape: tuple[int, ...]) -> 
     if plain and kind == np.uint8:
         return np.asarray(values, np.uint8)
     labels = np.empty(shape, np.uint8, order="F")
-    # Slab by slab: float64 masks are common.
+    # Slice by slice to save memory: masks of float64 are common.
     for k in range(shape[2]):
         slab = values[..., k] if plain else values[..., k] * slope + inter
         with np.errstate(invalid="ignore"):

@@ -1,7 +1,7 @@
-"""The whole study in one small cube, for the localizer and for pictures.
+"""Make the overview: the whole volume in a small cube, for the localizer and for pictures.
 
-In the plane, voxels are averaged over their share of the cube's; along z the nearest slice is
-taken, by position in mm. The cube is sheared where the stack is, and says so in its matrix.
+In the plane, pixels are averaged over the area of a voxel of the cube; along z the nearest slice by
+position in mm is taken. The overview of a sheared stack is sheared too, as its affine tells.
 """
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from storage_schemas.geometry import StackGeometry
 
 SIZE = 128
+"""Voxels along each side of a stored overview."""
 
 
 def make_overview(
@@ -20,17 +21,18 @@ def make_overview(
     Parameters
     ----------
     hu : ndarray, shape (z, y, x), int16, HU
-        The canonical volume.
+        Canonical volume.
     geometry : StackGeometry
-        Its geometry.
+        Geometry of the volume.
     size : int
         Voxels along each side of the cube.
 
     Returns
     -------
     cube : ndarray, shape (size, size, size), int16, HU
+        Overview of the volume.
     affine : ndarray, shape (4, 4), float64
-        From homogeneous (z, y, x) indices of the cube to LPS (x, y, z) in mm.
+        Matrix from homogeneous (z, y, x) indices of the cube to LPS (x, y, z) in mm.
     """
     slices = _nearest_slices(geometry, size)
     cube = np.empty((size, size, size), np.int16)
@@ -68,7 +70,15 @@ def shrink_overview(
 
 
 def overview_geometry(affine: NDArray[np.float64], size: int = SIZE) -> StackGeometry:
-    """The cube's grid as a stack, from its matrix."""
+    """Return the geometry of an overview.
+
+    Parameters
+    ----------
+    affine : ndarray, shape (4, 4), float64
+        Matrix from homogeneous (z, y, x) indices of the cube to LPS (x, y, z) in mm.
+    size : int
+        Voxels along each side of the cube.
+    """
     steps = np.linalg.norm(affine[:3, :3], axis=0)
     origins = affine[:3, 3] + np.arange(size)[:, None] * affine[:3, 0]
     return StackGeometry(
@@ -86,7 +96,7 @@ def _unit(vector: NDArray[np.float64]) -> tuple[float, float, float]:
 
 
 def _shrink(image: NDArray[np.int16], size: int) -> NDArray[np.float64]:
-    """Average over size x size nearly equal runs of pixels, or repeat where there are fewer."""
+    """Average an image over size x size blocks of nearly equal size; repeat pixels if fewer."""
     sums, rows = _sum_runs(image, size, 0)
     sums, columns = _sum_runs(sums, size, 1)
     return np.asarray(np.rint(sums / np.outer(rows, columns)))
@@ -95,8 +105,11 @@ def _shrink(image: NDArray[np.int16], size: int) -> NDArray[np.float64]:
 def _sum_runs(
     image: NDArray[np.int16] | NDArray[np.int32], size: int, axis: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Sum an axis over its runs; their lengths too. Pixel by pixel of all runs at once: that is
-    several times faster than run by run."""
+    """Sum an axis over `size` runs of pixels, and return the lengths of the runs as well.
+
+    The n-th pixels of all runs are added at once, which is several times faster than a loop over
+    the runs.
+    """
     length = image.shape[axis]
     edges = np.arange(size) * length // size
     runs = np.diff(np.append(edges, length)).clip(1)
@@ -109,7 +122,7 @@ def _sum_runs(
 
 
 def _length(geometry: StackGeometry) -> float:
-    """Length of the stack along its normal in mm, half a slice beyond either end."""
+    """Length of the stack along its normal in mm, including half a slice at each end."""
     return float(geometry.offsets[-1] - geometry.offsets[0]) + geometry.slice_spacing
 
 
@@ -122,21 +135,21 @@ def _nearest_slices(geometry: StackGeometry, size: int) -> list[int]:
 
 def _affine(geometry: StackGeometry, size: int) -> NDArray[np.float64]:
     first = np.asarray(geometry.positions[0])
-    way = geometry.normal
+    direction = geometry.normal
     if geometry.shape[0] > 1:
-        way = np.asarray(geometry.positions[-1]) - first
-        way = way / float(way @ geometry.normal)
+        direction = np.asarray(geometry.positions[-1]) - first
+        direction = direction / float(direction @ geometry.normal)
     shrink_y, shrink_x = geometry.shape[1] / size, geometry.shape[2] / size
     rows = np.multiply(geometry.column_direction, geometry.pixel_spacing[0])
     columns = np.multiply(geometry.row_direction, geometry.pixel_spacing[1])
     step = _length(geometry) / size
     affine = np.eye(4)
-    affine[:3, 0] = way * step
+    affine[:3, 0] = direction * step
     affine[:3, 1] = rows * shrink_y
     affine[:3, 2] = columns * shrink_x
     affine[:3, 3] = (
         first
-        + way * (step - geometry.slice_spacing) / 2
+        + direction * (step - geometry.slice_spacing) / 2
         + rows * (shrink_y - 1) / 2
         + columns * (shrink_x - 1) / 2
     )

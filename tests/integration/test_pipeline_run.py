@@ -476,11 +476,11 @@ def test_verify_proves_the_source_unchanged_and_asks_a_second_decoder(
     assert main(verify) == 1
     told_lines = capsys.readouterr().err
     for what in (
-        "1.2.1/4.dcm: its bytes are others",
-        "1.2.2/5.dcm: is gone from the source",
-        "1.2.2/99.dcm: is new in the source",
+        "1.2.1/4.dcm: its content has changed",
+        "1.2.2/5.dcm: no longer in the source",
+        "1.2.2/99.dcm: new in the source",
         "1.2.2/6.dcm: No such file",
-        "1.2.3: the source holds no such study",
+        "1.2.3: the study is not in the source",
     ):
         assert what in told_lines
 

@@ -10,8 +10,8 @@ import pytest
 from pipeline.dicom.volume import read_volume
 from pipeline.phantom import FAULTS, make_cohort
 from pipeline.phantom.cohort import BROKEN_BY_LEVEL, BROKEN_LEVELS, _draw_broken
-from pipeline.phantom.fractures import draw_fractures
-from pipeline.phantom.patient import draw_patient, pose_vertebrae
+from pipeline.phantom.fractures import sample_fractures
+from pipeline.phantom.patient import pose_vertebrae, sample_patient
 from pipeline.phantom.render import Grid, render_patient
 from pipeline.phantom.vertebrae import LEVELS
 from storage_schemas.errors import UsageError
@@ -134,8 +134,8 @@ def points_of(image: nib.Nifti1Image, where: np.ndarray) -> np.ndarray:
 def test_boxes_lie_where_bone_was_lost() -> None:
     """The same patient is rendered whole and broken; only inside the boxes may they differ much."""
     random = np.random.default_rng(11)
-    patient = draw_patient(random)
-    fractures = {"C5": draw_fractures("C5", random)}
+    patient = sample_patient(random)
+    fractures = {"C5": sample_fractures("C5", random)}
     axis = (np.arange(192) - 96) * 0.75
     grid = Grid(axis, axis + 10, np.linspace(-45, 10, 40))
     whole = render_patient(patient, {}, grid, np.random.default_rng(1))
@@ -156,11 +156,11 @@ def test_a_break_shows_in_about_a_third_of_its_vertebras_slices(level: str) -> N
     shares = []
     for seed in range(8):
         random = np.random.default_rng(seed)
-        patient = draw_patient(random)
+        patient = sample_patient(random)
         middle = pose_vertebrae(patient)[level].centre
         axis = (np.arange(144) - 72) * 0.8
         grid = Grid(axis, axis + middle[1] + 15, np.arange(middle[2] - 30, middle[2] + 36, 1.5))
-        scan = render_patient(patient, {level: draw_fractures(level, random)}, grid, random)
+        scan = render_patient(patient, {level: sample_fractures(level, random)}, grid, random)
         seen = {z for z, _, _ in scan.boxes}
         number = LEVELS.index(level) + 1
         shares.append(len(seen) / len(np.unique(np.nonzero(scan.labels == number)[0])))
@@ -170,7 +170,7 @@ def test_a_break_shows_in_about_a_third_of_its_vertebras_slices(level: str) -> N
 
 def test_vertebrae_do_not_touch_the_next_but_one_and_each_is_there(cohort: Path) -> None:
     random = np.random.default_rng(2)
-    patient = draw_patient(random)
+    patient = sample_patient(random)
     axis = (np.arange(160) - 80) * 0.9
     grid = Grid(axis, axis + 15, np.arange(-110, 85, 1.5))
     labels = render_patient(patient, {}, grid, random).labels

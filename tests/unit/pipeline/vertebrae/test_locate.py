@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from pipeline.vertebrae.cropping import box_bounds, crop_box, crop_mask
 from pipeline.vertebrae.locate import LocatedVertebra, locate_by_mask
-from pipeline.vertebrae.maskparts import draw_levels, split_mask
+from pipeline.vertebrae.maskparts import resample_levels, split_mask
 from pipeline.vertebrae.nifti import read_mask
 from pipeline.vertebrae.overview import make_overview, overview_geometry
 from storage_schemas.errors import StudyError
@@ -223,7 +223,7 @@ def test_every_level_of_a_mask_is_drawn_on_the_overview_where_it_lies(
     mask[0, 0, 0] = 19  # a stray
     cube, affine = make_overview(hu, geometry)
     read = read_mask(nifti(geometry, mask, flip=flip), "m.nii")
-    drawn = draw_levels(read, split_mask(read, "rsna"), overview_geometry(affine))
+    drawn = resample_levels(read, split_mask(read, "rsna"), overview_geometry(affine))
     assert set(np.unique(drawn)) == {0, 3, 19}
     # The overview repeats this small stack's voxels, by whole ones; that shifts edges by a half.
     assert (cube[ndimage.binary_erosion(drawn > 0, iterations=3)] == 500).all()

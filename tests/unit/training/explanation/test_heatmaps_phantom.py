@@ -11,8 +11,8 @@ from torch.nn import functional
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 from transformers import PreTrainedModel
 
-from pipeline.phantom.fractures import draw_fractures
-from pipeline.phantom.patient import draw_patient, pose_vertebrae
+from pipeline.phantom.fractures import sample_fractures
+from pipeline.phantom.patient import pose_vertebrae, sample_patient
 from pipeline.phantom.render import Grid, render_patient
 from training.config import InputConfig, ModelConfig
 from training.explanation.heatmaps import explain
@@ -26,8 +26,8 @@ STEPS, BATCH = 150, 24
 def scan(seed: int) -> tuple[Tensor, NDArray[np.int64]]:
     """Slices of C5 of one patient, and the box of the fracture in each, 0 where it shows none."""
     random = np.random.default_rng([5, seed])
-    patient = draw_patient(random)
-    broken = {LEVEL: draw_fractures(LEVEL, random)} if seed % 2 else {}
+    patient = sample_patient(random)
+    broken = {LEVEL: sample_fractures(LEVEL, random)} if seed % 2 else {}
     pose = pose_vertebrae(patient)[LEVEL]
     x, y, z = pose.centre + pose.axes[1] * 12
     side = (np.arange(SIDE) - (SIDE - 1) / 2) * PIXEL_MM
