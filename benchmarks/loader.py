@@ -43,7 +43,7 @@ from storage_schemas.crops import AIR_HU
 from storage_schemas.objects import REQUESTS
 from storage_schemas.store import VOLUMES, StudyStore
 from training.data.cohort import Study, labelled, read_cohort
-from training.data.crop_buffer import RoundShards, open_shards
+from training.data.crop_buffer import CropBuffer, open_buffer
 from training.data.inputs import SliceIndex, index_slices
 from training.models.slice_training import SliceDataset
 
@@ -70,9 +70,9 @@ def make_store(folder: Path, studies: int, size: int, slices: int) -> str:
     return str(store)
 
 
-def native(shards: RoundShards, crop: int, z: int) -> NDArray[np.int16]:
+def native(buffer: CropBuffer, crop: int, z: int) -> NDArray[np.int16]:
     """One sample, shape (3, rows, columns)."""
-    voxels = shards.crop(crop)
+    voxels = buffer.crop(crop)
     if 0 < z < len(voxels) - 1:
         return voxels[z - 1 : z + 2]
     return voxels[np.clip([z - 1, z, z + 1], 0, len(voxels) - 1)]
@@ -90,9 +90,9 @@ def collate(samples: Sequence[NDArray[np.int16]]) -> Tensor:
 # ---- the contestants -----------------------------------------------------------------------------
 
 
-def this_loader(shards: RoundShards, index: SliceIndex, order: NDArray[np.int64]) -> Read:
+def this_loader(buffer: CropBuffer, index: SliceIndex, order: NDArray[np.int64]) -> Read:
     """The loader that trains."""
-    dataset = SliceDataset(shards, index)
+    dataset = SliceDataset(buffer, index)
 
     def read() -> Iterator[Tensor]:
         loader = DataLoader(
@@ -104,21 +104,21 @@ def this_loader(shards: RoundShards, index: SliceIndex, order: NDArray[np.int64]
     return read
 
 
-def memmap(shards: RoundShards, index: SliceIndex, order: NDArray[np.int64]) -> Read:
+def memmap(buffer: CropBuffer, index: SliceIndex, order: NDArray[np.int64]) -> Read:
     """The same voxels by numpy alone: the limit."""
 
     def read() -> Iterator[Tensor]:
         for start in range(0, len(order), BATCH):
             items = order[start : start + BATCH]
             chosen = zip(index.crop[items].tolist(), index.z[items].tolist(), strict=True)
-            yield collate([native(shards, crop, z) for crop, z in chosen])
+            yield collate([native(buffer, crop, z) for crop, z in chosen])
 
     return read
 
 
 class _Samples(Dataset[Any]):
-    def __init__(self, shards: RoundShards, index: SliceIndex) -> None:
-        self._shards, self._index = shards, index
+    def __init__(self, buffer: CropBuffer, index: SliceIndex) -> None:
+        self._buffer, self._index = buffer, index
 
     def __len__(self) -> int:
         return len(self._index)
@@ -128,14 +128,14 @@ class _Samples(Dataset[Any]):
 
 
 def monai_persistent(
-    shards: RoundShards, index: SliceIndex, order: NDArray[np.int64], folder: Path
+    buffer: CropBuffer, index: SliceIndex, order: NDArray[np.int64], folder: Path
 ) -> Read:
     """Each sample a file, written at its first use."""
     from monai.data import PersistentDataset
     from monai.transforms import Lambda
 
-    take = Lambda(lambda sample: torch.from_numpy(np.array(native(shards, **sample))))
-    items = [_Samples(shards, index)[item] for item in range(len(index))]
+    take = Lambda(lambda sample: torch.from_numpy(np.array(native(buffer, **sample))))
+    items = [_Samples(buffer, index)[item] for item in range(len(index))]
     dataset = PersistentDataset(items, [take], cache_dir=folder / "monai")
 
     def read() -> Iterator[Tensor]:
@@ -150,7 +150,7 @@ def monai_persistent(
 
 
 def web_dataset(
-    shards: RoundShards, index: SliceIndex, order: NDArray[np.int64], folder: Path
+    buffer: CropBuffer, index: SliceIndex, order: NDArray[np.int64], folder: Path
 ) -> Read:
     """Tar shards, read in turn and shuffled in a buffer of a thousand."""
     import webdataset
@@ -159,7 +159,7 @@ def web_dataset(
     place.mkdir()
     with webdataset.ShardWriter(str(place / "%04d.tar"), maxcount=1000, verbose=0) as writer:
         for number in order.tolist():
-            sample = np.array(native(shards, int(index.crop[number]), int(index.z[number])))
+            sample = np.array(native(buffer, int(index.crop[number]), int(index.z[number])))
             writer.write({"__key__": f"{number:08}", "npy": sample})
     tars = sorted(str(path) for path in place.iterdir())
 
@@ -171,7 +171,7 @@ def web_dataset(
     return read
 
 
-def mosaic(shards: RoundShards, index: SliceIndex, order: NDArray[np.int64], folder: Path) -> Read:
+def mosaic(buffer: CropBuffer, index: SliceIndex, order: NDArray[np.int64], folder: Path) -> Read:
     """MDS shards, shuffled by the library."""
     _pretend_torchvision()
     from streaming import MDSWriter, StreamingDataset
@@ -179,7 +179,7 @@ def mosaic(shards: RoundShards, index: SliceIndex, order: NDArray[np.int64], fol
     place = str(folder / "mosaic")
     with MDSWriter(out=place, columns={"hu": "ndarray:int16"}) as writer:
         for crop, z in zip(index.crop.tolist(), index.z.tolist(), strict=True):
-            writer.write({"hu": np.array(native(shards, crop, z))})
+            writer.write({"hu": np.array(native(buffer, crop, z))})
     dataset = StreamingDataset(local=place, shuffle=True, batch_size=BATCH)
 
     def read() -> Iterator[Tensor]:
@@ -250,7 +250,7 @@ def race_cold(
     slabs = [vertebra.layout.slabs for vertebra in vertebrae]
     listed = list(zip(paths, slabs, strict=True))
     contestants: dict[str, Callable[[], AbstractContextManager[object]]] = {
-        COLD: lambda: open_shards(store, studies, folder),
+        COLD: lambda: open_buffer(store, studies, folder),
         KEPT: lambda: nullcontext(bare_read(listed, keep=True)),
         THROWN_AWAY: lambda: nullcontext(bare_read(listed, keep=False)),
     }
@@ -293,17 +293,17 @@ def main() -> None:
         store = StudyStore.open(options.store or make_store(folder, *size))
         studies = labelled(read_cohort(store), store.url)
         cold = race_cold(store, studies, folder, options.turns)
-        with open_shards(store, studies, folder) as shards:
-            index = index_slices(shards, range(len(shards.vertebrae)), TRIM_MM)
+        with open_buffer(store, studies, folder) as buffer:
+            index = index_slices(buffer, range(len(buffer.vertebrae)), TRIM_MM)
             order = np.random.default_rng(0).permutation(len(index))
             readers = {
-                "this loader, warm": this_loader(shards, index, order),
-                "numpy memmap": memmap(shards, index, order),
+                "this loader, warm": this_loader(buffer, index, order),
+                "numpy memmap": memmap(buffer, index, order),
             }
             missing = {}
             for name, make in PEERS.items():
                 try:
-                    readers[name] = make(shards, index, order, folder)
+                    readers[name] = make(buffer, index, order, folder)
                 except ImportError as error:
                     missing[name] = f"not installed: {error.name}"
             warm = race_warm(readers, len(order), options.turns)

@@ -165,7 +165,7 @@ class LevelResult:
     level: str
     dice: float
     dice_volume: float
-    held: float
+    covered: float
     wrong: bool
     guess_dice: float
     guess_held: float
@@ -176,7 +176,7 @@ def score_patient(
 ) -> tuple[list[LevelResult], float]:
     """Find a patient's vertebrae and compare; also the seconds of a core that finding took."""
     from training.localizer.overviews import level_classes, shrink_classes
-    from training.localizer.scores import judge_guess
+    from training.localizer.scores import score_baseline
 
     overview = make_overview(patient.hu, patient.geometry)
     started = time.process_time()  # on one thread, and whatever else the machine does
@@ -192,16 +192,16 @@ def score_patient(
     factor = len(overview[0]) // network.size
     truth = shrink_classes(level_classes(patient.overview_levels(overview[1])), factor)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    guesses = judge_guess(guess, truth, spacing.tolist(), MARGIN_MM)
+    guesses = score_baseline(guess, truth, spacing.tolist(), MARGIN_MM)
     results = []
     for number, (level, guessed) in enumerate(zip(LOCALIZED_LEVELS, guesses, strict=True), start=1):
         inside = np.zeros(truth.shape, bool)
         if level in parts:
             inside[parts[level].extent] = parts[level].inside
-        held, dice, wrong = _score_volume(patient, number, located.get(level))
+        covered, dice, wrong = _score_volume(patient, number, located.get(level))
         result = LevelResult(
-            level, _dice(inside, truth == number), dice, held, wrong,
-            guessed.dice or 0.0, guessed.held or 0.0,
+            level, _dice(inside, truth == number), dice, covered, wrong,
+            guessed.dice or 0.0, guessed.covered or 0.0,
         )  # fmt: skip
         results.append(result)
     return results, seconds
@@ -229,11 +229,11 @@ def _dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 def learn_guess(store: StudyStore, size: int, folder: Path) -> Any:
     """The constant guess of a store's studies."""
     from training.localizer.overviews import open_overviews, read_masked
-    from training.localizer.scores import guess_constant
+    from training.localizer.scores import fit_baseline
 
     studies = [study.study for study in read_masked(store)]
     with open_overviews(store, studies, size, folder) as overviews:
-        return guess_constant(list(overviews.classes))
+        return fit_baseline(list(overviews.classes))
 
 
 def time_default(folder: Path) -> float:
@@ -321,7 +321,7 @@ def summarise(name: str, results: Sequence[LevelResult]) -> dict[str, Any]:
         "Dice": mean([r.dice for r in results]),
         "Dice in the volume": mean([r.dice_volume for r in results]),
         "constant's Dice": mean([r.guess_dice for r in results]),
-        "boxes covering 95%": mean([r.held >= ENOUGH for r in results]),
+        "boxes covering 95%": mean([r.covered >= ENOUGH for r in results]),
         "constant's boxes": mean([r.guess_held >= ENOUGH for r in results]),
         "not found": sum(r.dice_volume == 0 for r in results),
         "named wrongly": sum(r.wrong for r in results),

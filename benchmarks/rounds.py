@@ -96,7 +96,7 @@ def run_job(job: Job, store: str, start: Path | None, folder: str, quick: bool) 
 
     from storage_schemas.store import StudyStore
     from training.cli import quiet_libraries
-    from training.evaluation.evaluate import BEST, MIXTURE, MODEL, evaluate
+    from training.evaluation.evaluate import BEST, ENSEMBLE, MODEL, evaluate
     from training.rounds.boosting import boost
     from training.runs import HISTORY, RunFolder
 
@@ -123,7 +123,7 @@ def run_job(job: Job, store: str, start: Path | None, folder: str, quick: bool) 
         "guard rises": sum(b > a for a, b in pairwise(guard)),
         "guard": guard[-1],
         "test": found.losses[MODEL]["all"],
-        "mixture": found.losses[MIXTURE]["all"] if MIXTURE in found.losses else None,
+        "mixture": found.losses[ENSEMBLE]["all"] if ENSEMBLE in found.losses else None,
         "constant": found.losses[BEST]["all"],
         "AUC": found.figures[MODEL]["levels"]["auc"][0],  # type: ignore[index]
         "worst hospital": found.sites[found.worst_site][MODEL],

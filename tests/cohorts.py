@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage_schemas.vertebrae import CERVICAL
-from training.data.cohort import Rectangle, Study, Vertebra
-from training.data.crop_buffer import RoundShards
+from training.data.cohort import Rectangle, Study, VertebraCrop
+from training.data.crop_buffer import CropBuffer
 
 
 def make_vertebra(
@@ -20,8 +20,8 @@ def make_vertebra(
     fractured: int | None = 0,
     seen: Sequence[int | None] | None = None,
     boxes: Mapping[int, Rectangle] | None = None,
-) -> Vertebra:
-    return Vertebra(
+) -> VertebraCrop:
+    return VertebraCrop(
         study=study,
         level=level,
         shape=shape,
@@ -63,10 +63,10 @@ def make_patients(count: int, seed: int = 0) -> tuple[Study, ...]:
     return tuple(studies)
 
 
-def make_shards(*crops: tuple[Vertebra, NDArray[Any]]) -> RoundShards:
+def make_buffer(*crops: tuple[VertebraCrop, NDArray[Any]]) -> CropBuffer:
     voxels = np.concatenate([hu.astype(np.int16).ravel() for _, hu in crops])
     sizes = [hu.size for _, hu in crops]
-    return RoundShards(
+    return CropBuffer(
         tuple(vertebra for vertebra, _ in crops),
         voxels,
         np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),

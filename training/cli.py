@@ -285,7 +285,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     for table in show(found):
         result_console().print(table)
     tell_summary("evaluate", found.rows(), options)
-    print(found.verdict)
+    print(found.headline)
     return 0
 
 
@@ -293,20 +293,20 @@ def _predict(options: argparse.Namespace) -> int:
     from training.data.cohort import read_cohort
     from training.evaluation.members import read_members
     from training.evaluation.predict import predict_studies, write_submission, write_table
-    from training.models.sequence_inputs import warn_of
+    from training.models.sequence_inputs import list_warnings
     from training.report.study_pages import explain_studies
 
     run, store = RunFolder(options.run), StudyStore.open(options.store)
     studies = read_cohort(store)
     crops = sum(len(study.vertebrae) for study in studies)
     with StageProgress("read studies", crops, "crops") as progress:
-        predictions = predict_studies(store, run, studies, progress.advance, stacked=options.stack)
+        predictions = predict_studies(store, run, studies, progress.advance, ensemble=options.stack)
     if options.stack:
-        predictions = predictions.of_stack(run)
+        predictions = predictions.with_ensemble(run)
     rows: Rows = [("studies", len(studies))]
     rows.append(("levels_without_crop_by_prior", int(predictions.by_prior.sum())))
     for study in studies:
-        if reasons := warn_of(study.vertebrae):
+        if reasons := list_warnings(study.vertebrae):
             say_event("warning", study=study.study, reasons="; ".join(reasons))
     made = {"table": options.out}
     if options.submission:
@@ -329,7 +329,7 @@ def _report(options: argparse.Namespace) -> int:
     page, evaluation = render_report(RunFolder(options.run))
     size = write_output(options.out, page)
     if not options.json:
-        print(evaluation.verdict)
+        print(evaluation.headline)
     tell_summary("report", [("bytes", size)], options, {"report": options.out})
     return 0
 

@@ -38,8 +38,8 @@ METRICS = "metrics.jsonl"
 CALIBRATION = "calibration.json"
 EVALUATION = "evaluation.json"
 EXAMPLES = "examples"
-STACK = "stack.json"
-BLEND = "blend.json"
+ROUND_ENSEMBLE = "stack.json"
+RUN_ENSEMBLE = "blend.json"
 FOLDS = "folds.json"
 OUT_OF_FOLD = "out-of-fold.csv"
 FEATURES = "features"
@@ -67,11 +67,11 @@ class RunFolder:
         """Folder of the model after a round."""
         return self.path / "rounds" / f"{number:02}"
 
-    def iterate(self, number: int) -> Path:
+    def last_weights(self, number: int) -> Path:
         """The weights that a round trained, where they are not those of its model."""
         return self.path / "rounds" / f"{number:02}.safetensors"
 
-    def drop_iterates(self, keep: Path | None = None) -> None:
+    def drop_last_weights(self, keep: Path | None = None) -> None:
         """Remove those that no round goes on from."""
         for path in (self.path / "rounds").glob("*.safetensors*"):
             if path != keep:
@@ -88,7 +88,7 @@ class RunFolder:
         return self.path / "tensorboard"
 
     @staticmethod
-    def judged(number: int) -> str:
+    def validation_file(number: int) -> str:
         """Name of the document with what the model of a round says of the judges."""
         return f"judged/{number:02}.json"
 
@@ -126,8 +126,8 @@ class RunFolder:
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Add a line to a journal, and see it on the disk."""
         with unwritable(self.path / name), (self.path / name).open("ab") as stream:
-            whole = (self.path / name).read_bytes().rfind(b"\n") + 1
-            stream.truncate(whole)  # a line that a kill cut short would spoil this one
+            complete = (self.path / name).read_bytes().rfind(b"\n") + 1
+            stream.truncate(complete)  # a line that a kill cut short would spoil this one
             stream.write(json.dumps(line).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -136,5 +136,5 @@ class RunFolder:
         """The lines of a journal; a last line that a kill cut short is no line."""
         if not self.has(name):
             return []
-        whole, _, _ = (self.path / name).read_text().rpartition("\n")
-        return [json.loads(line) for line in whole.splitlines()]
+        complete, _, _ = (self.path / name).read_text().rpartition("\n")
+        return [json.loads(line) for line in complete.splitlines()]

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from storage_schemas.errors import RunError
 from tests.runs import SETTINGS, lines_of, same, weights_of
 from training.cli import main
-from training.data import crop_buffer as shards
+from training.data import crop_buffer as buffer
 from training.models.kinds import SLICE
 from training.optimization.trainer import RoundWork, Trained
 from training.rounds import boosting
@@ -122,7 +122,7 @@ def spoil(harm: Callable[[Any], None]) -> Any:
         trained = SLICE.train(model, inputs, crops, config, work)
         if work.number == 2:
             harm(model)
-            trained = replace(trained, average=None)
+            trained = replace(trained, ema=None)
         return trained
 
     return {"slice": replace(SLICE, train=train)}
@@ -186,7 +186,7 @@ def after(calls: int, true: Callable[..., Any]) -> Callable[..., Any]:
 
 FULL: dict[str, tuple[Any, str, int]] = {
     "while weights are saved": (PreTrainedModel, "save_pretrained", 1),
-    "while a round is read": (shards, "_reserve", 2),
+    "while a round is read": (buffer, "_reserve", 2),
     "while the model is offered": (shutil, "copytree", 0),
 }
 

@@ -22,7 +22,7 @@ Rectangle = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Vertebra:
+class VertebraCrop:
     """One crop.
 
     Parameters
@@ -92,7 +92,7 @@ class Study:
     patient, scanner : str
     labels : tuple of int, or None
         The eight targets in the order of `LABEL_COLUMNS`; None where any is unknown.
-    vertebrae : tuple of Vertebra
+    vertebrae : tuple of VertebraCrop
         Those of C1 to C7 that have a crop.
     """
 
@@ -100,10 +100,10 @@ class Study:
     patient: str
     scanner: str
     labels: tuple[int, ...] | None
-    vertebrae: tuple[Vertebra, ...]
+    vertebrae: tuple[VertebraCrop, ...]
 
     @property
-    def broken(self) -> int:
+    def fractured_levels(self) -> int:
         """Number of broken levels."""
         return sum(self.labels[1:]) if self.labels else 0
 
@@ -158,16 +158,16 @@ def _labels(row: dict[str, Any]) -> tuple[int, ...] | None:
     return None if None in values else tuple(values)
 
 
-def _read_vertebrae(store: StudyStore) -> dict[str, list[Vertebra]]:
+def _read_vertebrae(store: StudyStore) -> dict[str, list[VertebraCrop]]:
     slices = store.read_table("slices")
     seen, boxes = _read_seen(slices), _read_boxes(slices)
-    found: dict[str, list[Vertebra]] = {}
+    found: dict[str, list[VertebraCrop]] = {}
     for row in store.read_table("vertebrae").to_pylist():
         if row["outcome"] != CROPPED or row["level"] not in CERVICAL:
             continue
         z, y, x = (row[f"{axis}1"] - row[f"{axis}0"] for axis in "zyx")
         known = seen.get((row["study"], row["level"]), {})
-        vertebra = Vertebra(
+        vertebra = VertebraCrop(
             study=StudyKey(row["study"]),
             level=row["level"],
             shape=(z, y, x),

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from storage_schemas.crops import ArrayLayout
 from storage_schemas.objects import for_each
 from storage_schemas.store import StudyStore
-from training.data.cohort import Study, Vertebra
+from training.data.cohort import Study, VertebraCrop
 from training.durable import unwritable
 from training.ranks import agree, is_first, ranks, wait
 from training.runs import VOXELS
@@ -29,12 +29,12 @@ MASKS = "masks"
 
 
 @dataclass(frozen=True)
-class RoundShards:
+class CropBuffer:
     """The voxels of many crops, one after another.
 
     Parameters
     ----------
-    vertebrae : tuple of Vertebra
+    vertebrae : tuple of VertebraCrop
     voxels : ndarray, shape (voxels,), int16, HU
         Memory-mapped, read-only.
     offsets : ndarray, shape (vertebrae + 1,), int64
@@ -47,7 +47,7 @@ class RoundShards:
         Whose crops these are, with what is known of the patients.
     """
 
-    vertebrae: tuple[Vertebra, ...]
+    vertebrae: tuple[VertebraCrop, ...]
     voxels: NDArray[np.int16]
     offsets: NDArray[np.int64]
     masks: NDArray[np.uint8] | None = None
@@ -90,14 +90,14 @@ class RoundShards:
 
 
 @contextmanager
-def open_shards(
+def open_buffer(
     store: StudyStore,
     studies: Iterable[Study],
     folder: Path,
     advance: Callable[[], None] = lambda: None,
     *,
     masks: bool = False,
-) -> Iterator[RoundShards]:
+) -> Iterator[CropBuffer]:
     """Read the crops of some studies; the file under `folder` is gone when the block ends.
 
     Of several ranks the first one reads, and all map the same file.
@@ -135,11 +135,11 @@ def open_shards(
                 _reserve(path, 2 * int(offsets[-1]))
                 if masks:
                     _reserve(path.with_name(MASKS), int(offsets[-1]))
-            _read_shards(store, vertebrae, path, offsets, advance, masks)
+            _read_crops(store, vertebrae, path, offsets, advance, masks)
         path = Path(agree(str(path)))
         voxels = cast(NDArray[np.int16], _map(path, np.int16, offsets))
         inside = _map(path.with_name(MASKS), np.uint8, offsets) if masks else None
-        yield RoundShards(
+        yield CropBuffer(
             vertebrae, voxels, offsets, cast(NDArray[np.uint8] | None, inside), folder, studies
         )
         wait()  # the first one removes the file
@@ -158,9 +158,9 @@ def _reserve(path: Path, size: int) -> None:
         stream.truncate(max(size, 1))  # an empty file cannot be mapped
 
 
-def _read_shards(
+def _read_crops(
     store: StudyStore,
-    vertebrae: Sequence[Vertebra],
+    vertebrae: Sequence[VertebraCrop],
     path: Path,
     offsets: NDArray[np.int64],
     advance: Callable[[], None],

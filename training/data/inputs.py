@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from storage_schemas.crops import AIR_HU
 from training.config import AugmentConfig, InputConfig
-from training.data.crop_buffer import RoundShards
+from training.data.crop_buffer import CropBuffer
 
 _OVERSAMPLE = 2
 """Looks an output pixel takes along each axis, so that thin lines do not fall between two."""
@@ -34,7 +34,7 @@ class SliceIndex:
     Parameters
     ----------
     crop, z : ndarray, shape (inputs,), int64
-        Which crop of the `RoundShards`, and which of its slices.
+        Which crop of the `CropBuffer`, and which of its slices.
     target : ndarray, shape (inputs,), float32
         0 to 1, NaN where unknown.
     """
@@ -48,28 +48,28 @@ class SliceIndex:
 
 
 @dataclass(frozen=True)
-class Pose:
+class SliceTransforms:
     """How each input of a batch looks at its slice.
 
     Parameters
     ----------
-    way : Tensor, shape (batch, 2, 2), float32
+    matrix : Tensor, shape (batch, 2, 2), float32
         Rotation, scale and mirror, of (x, y).
     shift_mm : Tensor, shape (batch, 2), float32
         From the crop's centre, (x, y).
     """
 
-    way: Tensor
+    matrix: Tensor
     shift_mm: Tensor
 
 
 def index_slices(
-    shards: RoundShards, crops: Sequence[int], trim_mm: float, weak_target: float = math.nan
+    buffer: CropBuffer, crops: Sequence[int], trim_mm: float, weak_target: float = math.nan
 ) -> SliceIndex:
     """List the inputs of some crops: see `Vertebra.slices` and `Vertebra.targets`."""
-    chosen = [np.array(shards.vertebrae[crop].slices(trim_mm), np.int64) for crop in crops]
+    chosen = [np.array(buffer.vertebrae[crop].slices(trim_mm), np.int64) for crop in crops]
     targets = [
-        shards.vertebrae[crop].targets(weak_target)[z]
+        buffer.vertebrae[crop].targets(weak_target)[z]
         for crop, z in zip(crops, chosen, strict=True)
     ]
     return SliceIndex(
@@ -89,7 +89,7 @@ def order_neighbours(count: int) -> tuple[int, ...]:
 
 
 def gather_slices(
-    shards: RoundShards,
+    buffer: CropBuffer,
     crop: NDArray[np.int64],
     z: NDArray[np.int64],
     neighbours: int = 3,
@@ -106,24 +106,24 @@ def gather_slices(
         (batch, 4), x, y, width and height of the fracture in pixels, NaN where none was drawn;
         where `mask` asks for it, ``mask`` (batch, 1, rows, columns), uint8.
     """
-    shape = shards.shapes[crop, 1:]
+    shape = buffer.shapes[crop, 1:]
     around = np.array(order_neighbours(neighbours))
     hu = np.full((len(crop), neighbours, *shape.max(axis=0)), AIR_HU, np.int16)
     inside = np.zeros((len(crop), 1, *hu.shape[2:]) if mask else 0, np.uint8)
     boxes = np.full((len(crop), 4), np.nan, np.float32)
     for row, (index, middle) in enumerate(zip(crop.tolist(), z.tolist(), strict=True)):
-        voxels = shards.crop(index)
+        voxels = buffer.crop(index)
         _, height, width = voxels.shape
         hu[row, :, :height, :width] = _neighbours(voxels, middle, around)
         if mask:
-            inside[row, 0, :height, :width] = shards.mask(index)[middle]
-        if box := shards.vertebrae[index].boxes.get(middle):
+            inside[row, 0, :height, :width] = buffer.mask(index)[middle]
+        if box := buffer.vertebrae[index].boxes.get(middle):
             boxes[row] = box
     masks = {"mask": torch.from_numpy(inside)} if mask else {}
     return masks | {
         "hu": torch.from_numpy(hu),
         "shape": torch.from_numpy(shape),
-        "spacing_mm": torch.from_numpy(shards.spacings_mm[crop, 1:]),
+        "spacing_mm": torch.from_numpy(buffer.spacings_mm[crop, 1:]),
         "box": torch.from_numpy(boxes),
     }
 
@@ -137,24 +137,26 @@ def _neighbours(
     return voxels[np.clip(middle + around, 0, len(voxels) - 1)]
 
 
-def plain_pose(count: int) -> Pose:
+def identity_transforms(count: int) -> SliceTransforms:
     """Look straight at the centre."""
-    return Pose(torch.eye(2).repeat(count, 1, 1), torch.zeros(count, 2))
+    return SliceTransforms(torch.eye(2).repeat(count, 1, 1), torch.zeros(count, 2))
 
 
-def draw_pose(count: int, augment: AugmentConfig, generator: torch.Generator) -> Pose:
+def sample_transforms(
+    count: int, augment: AugmentConfig, generator: torch.Generator
+) -> SliceTransforms:
     """Draw rotation, scale, mirror and shift of each input; the generator is on the CPU."""
-    draws = torch.rand(count, 5, generator=generator) * 2 - 1
-    angle = draws[:, 0] * math.radians(augment.rotate_degrees)
-    scale = 1 + draws[:, 1] * augment.scale
+    uniform = torch.rand(count, 5, generator=generator) * 2 - 1
+    angle = uniform[:, 0] * math.radians(augment.rotate_degrees)
+    scale = 1 + uniform[:, 1] * augment.scale
     # Left and right only: a neck upside down or back to front does not occur.
-    mirror = torch.where(draws[:, 2] < 0, -1.0, 1.0)
+    mirror = torch.where(uniform[:, 2] < 0, -1.0, 1.0)
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    way = torch.stack([cos * mirror, -sin, sin * mirror, cos], dim=1).view(count, 2, 2)
-    return Pose(way, draws[:, 3:] * augment.shift_mm)
+    matrix = torch.stack([cos * mirror, -sin, sin * mirror, cos], dim=1).view(count, 2, 2)
+    return SliceTransforms(matrix, uniform[:, 3:] * augment.shift_mm)
 
 
-def make_pixels(batch: Batch, inputs: InputConfig, pose: Pose) -> Tensor:
+def make_pixels(batch: Batch, inputs: InputConfig, transforms: SliceTransforms) -> Tensor:
     """Turn native slices into pictures.
 
     Parameters
@@ -162,7 +164,7 @@ def make_pixels(batch: Batch, inputs: InputConfig, pose: Pose) -> Tensor:
     batch : dict
         From `gather_slices`, on the device where the pixels shall be.
     inputs : InputConfig
-    pose : Pose
+    transforms : Pose
 
     Returns
     -------
@@ -177,7 +179,7 @@ def make_pixels(batch: Batch, inputs: InputConfig, pose: Pose) -> Tensor:
     windowed = hu.sub(low).div(high - low).clamp(0, 1)
     if inputs.mask:
         windowed = torch.cat([windowed, batch["mask"].float()], dim=1)
-    grid = _look_up(batch, inputs, pose, inputs.size * _OVERSAMPLE)
+    grid = _look_up(batch, inputs, transforms, inputs.size * _OVERSAMPLE)
     pixels = functional.grid_sample(windowed, grid, align_corners=False)
     # Halfway between two pixels is their mean; pooling says the same in four times the time.
     return functional.interpolate(pixels, scale_factor=1 / _OVERSAMPLE, mode="bilinear")
@@ -185,10 +187,10 @@ def make_pixels(batch: Batch, inputs: InputConfig, pose: Pose) -> Tensor:
 
 def vary_intensity(pixels: Tensor, augment: AugmentConfig, generator: torch.Generator) -> Tensor:
     """Draw gain, offset and noise of each picture; the generator is on the CPU."""
-    draws = (torch.rand(len(pixels), 3, 1, 1, 1, generator=generator) * 2 - 1).to(pixels.device)
-    gain, offset = 1 + draws[:, 0] * augment.gain, draws[:, 1] * augment.offset
+    uniform = (torch.rand(len(pixels), 3, 1, 1, 1, generator=generator) * 2 - 1).to(pixels.device)
+    gain, offset = 1 + uniform[:, 0] * augment.gain, uniform[:, 1] * augment.offset
     noise = torch.randn(pixels.shape, generator=generator).to(pixels.device)
-    return (pixels * gain + offset + noise * draws[:, 2].abs() * augment.noise).clamp(0, 1)
+    return (pixels * gain + offset + noise * uniform[:, 2].abs() * augment.noise).clamp(0, 1)
 
 
 def normalise(pixels: Tensor, inputs: InputConfig) -> Tensor:
@@ -204,12 +206,14 @@ def normalise(pixels: Tensor, inputs: InputConfig) -> Tensor:
     return pixels.sub(each[0]).div(each[1]).contiguous(memory_format=torch.channels_last)
 
 
-def cover_patches(batch: Batch, inputs: InputConfig, pose: Pose, patches: int) -> Tensor:
+def cover_patches(
+    batch: Batch, inputs: InputConfig, transforms: SliceTransforms, patches: int
+) -> Tensor:
     """How much of each patch of an input lies in the box of its fracture.
 
     Parameters
     ----------
-    batch, inputs, pose
+    batch, inputs, transforms
         As for `make_pixels`.
     patches : int
         Along each side of the input.
@@ -219,7 +223,7 @@ def cover_patches(batch: Batch, inputs: InputConfig, pose: Pose, patches: int) -
     Tensor, shape (batch, patches * patches), float32
         0 to 1, row by row; 0 where no box was drawn.
     """
-    grid = _look_up(batch, inputs, pose, patches * _PATCH_LOOKS)
+    grid = _look_up(batch, inputs, transforms, patches * _PATCH_LOOKS)
     rows, columns = batch["hu"].shape[2:]
     half = torch.tensor([columns, rows], device=grid.device) / 2
     # Corners of the box in the -1..1 of the padded slice; a pixel reaches half a pixel around.
@@ -229,7 +233,7 @@ def cover_patches(batch: Batch, inputs: InputConfig, pose: Pose, patches: int) -
     return functional.avg_pool2d(inside[:, None].float(), _PATCH_LOOKS).flatten(1)
 
 
-def _look_up(batch: Batch, inputs: InputConfig, pose: Pose, side: int) -> Tensor:
+def _look_up(batch: Batch, inputs: InputConfig, transforms: SliceTransforms, side: int) -> Tensor:
     """Where each of side x side places of an input lies in the -1..1 of its padded native slice.
 
     Shape (batch, side, side, 2), float32, (x, y).
@@ -239,9 +243,9 @@ def _look_up(batch: Batch, inputs: InputConfig, pose: Pose, side: int) -> Tensor
     padded = torch.tensor([columns, rows], device=device)
     real = batch["shape"].flip(1)
     of_mm = 2 / (batch["spacing_mm"].flip(1) * padded)
-    matrix = pose.way.to(device) * (inputs.crop_mm / 2) * of_mm[:, :, None]
+    matrix = transforms.matrix.to(device) * (inputs.crop_mm / 2) * of_mm[:, :, None]
     # The centre of the real part, which the padding moved away from 0.
-    centre = real / padded - 1 + pose.shift_mm.to(device) * of_mm
+    centre = real / padded - 1 + transforms.shift_mm.to(device) * of_mm
     steps = (torch.arange(side, device=device) * 2 + 1) / side - 1
     across, down = (steps[:, None] * matrix[:, None, :, axis] for axis in (0, 1))
     # One sum that broadcasts, where `affine_grid` multiplies matrices.

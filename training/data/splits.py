@@ -69,19 +69,21 @@ def split_patients(studies: Iterable[Study], config: SplitConfig, seed: int) -> 
         by_patient.setdefault(study.patient, []).append(study)
     patients = np.array(sorted(by_patient))
     labels = np.stack([label_table(by_patient[patient]).max(axis=0) for patient in patients])
-    broken = labels[:, 1:].sum(axis=1)
-    strata = np.column_stack([labels, broken >= 2, broken >= 3, np.ones_like(broken)])
+    fractured_levels = labels[:, 1:].sum(axis=1)
+    strata = np.column_stack(
+        [labels, fractured_levels >= 2, fractured_levels >= 3, np.ones_like(fractured_levels)]
+    )
     shares = np.array([0.0, config.guard, config.calibration, config.test])
     shares[0] = 1 - shares.sum()
     sides = _stratify(strata.astype(bool), shares, np.random.default_rng(seed))
     if config.fold:
         sides = _hold_out(strata.astype(bool), sides, config, seed)
     for number, side in enumerate(SIDES):
-        whole, hurt = np.bincount(labels[sides == number, 0], minlength=2)
-        if not whole or not hurt:
+        intact, fractured = np.bincount(labels[sides == number, 0], minlength=2)
+        if not intact or not fractured:
             raise UsageError(
                 "cohort-too-small",
-                f"of {len(patients)} patients, {side} gets {hurt} broken and {whole} whole",
+                f"of {len(patients)} patients, {side} gets {fractured} broken and {intact} whole",
             )
     return Splits(
         **{side: tuple(patients[sides == number].tolist()) for number, side in enumerate(SIDES)}

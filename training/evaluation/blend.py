@@ -21,10 +21,10 @@ from training.data.splits import Splits
 from training.durable import write_folder
 from training.evaluation.members import read_members
 from training.metrics.competition import competition_loss
-from training.metrics.ensemble import fit_weights, mix
+from training.metrics.ensemble import average_predictions, fit_weights
 from training.rounds.cards import write_blend_card
-from training.rounds.folds import known_predictions
-from training.runs import BLEND, EVALUATION, SETTINGS, SPLITS, RunFolder
+from training.rounds.folds import held_out_predictions
+from training.runs import EVALUATION, RUN_ENSEMBLE, SETTINGS, SPLITS, RunFolder
 
 Floats = NDArray[np.float64]
 _RESAMPLES = 50
@@ -35,7 +35,7 @@ FEWEST = 8
 
 
 @dataclass(frozen=True)
-class Blend:
+class RunEnsemble:
     """A mixture of runs.
 
     Parameters
@@ -59,7 +59,7 @@ class Blend:
     studies: int
 
 
-def blend(store: StudyStore, out: RunFolder, runs: Sequence[RunFolder]) -> Blend:
+def blend(store: StudyStore, out: RunFolder, runs: Sequence[RunFolder]) -> RunEnsemble:
     """Weigh runs by patients that none of them trained on, and copy their models into OUT.
 
     Parameters
@@ -81,7 +81,7 @@ def blend(store: StudyStore, out: RunFolder, runs: Sequence[RunFolder]) -> Blend
     """
     if len(runs) < 2:
         raise UsageError("config-invalid", "a blend is of two runs or more")
-    if out.path.exists() and not out.has(BLEND) and any(out.path.iterdir()):
+    if out.path.exists() and not out.has(RUN_ENSEMBLE) and any(out.path.iterdir()):
         raise UsageError("config-invalid", "OUT holds something else", key=str(out.path))
     splits = [Splits.from_json(run.read(SPLITS)) for run in runs]
     for run, split in zip(runs, splits, strict=True):
@@ -89,7 +89,7 @@ def blend(store: StudyStore, out: RunFolder, runs: Sequence[RunFolder]) -> Blend
             reason = "its locked test patients are not those of the first run: use one --seed"
             raise UsageError("config-invalid", reason, key=str(run.path))
     studies = labelled(read_cohort(store), store.url)
-    known = [known_predictions(run, studies) for run in runs]
+    known = [held_out_predictions(run, studies) for run in runs]
     common = [study for study in studies if all(study.study in each for each in known)]
     labels = label_table(common) if common else np.zeros((0, 8), np.int64)
     if len(common) < FEWEST or labels[:, 0].min() == labels[:, 0].max():
@@ -97,11 +97,11 @@ def blend(store: StudyStore, out: RunFolder, runs: Sequence[RunFolder]) -> Blend
         raise UsageError("cohort-too-small", reason, key=str(out.path))
     tables = [np.stack([each[study.study] for study in common]) for each in known]
     weights = weigh_runs(labels, tables, [study.patient for study in common])
-    found = Blend(
+    found = RunEnsemble(
         names=tuple(run.path.name for run in runs),
         weights=tuple(weights.tolist()),
         losses=tuple(competition_loss(labels, table) for table in tables),
-        loss=competition_loss(labels, mix(weights.tolist(), tables)),
+        loss=competition_loss(labels, average_predictions(weights.tolist(), tables)),
         studies=len(common),
     )
     _write(out, runs, found, _held_by_all(splits))
@@ -132,8 +132,8 @@ def weigh_runs(
     random = np.random.default_rng(0)
     total = np.zeros(len(tables))
     for _ in range(_RESAMPLES):
-        drawn = random.integers(0, len(names), len(names))
-        rows = np.concatenate([np.flatnonzero(place == patient) for patient in drawn])
+        sampled = random.integers(0, len(names), len(names))
+        rows = np.concatenate([np.flatnonzero(place == patient) for patient in sampled])
         total += fit_weights(labels[rows], [table[rows] for table in tables])
     total[total < _ENOUGH * total.sum()] = 0
     return cast(Floats, total / total.sum())
@@ -146,7 +146,7 @@ def _held_by_all(splits: Sequence[Splits]) -> Splits:
     return Splits(tuple(sorted(train)), (), tuple(sorted(held)), splits[0].test)
 
 
-def _write(out: RunFolder, runs: Sequence[RunFolder], found: Blend, splits: Splits) -> None:
+def _write(out: RunFolder, runs: Sequence[RunFolder], found: RunEnsemble, splits: Splits) -> None:
     out.create()
     members: list[Mapping[str, Any]] = []
     with write_folder(out.path / "members") as partial:
@@ -158,6 +158,6 @@ def _write(out: RunFolder, runs: Sequence[RunFolder], found: Blend, splits: Spli
                 members.append({"folder": folder, "weight": share, "run": run.path.name})
     out.write(SETTINGS, runs[int(np.argmax(found.weights))].read(SETTINGS))
     out.write(SPLITS, splits.to_json())
-    out.write(BLEND, {"members": members, "fitted": asdict(found)})
+    out.write(RUN_ENSEMBLE, {"members": members, "fitted": asdict(found)})
     (out.path / EVALUATION).unlink(missing_ok=True)
     write_blend_card(out)

@@ -45,8 +45,8 @@ MODEL = "model"
 HALF = "constant 0.5"
 PRIOR = "class prior"
 BEST = "best constant"
-HARDEST = "best for the test"
-MIXTURE = "mixture of rounds"
+TEST_CONSTANT = "best for the test"
+ENSEMBLE = "mixture of rounds"
 
 GROUPS: Mapping[str, list[int]] = {
     **{target: [column] for column, target in enumerate(LABEL_COLUMNS)},
@@ -60,7 +60,7 @@ FIGURES: Mapping[str, str] = {
     "brier": "Brier",
 }
 CURVES = (LABEL_COLUMNS[0], "levels")
-DRAWS = 1000
+RESAMPLES = 1000
 """Resamples of the patients."""
 Floats = NDArray[np.float64]
 Curve = tuple[tuple[float, float], ...]
@@ -113,7 +113,7 @@ class Evaluation:
     exams: tuple[Mapping[str, Any], ...]
 
     @property
-    def verdict(self) -> str:
+    def headline(self) -> str:
         """The line that says it all."""
         model, constant = self.losses[MODEL]["all"], self.losses[BEST]["all"]
         return f"locked test: model {model:.3f}, best constant {constant:.3f}"
@@ -156,7 +156,7 @@ def evaluate(store: StudyStore, run: RunFolder) -> Evaluation:
     examples = ExampleCases()
     with StageProgress("read test", crops, "crops") as progress:
         predictions = predict_studies(
-            store, run, test, progress.advance, examples.look, stacked=True
+            store, run, test, progress.advance, examples.observe, ensemble=True
         )
     examples.write(run)
     found = _compare(test, train, predictions, config.seed)
@@ -184,14 +184,14 @@ def _compare(
 ) -> Evaluation:
     labels, train_labels = label_table(test), label_table(train)
     models = {MODEL: predictions.probabilities}
-    if predictions.stacked is not None:
-        models[MIXTURE] = predictions.stacked
+    if predictions.ensemble is not None:
+        models[ENSEMBLE] = predictions.ensemble
     rivals: dict[str, Floats] = {
         **models,
         HALF: np.full(len(LABEL_COLUMNS), 0.5),
         PRIOR: class_prior(train_labels),
         BEST: best_constants(train_labels),
-        HARDEST: best_constants(labels),
+        TEST_CONSTANT: best_constants(labels),
     }
     ours, constant = (
         mean_by_patient(test, exam_losses(labels, rivals[name])) for name in (MODEL, BEST)
@@ -236,7 +236,7 @@ def _resample(test: tuple[Study, ...], seed: int) -> Floats:
     """How often each exam is in each resample of the patients; in the first one, once each."""
     names, place = np.unique([study.patient for study in test], return_inverse=True)
     picks = np.random.default_rng(seed).multinomial(
-        len(names), [1 / len(names)] * len(names), DRAWS
+        len(names), [1 / len(names)] * len(names), RESAMPLES
     )
     return np.vstack([np.ones(len(names)), picks])[:, place].astype(np.float64)
 
@@ -248,16 +248,16 @@ def _figures(
     for group, columns in GROUPS.items():
         truth, p = labels[:, columns].ravel(), probabilities[:, columns].ravel()
         many = np.repeat(weights, len(columns), axis=1)
-        drawn = rank_figures(truth, p, many) | mean_figures(truth, p, many)
-        found[group] = {name: _interval(drawn[name]) for name in FIGURES}
+        sampled = rank_figures(truth, p, many) | mean_figures(truth, p, many)
+        found[group] = {name: _interval(sampled[name]) for name in FIGURES}
     return found
 
 
-def _interval(drawn: Floats) -> tuple[float, float, float] | None:
+def _interval(sampled: Floats) -> tuple[float, float, float] | None:
     """The value itself, and the 95 % interval of the resamples that have one."""
-    if np.isnan(drawn[0]):
+    if np.isnan(sampled[0]):
         return None
-    return float(drawn[0]), *_quantiles(drawn)
+    return float(sampled[0]), *_quantiles(sampled)
 
 
 def _loss_intervals(
@@ -266,14 +266,14 @@ def _loss_intervals(
     """The 95 % interval of the competition's loss and of each target's, over the resamples."""
     exams = exam_weights(labels)
     losses = exams * cross_entropy(labels, probabilities)
-    drawn = {"all": weights @ losses.sum(axis=1) / weights.sum(axis=1)}
+    sampled = {"all": weights @ losses.sum(axis=1) / weights.sum(axis=1)}
     each = (weights @ losses) / (weights @ exams)
-    drawn |= dict(zip(LABEL_COLUMNS, each.T, strict=True))
-    return {name: _quantiles(values) for name, values in drawn.items()}
+    sampled |= dict(zip(LABEL_COLUMNS, each.T, strict=True))
+    return {name: _quantiles(values) for name, values in sampled.items()}
 
 
-def _quantiles(drawn: Floats) -> tuple[float, float]:
-    low, high = np.nanquantile(drawn[1:], [0.025, 0.975])
+def _quantiles(sampled: Floats) -> tuple[float, float]:
+    low, high = np.nanquantile(sampled[1:], [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from storage_schemas.errors import UsageError
 from training.metrics.calibration import Calibration
-from training.runs import BLEND, CALIBRATION, RunFolder
+from training.runs import CALIBRATION, RUN_ENSEMBLE, RunFolder
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ def read_members(run: RunFolder) -> tuple[Member, ...]:
     UsageError
         ``config-invalid`` where the folder holds neither a finished run nor a blend.
     """
-    if not run.has(BLEND):
+    if not run.has(RUN_ENSEMBLE):
         return (Member(run.model, 1.0),)
     try:
         members = [
             Member(_inside(run, entry["folder"]), float(entry["weight"]))
-            for entry in run.read(BLEND)["members"]
+            for entry in run.read(RUN_ENSEMBLE)["members"]
         ]
         if abs(sum(member.weight for member in members) - 1) > 1e-6:
             raise ValueError("the weights of its members do not sum to 1")
     except (TypeError, KeyError, ValueError) as error:
-        raise UsageError("config-invalid", f"{BLEND}: {error}", key=str(run.path)) from None
+        raise UsageError("config-invalid", f"{RUN_ENSEMBLE}: {error}", key=str(run.path)) from None
     return tuple(sorted(members, key=lambda member: -member.weight))
 
 

@@ -16,19 +16,19 @@ from storage_schemas.targets import COMPETITION
 from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.config import InputConfig
 from training.data.cohort import Study
-from training.data.crop_buffer import RoundShards, open_shards
+from training.data.crop_buffer import CropBuffer, open_buffer
 from training.evaluation.members import Member, read_members
 from training.metrics.calibration import Calibration
-from training.metrics.ensemble import Stack, mix
+from training.metrics.ensemble import RoundEnsemble, average_predictions
 from training.models.kinds import load_any, score_any
 from training.models.slice_scoring import LevelScores
-from training.runs import STACK, RunFolder
+from training.runs import ROUND_ENSEMBLE, RunFolder
 
 _STUDIES_AT_ONCE = 64
 """Of which the voxels lie on the disk at the same time."""
 
 Floats = NDArray[np.float64]
-Look = Callable[[PreTrainedModel, InputConfig, RoundShards, Sequence[Study], LevelScores], None]
+Observe = Callable[[PreTrainedModel, InputConfig, CropBuffer, Sequence[Study], LevelScores], None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Predictions:
         Levels without a crop, which got the prior.
     scores : ndarray, shape (studies, 7), float64
         Of C1 to C7, in logits; NaN where there is no crop. Of a blend those of its heaviest member.
-    stacked : ndarray, shape (studies, 8), float64, or None
+    ensemble : ndarray, shape (studies, 8), float64, or None
         The probabilities of the mixture of rounds, where it was asked for and there is one.
     """
 
@@ -52,17 +52,17 @@ class Predictions:
     probabilities: Floats
     by_prior: NDArray[np.int64]
     scores: Floats
-    stacked: Floats | None = None
+    ensemble: Floats | None = None
 
-    def of_stack(self, run: RunFolder) -> "Predictions":
+    def with_ensemble(self, run: RunFolder) -> "Predictions":
         """The same with the mixture's probabilities; UsageError ``config-invalid`` without one."""
-        if self.stacked is None:
-            reason = f"no {STACK}: fewer than two rounds were accepted"
+        if self.ensemble is None:
+            reason = f"no {ROUND_ENSEMBLE}: fewer than two rounds were accepted"
             raise UsageError("config-invalid", reason, key=str(run.path))
-        return replace(self, probabilities=self.stacked)
+        return replace(self, probabilities=self.ensemble)
 
 
-def read_stack(run: RunFolder) -> Stack | None:
+def read_round_ensemble(run: RunFolder) -> RoundEnsemble | None:
     """Read the mixture that a run offers beside its model; None where it has none.
 
     Raises
@@ -70,12 +70,14 @@ def read_stack(run: RunFolder) -> Stack | None:
     UsageError
         ``config-invalid`` where the document is damaged.
     """
-    if not run.has(STACK):
+    if not run.has(ROUND_ENSEMBLE):
         return None
     try:
-        return Stack.from_json(run.read(STACK))
+        return RoundEnsemble.from_json(run.read(ROUND_ENSEMBLE))
     except (TypeError, KeyError, ValueError) as error:
-        raise UsageError("config-invalid", f"{STACK}: {error}", key=str(run.path)) from None
+        raise UsageError(
+            "config-invalid", f"{ROUND_ENSEMBLE}: {error}", key=str(run.path)
+        ) from None
 
 
 def predict_studies(
@@ -83,9 +85,9 @@ def predict_studies(
     run: RunFolder,
     studies: Sequence[Study],
     advance: Callable[[], None],
-    look: Look = lambda model, inputs, shards, studies, scores: None,
+    observe: Observe = lambda model, inputs, buffer, studies, scores: None,
     *,
-    stacked: bool = False,
+    ensemble: bool = False,
 ) -> Predictions:
     """Predict studies with what a run offers: one model, or a blend of several.
 
@@ -97,10 +99,10 @@ def predict_studies(
         Labels are not looked at.
     advance : callable
         Called after each crop is read.
-    look : callable
+    observe : callable
         Gets the model (of a blend its heaviest), and the voxels and the scores of a part of the
         studies, while both are there.
-    stacked : bool
+    ensemble : bool
         Predict with the mixture of rounds as well, where there is one.
 
     Raises
@@ -111,7 +113,7 @@ def predict_studies(
         Of a shard that is missing or damaged.
     """
     members = [_load(member) for member in read_members(run)]
-    stack = read_stack(run) if stacked else None
+    stack = read_round_ensemble(run) if ensemble else None
     rounds = (
         []
         if stack is None
@@ -121,22 +123,22 @@ def predict_studies(
         ]
     )
     masks = any(entry.inputs.mask for entry in (*members, *rounds))
-    scores, probabilities, mixed = [_no_rows(7)], [_no_rows(8)], [_no_rows(8)]
+    scores, probabilities, averaged = [_no_rows(7)], [_no_rows(8)], [_no_rows(8)]
     for start in range(0, len(studies), _STUDIES_AT_ONCE):
         part = studies[start : start + _STUDIES_AT_ONCE]
-        with open_shards(store, part, run.path, advance, masks=masks) as shards:
-            found = [entry.score(shards, part) for entry in members]
-            look(members[0].model, members[0].inputs, shards, part, found[0])
+        with open_buffer(store, part, run.path, advance, masks=masks) as buffer:
+            found = [entry.score(buffer, part) for entry in members]
+            observe(members[0].model, members[0].inputs, buffer, part, found[0])
             scores.append(found[0].score)
-            probabilities.append(_mix(members, found))
+            probabilities.append(_average(members, found))
             if rounds:
-                mixed.append(_mix(rounds, [entry.score(shards, part) for entry in rounds]))
+                averaged.append(_average(rounds, [entry.score(buffer, part) for entry in rounds]))
     return Predictions(
         studies=tuple(study.study for study in studies),
         probabilities=np.concatenate(probabilities),
         by_prior=np.isnan(np.concatenate(scores)).sum(axis=1),
         scores=np.concatenate(scores),
-        stacked=None if stack is None else np.concatenate(mixed),
+        ensemble=None if stack is None else np.concatenate(averaged),
     )
 
 
@@ -149,8 +151,8 @@ class _Loaded:
     inputs: InputConfig
     calibration: Calibration
 
-    def score(self, shards: RoundShards, studies: Sequence[Study]) -> LevelScores:
-        return score_any(self.model, self.inputs, shards, studies)
+    def score(self, buffer: CropBuffer, studies: Sequence[Study]) -> LevelScores:
+        return score_any(self.model, self.inputs, buffer, studies)
 
 
 def _load(member: Member) -> _Loaded:
@@ -158,12 +160,12 @@ def _load(member: Member) -> _Loaded:
     return _Loaded(member.weight, *load_any(member.folder), calibration)
 
 
-def _mix(members: Sequence[_Loaded], scores: Sequence[LevelScores]) -> Floats:
+def _average(members: Sequence[_Loaded], scores: Sequence[LevelScores]) -> Floats:
     tables = [
         entry.calibration.probabilities(found.score, found.patient)
         for entry, found in zip(members, scores, strict=True)
     ]
-    return mix([entry.weight for entry in members], tables)
+    return average_predictions([entry.weight for entry in members], tables)
 
 
 def _no_rows(columns: int) -> Floats:

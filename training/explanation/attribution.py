@@ -16,13 +16,19 @@ from transformers import PreTrainedModel
 
 from storage_schemas.vertebrae import CERVICAL
 from training.config import InputConfig
-from training.data.crop_buffer import RoundShards
-from training.data.inputs import gather_slices, index_slices, make_pixels, normalise, plain_pose
+from training.data.crop_buffer import CropBuffer
+from training.data.inputs import (
+    gather_slices,
+    identity_transforms,
+    index_slices,
+    make_pixels,
+    normalise,
+)
 from training.devices import device, to_device
 from training.explanation.heatmaps import explain
-from training.models.sequence_inputs import NeckIndex, gather_necks
+from training.models.sequence_inputs import PatientIndex, gather_patients
 from training.models.sequence_model import CervicalSequenceModel
-from training.models.sequence_scoring import read_necks
+from training.models.sequence_scoring import run_sequence_model
 from training.models.slice_scoring import TOP, slice_logits
 
 KEYS = 3
@@ -49,7 +55,7 @@ class KeySlice:
 
 
 @dataclass(frozen=True)
-class LevelReading:
+class LevelAttribution:
     """What a model looked at in one vertebra.
 
     Parameters
@@ -70,20 +76,20 @@ class LevelReading:
     keys: tuple[KeySlice, ...]
 
 
-def read_study(
+def attribute_study(
     model: PreTrainedModel,
     inputs: InputConfig,
-    shards: RoundShards,
+    buffer: CropBuffer,
     study: str,
     levels: Sequence[str] = CERVICAL,
-) -> tuple[LevelReading, ...]:
+) -> tuple[LevelAttribution, ...]:
     """Look at a study as the model did, C1 first; levels without a crop are left out.
 
     Parameters
     ----------
     model, inputs
         Of any kind.
-    shards : RoundShards
+    buffer : CropBuffer
         Of this study, at least.
     study : str
     levels : sequence of str
@@ -91,32 +97,32 @@ def read_study(
     """
     model.to(device())
     if isinstance(model, CervicalSequenceModel):
-        return _read_sequence(model, inputs, shards, study, levels)
-    return _read_slices(model, inputs, shards, study, levels)
+        return _attribute_sequence(model, inputs, buffer, study, levels)
+    return _attribute_slices(model, inputs, buffer, study, levels)
 
 
-def _read_slices(
+def _attribute_slices(
     model: PreTrainedModel,
     inputs: InputConfig,
-    shards: RoundShards,
+    buffer: CropBuffer,
     study: str,
     levels: Sequence[str],
-) -> tuple[LevelReading, ...]:
+) -> tuple[LevelAttribution, ...]:
     found = []
-    for crop, vertebra in enumerate(shards.vertebrae):
+    for crop, vertebra in enumerate(buffer.vertebrae):
         if vertebra.study != study or vertebra.level not in levels:
             continue
-        index = index_slices(shards, [crop], inputs.trim_mm)
-        logits = slice_logits(model, inputs, shards, index)
+        index = index_slices(buffer, [crop], inputs.trim_mm)
+        logits = slice_logits(model, inputs, buffer, index)
         weights = np.zeros(len(logits))
         weights[np.argsort(logits)[-TOP:]] = 1 / min(TOP, len(logits))
         # Of equal weights the larger logits are the key.
         keys = np.sort(np.argsort(logits)[-KEYS:])
-        batch = to_device(gather_slices(shards, index.crop[keys], index.z[keys]))
-        pixels = make_pixels(batch, inputs, plain_pose(len(keys)))
+        batch = to_device(gather_slices(buffer, index.crop[keys], index.z[keys]))
+        pixels = make_pixels(batch, inputs, identity_transforms(len(keys)))
         heat = explain(model, normalise(pixels, inputs))
         found.append(
-            LevelReading(
+            LevelAttribution(
                 vertebra.level,
                 tuple(index.z.tolist()),
                 tuple(weights.tolist()),
@@ -124,17 +130,17 @@ def _read_slices(
                 _key_slices(index.z[keys], pixels, heat),
             )
         )
-    return tuple(sorted(found, key=lambda reading: reading.level))
+    return tuple(sorted(found, key=lambda attribution: attribution.level))
 
 
-def _read_sequence(
+def _attribute_sequence(
     model: CervicalSequenceModel,
     inputs: InputConfig,
-    shards: RoundShards,
+    buffer: CropBuffer,
     study: str,
     levels: Sequence[str],
-) -> tuple[LevelReading, ...]:
-    index, output = read_necks(model, inputs, shards, [study])
+) -> tuple[LevelAttribution, ...]:
+    index, output = run_sequence_model(model, inputs, buffer, [study])
     weights, logits = (
         cast(Tensor, part)[0].numpy() for part in (output.weights, output.position_logits)
     )
@@ -145,13 +151,13 @@ def _read_sequence(
         valid = index.valid[0, level]
         z = index.z[0, level][valid]
         keys = np.sort(np.argsort(weights[level][valid])[-KEYS:])
-        alone = NeckIndex(np.full_like(index.crop, -1), np.full_like(index.z, -1))
+        alone = PatientIndex(np.full_like(index.crop, -1), np.full_like(index.z, -1))
         alone.crop[0, level], alone.z[0, level] = index.crop[0, level], index.z[0, level]
-        batch = to_device(gather_necks(shards, alone, inputs))
-        pixels = make_pixels(batch, inputs, plain_pose(len(z)))
+        batch = to_device(gather_patients(buffer, alone, inputs))
+        pixels = make_pixels(batch, inputs, identity_transforms(len(z)))
         heat = explain(model, normalise(pixels, inputs), batch["valid"])
         found.append(
-            LevelReading(
+            LevelAttribution(
                 CERVICAL[level],
                 tuple(z.tolist()),
                 tuple(weights[level][valid].tolist()),

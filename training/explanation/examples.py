@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from storage_schemas.vertebrae import CERVICAL
 from training.config import InputConfig
 from training.data.cohort import Study
-from training.data.crop_buffer import RoundShards
+from training.data.crop_buffer import CropBuffer
 from training.durable import write_folder
-from training.explanation.attribution import KeySlice, read_study
+from training.explanation.attribution import KeySlice, attribute_study
 from training.explanation.overlay import grey, shade
 from training.models.slice_scoring import LevelScores
 from training.runs import EXAMPLES, RunFolder
@@ -57,23 +57,23 @@ class ExampleCases:
 
     examples: list[Example] = field(default_factory=list)
 
-    def look(
+    def observe(
         self,
         model: PreTrainedModel,
         inputs: InputConfig,
-        shards: RoundShards,
+        buffer: CropBuffer,
         studies: Sequence[Study],
         scores: LevelScores,
     ) -> None:
         """Take the best cases of these studies, keep the best of all, and draw those of here."""
         rows = {study.study: row for row, study in enumerate(studies)}
-        for vertebra in shards.vertebrae:
+        for vertebra in buffer.vertebrae:
             score = float(scores.score[rows[vertebra.study], CERVICAL.index(vertebra.level)])
             for kind in ("found", "missed") if vertebra.fractured else ("false alarm",):
                 rank = -score if kind == "missed" else score
                 self.examples.append(Example(kind, rank, score, vertebra.study, vertebra.level))
         self.examples = [
-            example if example.key else _draw(model, inputs, shards, example)
+            example if example.key else _attribute(model, inputs, buffer, example)
             for kind in KINDS
             for example in sorted(
                 (example for example in self.examples if example.kind == kind),
@@ -97,11 +97,15 @@ class ExampleCases:
         run.write(LIST, listed)
 
 
-def _draw(
-    model: PreTrainedModel, inputs: InputConfig, shards: RoundShards, example: Example
+def _attribute(
+    model: PreTrainedModel, inputs: InputConfig, buffer: CropBuffer, example: Example
 ) -> Example:
-    (reading,) = read_study(model, inputs, shards, example.study, [example.level])
+    (attribution,) = attribute_study(model, inputs, buffer, example.study, [example.level])
     weights = dict(
-        zip(reading.slices, zip(reading.weights, reading.logits, strict=True), strict=True)
+        zip(
+            attribution.slices,
+            zip(attribution.weights, attribution.logits, strict=True),
+            strict=True,
+        )
     )
-    return replace(example, key=max(reading.keys, key=lambda key: weights[key.z]))
+    return replace(example, key=max(attribution.keys, key=lambda key: weights[key.z]))

@@ -14,7 +14,7 @@ from torch.nn import functional
 from storage_schemas.localizer_card import CLASSES
 from training.localizer.unet import fold_blocks
 
-DRAWN_SHARE = 1 / 16
+SAMPLED_SHARE = 1 / 16
 """Of the places without a vertebra."""
 _SMOOTH = 1.0
 """Voxels that keep the Dice of a level that is hardly there from jumping."""
@@ -40,7 +40,7 @@ class Places:
     weight: Tensor
 
 
-def draw_places(classes: Tensor, block: int, generator: torch.Generator) -> Places:
+def sample_places(classes: Tensor, block: int, generator: torch.Generator) -> Places:
     """Choose places.
 
     Parameters
@@ -53,10 +53,10 @@ def draw_places(classes: Tensor, block: int, generator: torch.Generator) -> Plac
     """
     voxels = fold_blocks(classes, block).flatten(2).transpose(1, 2)
     holds = (voxels > 0).any(dim=2)
-    draws = torch.rand(holds.shape, generator=generator).to(holds.device)
-    drawn = ~holds & (draws < DRAWN_SHARE)
-    sample, place = (holds | drawn).nonzero(as_tuple=True)
-    weight = torch.where(holds[sample, place], 1.0, 1 / DRAWN_SHARE)
+    uniform = torch.rand(holds.shape, generator=generator).to(holds.device)
+    sampled = ~holds & (uniform < SAMPLED_SHARE)
+    sample, place = (holds | sampled).nonzero(as_tuple=True)
+    weight = torch.where(holds[sample, place], 1.0, 1 / SAMPLED_SHARE)
     return Places(sample, place, voxels[sample, place], weight)
 
 

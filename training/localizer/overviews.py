@@ -83,7 +83,7 @@ def read_masked(store: StudyStore) -> tuple[MaskedStudy, ...]:
     return tuple(sorted(studies, key=lambda study: study.study))
 
 
-def deal_folds(
+def assign_folds(
     studies: Sequence[MaskedStudy], folds: int, seed: int
 ) -> tuple[tuple[StudyKey, ...], ...]:
     """Deal the studies into folds, all of a patient into one, each scanner's evenly.
@@ -182,7 +182,9 @@ def _blocks(cube: NDArray, factor: int) -> NDArray:
     return split.transpose(0, 2, 4, 1, 3, 5).reshape(z, y, x, factor**3)
 
 
-def draw_looks(length_mm: Tensor, augment: CubeAugmentConfig, generator: torch.Generator) -> Tensor:
+def sample_transforms(
+    length_mm: Tensor, augment: CubeAugmentConfig, generator: torch.Generator
+) -> Tensor:
     """Draw how each cube of a batch is looked at: turned, scaled, shifted, mirrored left to right.
 
     Parameters
@@ -199,46 +201,50 @@ def draw_looks(length_mm: Tensor, augment: CubeAugmentConfig, generator: torch.G
         For `functional.affine_grid`, (x, y, z).
     """
     count = len(length_mm)
-    draws = torch.rand(count, 8, generator=generator) * 2 - 1
-    way = torch.eye(3).repeat(count, 1, 1) * (1 + draws[:, 3] * augment.scale)[:, None, None]
+    uniform = torch.rand(count, 8, generator=generator) * 2 - 1
+    matrix = torch.eye(3).repeat(count, 1, 1) * (1 + uniform[:, 3] * augment.scale)[:, None, None]
     for axis in range(3):
-        way = way @ _rotations(axis, draws[:, axis] * math.radians(augment.rotate_degrees))
+        matrix = matrix @ _rotations(axis, uniform[:, axis] * math.radians(augment.rotate_degrees))
     # Levels lie in the middle, so left and right may change places; top and bottom may not.
-    way[:, :, 0] *= torch.where(draws[:, 4] < 0, -1.0, 1.0)[:, None]
+    matrix[:, :, 0] *= torch.where(uniform[:, 4] < 0, -1.0, 1.0)[:, None]
     half = length_mm.flip(1) / 2
-    shift = draws[:, 5:] * augment.shift_mm / half
+    shift = uniform[:, 5:] * augment.shift_mm / half
     # From the -1..1 of a cube to mm, turned there, and back: sides differ in mm.
-    return torch.cat([way * half[:, None] / half[:, :, None], shift[:, :, None]], dim=2)
+    return torch.cat([matrix * half[:, None] / half[:, :, None], shift[:, :, None]], dim=2)
 
 
-def look(hu: Tensor, classes: Tensor, looks: Tensor) -> tuple[Tensor, Tensor]:
+def transform_cubes(hu: Tensor, classes: Tensor, transforms: Tensor) -> tuple[Tensor, Tensor]:
     """Look at cubes: HU between voxels, classes of the nearest; air is beyond.
 
     Parameters
     ----------
     hu : Tensor, shape (batch, 1, S, S, S), float32
     classes : Tensor, shape (batch, 1, S, S, S), uint8
-    looks : Tensor, shape (batch, 3, 4)
-        From `draw_looks`.
+    transforms : Tensor, shape (batch, 3, 4)
+        From `sample_transforms`.
 
     Returns
     -------
     hu, classes : Tensor
         As they came, the classes as int64.
     """
-    grid = functional.affine_grid(looks.to(hu.device), list(hu.shape), align_corners=False)
+    grid = functional.affine_grid(transforms.to(hu.device), list(hu.shape), align_corners=False)
     seen = functional.grid_sample(hu - AIR_HU, grid, align_corners=False) + AIR_HU
-    drawn = functional.grid_sample(classes.float(), grid, mode="nearest", align_corners=False)
-    return seen, drawn.long()
+    moved = functional.grid_sample(classes.float(), grid, mode="nearest", align_corners=False)
+    return seen, moved.long()
 
 
 def vary_hu(hu: Tensor, augment: CubeAugmentConfig, generator: torch.Generator) -> Tensor:
     """Draw gain, offset and noise of each cube; the generator is on the CPU."""
-    draws = (torch.rand(3, len(hu), 1, 1, 1, 1, generator=generator) * 2 - 1).to(hu.device)
+    uniform = (torch.rand(3, len(hu), 1, 1, 1, 1, generator=generator) * 2 - 1).to(hu.device)
     # Drawn where the cubes are, since so much noise is slow to carry there.
     local = torch.Generator(hu.device).manual_seed(generator.initial_seed())
     noise = torch.randn(hu.shape, generator=local, device=hu.device)
-    gain, offset, size = 1 + draws[0] * augment.gain, draws[1] * augment.offset_hu, draws[2].abs()
+    gain, offset, size = (
+        1 + uniform[0] * augment.gain,
+        uniform[1] * augment.offset_hu,
+        uniform[2].abs(),
+    )
     return hu * gain + offset + noise * size * augment.noise_hu
 
 

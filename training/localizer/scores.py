@@ -34,7 +34,7 @@ class Finding:
     level : str
     dice : float or None
         None where the vertebra is not there.
-    held : float or None
+    covered : float or None
         Share of the vertebra's voxels that the box holds; None likewise.
     misnamed : bool
         Whether something was found that lies on another vertebra more than on this one, or on
@@ -43,12 +43,12 @@ class Finding:
 
     level: str
     dice: float | None
-    held: float | None
+    covered: float | None
     misnamed: bool
 
 
 @dataclass(frozen=True)
-class ConstantGuess:
+class ConstantBaseline:
     """What can be said of a study without a look at it.
 
     Parameters
@@ -63,7 +63,7 @@ class ConstantGuess:
     voxels: Mask
 
 
-def judge_classes(
+def score_classes(
     found: NDArray[np.uint8],
     truth: NDArray[np.uint8],
     spacing_mm: Sequence[float],
@@ -89,24 +89,26 @@ def judge_classes(
     for number, level in enumerate(LOCALIZED_LEVELS, start=1):
         piece = largest_piece(found == number)
         box = _extent(piece)
-        findings.append(_judge(level, piece, box, truth, spacing_mm, margin_mm))
+        findings.append(_score_level(level, piece, box, truth, spacing_mm, margin_mm))
     return findings
 
 
-def judge_guess(
-    guess: ConstantGuess,
+def score_baseline(
+    guess: ConstantBaseline,
     truth: NDArray[np.uint8],
     spacing_mm: Sequence[float],
     margin_mm: float,
 ) -> list[Finding]:
-    """Compare the guess with a cube of classes; as `judge_classes`."""
+    """Compare the guess with a cube of classes; as `score_classes`."""
     return [
-        _judge(level, voxels, None if np.isnan(box).any() else box, truth, spacing_mm, margin_mm)
+        _score_level(
+            level, voxels, None if np.isnan(box).any() else box, truth, spacing_mm, margin_mm
+        )
         for level, box, voxels in zip(LOCALIZED_LEVELS, guess.boxes, guess.voxels, strict=True)
     ]
 
 
-def guess_constant(classes: Sequence[NDArray[np.uint8]]) -> ConstantGuess:
+def fit_baseline(classes: Sequence[NDArray[np.uint8]]) -> ConstantBaseline:
     """Make the guess of the training studies' cubes, each (S, S, S)."""
     boxes = np.full((len(LOCALIZED_LEVELS), 3, 2), np.nan)
     voxels = np.zeros((len(LOCALIZED_LEVELS), *classes[0].shape), bool)
@@ -122,7 +124,7 @@ def guess_constant(classes: Sequence[NDArray[np.uint8]]) -> ConstantGuess:
             boxes[index] = np.mean(extents, axis=0)
             mean = round(frequency.sum() / len(extents))
             voxels[index].ravel()[np.argpartition(frequency.ravel(), -mean)[-mean:]] = True
-    return ConstantGuess(boxes, voxels)
+    return ConstantBaseline(boxes, voxels)
 
 
 def largest_piece(mask: Mask) -> Mask:
@@ -140,11 +142,11 @@ def score_levels(findings: Sequence[Finding]) -> Mapping[str, LevelScore]:
     for level in LOCALIZED_LEVELS:
         there = [entry for entry in findings if entry.level == level and entry.dice is not None]
         dice = [entry.dice for entry in there if entry.dice is not None]
-        held = [entry.held for entry in there if entry.held is not None]
+        covered = [entry.covered for entry in there if entry.covered is not None]
         scores[level] = LevelScore(
             vertebrae=len(there),
             dice=float(np.mean(dice)) if dice else None,
-            covered=float(np.mean([share >= COVERED for share in held])) if held else None,
+            covered=float(np.mean([share >= COVERED for share in covered])) if covered else None,
         )
     return scores
 
@@ -167,7 +169,7 @@ def show_scores(card: LocalizerCard) -> Table:
     return table
 
 
-def _judge(
+def _score_level(
     level: str,
     voxels: Mask,
     box: NDArray[np.float64] | None,
@@ -184,13 +186,13 @@ def _judge(
     if not there.any():
         return Finding(level, None, None, misnamed)
     dice = 2 * int(below[number]) / (int(voxels.sum()) + int(there.sum()))
-    held = 0.0
+    covered = 0.0
     if box is not None:
         margin = margin_mm / np.asarray(spacing_mm)
         places = np.argwhere(there)
         low, high = box[:, 0] - margin, box[:, 1] + margin
-        held = float(((places >= low) & (places <= high)).all(axis=1).mean())
-    return Finding(level, dice, held, misnamed)
+        covered = float(((places >= low) & (places <= high)).all(axis=1).mean())
+    return Finding(level, dice, covered, misnamed)
 
 
 def _extent(mask: Mask) -> NDArray[np.float64] | None:

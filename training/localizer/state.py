@@ -29,7 +29,7 @@ class LocalizerTraining:
 
     Parameters
     ----------
-    network, average : LocalizerNetwork
+    network, ema : LocalizerNetwork
         As the last step left it, and the running mean of its weights, which is what counts.
     optimizer : torch.optim.AdamW
     step : int
@@ -37,7 +37,7 @@ class LocalizerTraining:
     """
 
     network: LocalizerNetwork
-    average: LocalizerNetwork
+    ema: LocalizerNetwork
     optimizer: torch.optim.AdamW
     step: int = 0
 
@@ -115,6 +115,6 @@ def _tensors(training: LocalizerTraining) -> dict[str, Tensor]:
         tensors[f"network.{name}"] = parameter.detach()
         for moment in _MOMENTS:
             tensors[f"{moment}.{name}"] = training.optimizer.state[parameter][moment]
-    for name, parameter in training.average.named_parameters():
+    for name, parameter in training.ema.named_parameters():
         tensors[f"average.{name}"] = parameter.detach()
     return tensors

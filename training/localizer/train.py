@@ -25,22 +25,22 @@ from storage_schemas.errors import RunError, UsageError, reason_of
 from storage_schemas.localizer_card import LocalizerCard
 from storage_schemas.store import StudyStore
 from training.localizer.config import LocalizerConfig
-from training.localizer.loss import Places, draw_places, place_loss
+from training.localizer.loss import Places, place_loss, sample_places
 from training.localizer.onnx_export import export_network, write_localizer
 from training.localizer.overviews import (
     Overviews,
-    deal_folds,
-    draw_looks,
-    look,
+    assign_folds,
     open_overviews,
     read_masked,
+    sample_transforms,
+    transform_cubes,
     vary_hu,
 )
 from training.localizer.scores import (
     Finding,
-    guess_constant,
-    judge_classes,
-    judge_guess,
+    fit_baseline,
+    score_baseline,
+    score_classes,
     score_levels,
 )
 from training.localizer.state import LocalizerTraining, SavedTraining
@@ -81,7 +81,7 @@ def train_localizer(store: StudyStore, out: Path, config: LocalizerConfig) -> Lo
     """
     _check_out(out)
     masked = read_masked(store)
-    folds = deal_folds(masked, config.folds, config.seed)
+    folds = assign_folds(masked, config.folds, config.seed)
     studies = [study.study for study in masked]
     held_out = np.flatnonzero(np.isin(studies, folds[config.fold]))
     learnt = np.setdiff1d(np.arange(len(studies)), held_out)
@@ -95,10 +95,10 @@ def train_localizer(store: StudyStore, out: Path, config: LocalizerConfig) -> Lo
     ):
         progress.finish()
         _train(training, overviews, learnt, config, saved)
-        findings, guesses = _judge(training.average, overviews, learnt, held_out, config)
+        findings, guesses = _evaluate(training.ema, overviews, learnt, held_out, config)
         scored = score_levels(findings)
         examples = overviews.hu[held_out[:2], None].astype(np.float32)
-    model, difference = export_network(training.average, config.size, examples)
+    model, difference = export_network(training.ema, config.size, examples)
     card = LocalizerCard(
         size=config.size,
         folds=folds,
@@ -137,7 +137,7 @@ def _train(
 ) -> None:
     """Take the steps that are left."""
     device = next(training.network.parameters()).device
-    order = _draw_order(learnt, config)
+    order = _sample_order(learnt, config)
     losses: list[float] = []
     with StageProgress("train localizer", config.steps, "steps") as progress:
         for _ in range(training.step):
@@ -146,7 +146,7 @@ def _train(
             step = training.step
             for group in training.optimizer.param_groups:
                 group["lr"] = config.learning_rate * _rate(step, config)
-            hu, places = _draw_batch(overviews, order[step], config, step, device)
+            hu, places = _sample_batch(overviews, order[step], config, step, device)
             # What was learnt in short numbers is judged in long ones.
             with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
                 features = training.network.see(hu)
@@ -170,7 +170,7 @@ def _train(
         progress.finish()
 
 
-def _draw_order(learnt: NDArray[np.int64], config: LocalizerConfig) -> NDArray[np.int64]:
+def _sample_order(learnt: NDArray[np.int64], config: LocalizerConfig) -> NDArray[np.int64]:
     """The overviews of each step, shape (steps, batch): all are drawn before any is again."""
     random = np.random.default_rng(config.seed)
     wanted = config.steps * config.batch_size
@@ -186,7 +186,7 @@ def _rate(step: int, config: LocalizerConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
 
 
-def _draw_batch(
+def _sample_batch(
     overviews: Overviews,
     chosen: NDArray[np.int64],
     config: LocalizerConfig,
@@ -202,8 +202,8 @@ def _draw_batch(
     augment = config.augment
     if step >= config.steps * (1 - config.settle):
         augment = replace(augment, rotate_degrees=0.0, shift_mm=0.0, scale=0.0)
-    hu, classes = look(hu, classes, draw_looks(length_mm, augment, generator))
-    places = draw_places(classes, config.block, generator)
+    hu, classes = transform_cubes(hu, classes, sample_transforms(length_mm, augment, generator))
+    places = sample_places(classes, config.block, generator)
     return vary_hu(hu, config.augment, generator), places
 
 
@@ -211,12 +211,12 @@ def _draw_batch(
 def _follow(training: LocalizerTraining, config: LocalizerConfig) -> None:
     """Move the averaged weights towards the new ones; at first faster, away from noise."""
     kept = min(config.ema_decay, (1 + training.step) / (10 + training.step))
-    pairs = zip(training.average.parameters(), training.network.parameters(), strict=True)
+    pairs = zip(training.ema.parameters(), training.network.parameters(), strict=True)
     for mean, new in pairs:
         mean.lerp_(new, 1 - kept)
 
 
-def _judge(
+def _evaluate(
     network: LocalizerNetwork,
     overviews: Overviews,
     learnt: NDArray[np.int64],
@@ -224,7 +224,7 @@ def _judge(
     config: LocalizerConfig,
 ) -> tuple[list[Finding], list[Finding]]:
     """What the network finds in the held-out studies, and what the constant guess does."""
-    guess = guess_constant([overviews.classes[index] for index in learnt])
+    guess = fit_baseline([overviews.classes[index] for index in learnt])
     device = next(network.parameters()).device
     findings: list[Finding] = []
     guesses: list[Finding] = []
@@ -235,8 +235,8 @@ def _judge(
             with torch.inference_mode():
                 found = network(hu)[0].argmax(dim=0).to("cpu", torch.uint8).numpy()
             told = overviews.classes[index], overviews.spacing_mm[index], config.margin_mm
-            findings += judge_classes(found, *told)
-            guesses += judge_guess(guess, *told)
+            findings += score_classes(found, *told)
+            guesses += score_baseline(guess, *told)
             progress.advance()
         progress.finish()
     return findings, guesses

@@ -19,8 +19,8 @@ Floats = NDArray[np.float64]
 CLIP = 1e-15
 """Probabilities are kept this far from 0 and 1."""
 
-_WHOLE = np.array([7.0] + [1.0] * 7)
-_BROKEN = 2 * _WHOLE
+_NEGATIVE = np.array([7.0] + [1.0] * 7)
+_POSITIVE = 2 * _NEGATIVE
 
 
 def exam_weights(labels: ArrayLike) -> Floats:
@@ -35,7 +35,7 @@ def exam_weights(labels: ArrayLike) -> Floats:
     ndarray, shape (exams, 8)
         Each row sums to 1.
     """
-    weights = np.where(_table(labels) == 1, _BROKEN, _WHOLE)
+    weights = np.where(_table(labels) == 1, _POSITIVE, _NEGATIVE)
     return cast(Floats, weights / weights.sum(axis=1, keepdims=True))
 
 
@@ -82,7 +82,7 @@ def best_constants(labels: ArrayLike) -> Floats:
 
 
 def bootstrap_difference(
-    losses: ArrayLike, others: ArrayLike, *, seed: int, draws: int = 10_000
+    losses: ArrayLike, others: ArrayLike, *, seed: int, resamples: int = 10_000
 ) -> tuple[float, float]:
     """The 95 % interval of the mean of ``losses - others``, both of the same patients.
 
@@ -90,11 +90,11 @@ def bootstrap_difference(
     ----------
     losses, others : array_like, shape (patients,)
     seed : int
-    draws : int
+    resamples : int
         Resamples of the patients (percentile bootstrap; Efron and Tibshirani, 1993).
     """
     gains = np.asarray(losses, np.float64) - np.asarray(others, np.float64)
-    picks = np.random.default_rng(seed).integers(0, gains.size, (draws, gains.size))
+    picks = np.random.default_rng(seed).integers(0, gains.size, (resamples, gains.size))
     low, high = np.quantile(gains[picks].mean(axis=1), [0.025, 0.975])
     return float(low), float(high)
 

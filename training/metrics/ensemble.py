@@ -21,7 +21,7 @@ _ENOUGH = 0.02
 
 
 @dataclass(frozen=True)
-class Stack:
+class RoundEnsemble:
     """The mixture.
 
     Parameters
@@ -37,23 +37,23 @@ class Stack:
     weights: tuple[float, ...]
     guard_loss: float
 
-    def mix(self, probabilities: Mapping[int, Floats]) -> Floats:
+    def average_predictions(self, probabilities: Mapping[int, Floats]) -> Floats:
         """The mixed probabilities, shape (studies, 8), from those of each round."""
-        return mix(self.weights, [probabilities[number] for number in self.rounds])
+        return average_predictions(self.weights, [probabilities[number] for number in self.rounds])
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "Stack":
+    def from_json(cls, document: Mapping[str, Any]) -> "RoundEnsemble":
         """Read what `to_json` wrote; raises KeyError or TypeError on anything else."""
         return cls(
             tuple(document["rounds"]), tuple(document["weights"]), float(document["guard_loss"])
         )
 
 
-def mix(weights: Sequence[float], probabilities: Sequence[Floats]) -> Floats:
+def average_predictions(weights: Sequence[float], probabilities: Sequence[Floats]) -> Floats:
     """The weighted mean of some tables."""
     return cast(Floats, np.tensordot(weights, np.stack(probabilities), 1))
 

@@ -35,9 +35,9 @@ def rank_figures(labels: ArrayLike, scores: ArrayLike, weights: Floats) -> dict[
     order = np.argsort(-values, kind="stable")
     # Equal scores pass a threshold together.
     last = np.flatnonzero(np.append(np.diff(values[order]) != 0, True))
-    drawn = weights[:, order]
-    found = np.cumsum(drawn * truth[order], axis=1)[:, last]
-    alarms = np.cumsum(drawn * ~truth[order], axis=1)[:, last]
+    sampled = weights[:, order]
+    found = np.cumsum(sampled * truth[order], axis=1)[:, last]
+    alarms = np.cumsum(sampled * ~truth[order], axis=1)[:, last]
     none = np.zeros((len(weights), 1))
     with np.errstate(invalid="ignore", divide="ignore"):
         sensitivity = np.hstack([none, found / found[:, -1:]])

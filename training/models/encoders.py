@@ -24,8 +24,8 @@ from training.models.slice_model import (
     UNREADABLE,
     build_model,
     check_folder,
+    copy_from_file,
     model_invalid,
-    own_memory,
     read_normalisation,
 )
 
@@ -110,7 +110,7 @@ def start_encoder(
     if lost := sorted(name for name in missing if not name.startswith("pooler.")):
         detail = f"{len(lost)} weights of the encoder are not there: {lost[0]}"
         raise model_invalid(folder, detail)
-    return widen_channels(own_memory(encoder), inputs.channels), read_normalisation(folder)
+    return widen_channels(copy_from_file(encoder), inputs.channels), read_normalisation(folder)
 
 
 def _options(config: PreTrainedConfig) -> dict[str, bool]:

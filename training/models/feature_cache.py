@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 
 from storage_schemas.canonical import canonical_json
 from training.config import InputConfig
-from training.data.crop_buffer import RoundShards
+from training.data.crop_buffer import CropBuffer
 from training.devices import device
 from training.durable import unwritable, write_text
 from training.models.encoders import count_features, read_features, run_encoder
-from training.models.sequence_inputs import NeckIndex, gather_necks, show_necks
+from training.models.sequence_inputs import PatientIndex, gather_patients, make_patient_pixels
 from training.models.sequence_model import CervicalSequenceModel
 
 _ARRAY = "features.f16"
@@ -35,12 +35,12 @@ _ROWS = "rows.json"
 _CROPS_AT_ONCE = 8
 
 
-def keep_features(
+def cache_features(
     folder: Path,
     model: CervicalSequenceModel,
     inputs: InputConfig,
-    shards: RoundShards,
-    index: NeckIndex,
+    buffer: CropBuffer,
+    index: PatientIndex,
     advance: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float16]:
     """The features of all positions of some patients; what the folder lacks is made and kept.
@@ -51,7 +51,7 @@ def keep_features(
         Of this room alone, e.g. ``RUN/features``.
     model, inputs
         The encoder, and what it sees.
-    shards, index
+    buffer, index
         The crops and their positions.
     advance : callable
         Called after each crop whose features had to be made.
@@ -70,13 +70,13 @@ def keep_features(
     if (place / _ROWS).is_file():
         rows = json.loads((place / _ROWS).read_text())
     alone = index.alone()
-    keys = [_crop_digest(shards, alone, row) for row in range(len(alone))]
+    keys = [_crop_digest(buffer, alone, row) for row in range(len(alone))]
     new = [row for row, key in enumerate(keys) if key not in rows]
     shape = (index.z.shape[2], count_features(model.config.encoder))
     size = int(np.prod(shape)) * np.dtype(np.float16).itemsize
     with unwritable(place), (place / _ARRAY).open("ab") as stream:
         stream.truncate(len(rows) * size)  # rows that a kill left without a name
-        for row, features in zip(new, _encode(model, inputs, shards, alone, new), strict=True):
+        for row, features in zip(new, _encode(model, inputs, buffer, alone, new), strict=True):
             if keys[row] not in rows:
                 stream.write(features.tobytes())
                 rows[keys[row]] = len(rows)
@@ -102,26 +102,26 @@ def encoder_digest(model: CervicalSequenceModel, inputs: InputConfig) -> str:
     return found.hexdigest()
 
 
-def _crop_digest(shards: RoundShards, alone: NeckIndex, row: int) -> str:
+def _crop_digest(buffer: CropBuffer, alone: PatientIndex, row: int) -> str:
     level = int(np.flatnonzero(alone.crop[row] >= 0)[0])
     crop = int(alone.crop[row, level])
-    vertebra = shards.vertebrae[crop]
-    found = hashlib.sha256(shards.crop(crop).tobytes())
-    if shards.masks is not None:
-        found.update(shards.mask(crop).tobytes())
+    vertebra = buffer.vertebrae[crop]
+    found = hashlib.sha256(buffer.crop(crop).tobytes())
+    if buffer.masks is not None:
+        found.update(buffer.mask(crop).tobytes())
     found.update(repr((vertebra.shape, vertebra.spacing_mm, alone.z[row, level].tolist())).encode())
     return found.hexdigest()
 
 
-def encode_necks(
-    model: CervicalSequenceModel, inputs: InputConfig, shards: RoundShards, index: NeckIndex
+def encode_patients(
+    model: CervicalSequenceModel, inputs: InputConfig, buffer: CropBuffer, index: PatientIndex
 ) -> NDArray[np.float16]:
-    """The features of all positions of some patients, as `keep_features`, without keeping them."""
+    """The features of all positions of some patients, as `cache_features`, without keeping them."""
     alone = index.alone()
     found = np.zeros((*index.z.shape, count_features(model.config.encoder)), np.float16)
     for place, features in zip(
         np.argwhere(index.crop >= 0),
-        _encode(model, inputs, shards, alone, range(len(alone))),
+        _encode(model, inputs, buffer, alone, range(len(alone))),
         strict=True,
     ):
         found[tuple(place)] = features
@@ -132,8 +132,8 @@ def encode_necks(
 def _encode(
     model: CervicalSequenceModel,
     inputs: InputConfig,
-    shards: RoundShards,
-    alone: NeckIndex,
+    buffer: CropBuffer,
+    alone: PatientIndex,
     rows: Sequence[int],
 ) -> Iterator[NDArray[np.float16]]:
     """Features of single vertebrae, each of shape (positions, features)."""
@@ -141,8 +141,12 @@ def _encode(
     model.eval().to(where)
     for start in range(0, len(rows), _CROPS_AT_ONCE):
         part = alone[np.array(rows[start : start + _CROPS_AT_ONCE])]
-        batch = {name: each.to(where) for name, each in gather_necks(shards, part, inputs).items()}
-        pooled = read_features(run_encoder(model.encoder, show_necks(batch, inputs))).pooled
+        batch = {
+            name: each.to(where) for name, each in gather_patients(buffer, part, inputs).items()
+        }
+        pooled = read_features(
+            run_encoder(model.encoder, make_patient_pixels(batch, inputs))
+        ).pooled
         found = np.zeros((*part.z.shape, pooled.shape[1]), np.float16)
         found[part.valid] = pooled.float().cpu().numpy()
         yield from found[part.crop >= 0]

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from training.config import InputConfig, RunConfig
 from training.data.cohort import Study
-from training.data.crop_buffer import RoundShards
+from training.data.crop_buffer import CropBuffer
 from training.models.sequence_model import MODEL_TYPE, load_sequence_model
-from training.models.sequence_scoring import score_necks
+from training.models.sequence_scoring import score_patients
 from training.models.sequence_training import (
     count_positions,
     refresh_sequences,
@@ -56,9 +56,9 @@ class Kind:
     start: Callable[[RunConfig, Path | None], Model]
     load: Callable[[Path], Model]
     count: Callable[[Study, RunConfig], int]
-    train: Callable[[PreTrainedModel, InputConfig, RoundShards, RunConfig, RoundWork], Trained]
-    refresh: Callable[[PreTrainedModel, InputConfig, RoundShards, RunConfig, RoundWork], None]
-    score: Callable[[PreTrainedModel, InputConfig, RoundShards, Sequence[Study]], LevelScores]
+    train: Callable[[PreTrainedModel, InputConfig, CropBuffer, RunConfig, RoundWork], Trained]
+    refresh: Callable[[PreTrainedModel, InputConfig, CropBuffer, RunConfig, RoundWork], None]
+    score: Callable[[PreTrainedModel, InputConfig, CropBuffer, Sequence[Study]], LevelScores]
 
 
 def _start_slice_model(config: RunConfig, folder: Path | None) -> Model:
@@ -82,7 +82,7 @@ SEQUENCE = Kind(
     count=count_positions,
     train=train_sequences,
     refresh=refresh_sequences,
-    score=score_necks,
+    score=score_patients,
 )
 
 KINDS: Mapping[str, Kind] = MappingProxyType({"slice": SLICE, MODEL_TYPE: SEQUENCE})
@@ -106,7 +106,7 @@ def load_any(folder: Path) -> Model:
 
 
 def score_any(
-    model: PreTrainedModel, inputs: InputConfig, shards: RoundShards, studies: Sequence[Study]
+    model: PreTrainedModel, inputs: InputConfig, buffer: CropBuffer, studies: Sequence[Study]
 ) -> LevelScores:
     """Score studies with a model of whatever kind."""
-    return kind_of(model.config.model_type).score(model, inputs, shards, studies)
+    return kind_of(model.config.model_type).score(model, inputs, buffer, studies)

@@ -24,7 +24,7 @@ _PATCH_WEIGHT = 0.3
 """Of each patch outside, beside the largest of its slice."""
 
 
-def has_places(encoder: PreTrainedModel) -> bool:
+def has_patch_logits(encoder: PreTrainedModel) -> bool:
     """Whether the classifier of an encoder's pooled features reads those of a patch as well."""
     return encoder.config.model_type in (*_BY_TOKEN, *_BY_MEAN)
 
@@ -90,7 +90,7 @@ class PatchReader:
         return patch_logits(self._features, head, self._model)
 
 
-def box_loss(logits: Tensor, covered: Tensor, whole: Tensor) -> Tensor:
+def box_loss(logits: Tensor, covered: Tensor, intact: Tensor) -> Tensor:
     """Ask for one broken patch in each drawn box, and for none outside.
 
     A box is a bag: it holds the fracture and much beside it, so its patches are judged by their
@@ -101,17 +101,17 @@ def box_loss(logits: Tensor, covered: Tensor, whole: Tensor) -> Tensor:
     ----------
     logits, covered : Tensor, shape (batch, patches), float32
         Of `PatchReader.logits`, and how much of each patch lies in a box.
-    whole : Tensor, shape (batch,), bool
+    intact : Tensor, shape (batch,), bool
         The slice shows no fracture.
     """
     inside, outside = covered > _INSIDE, covered <= _OUTSIDE
-    drawn = inside.any(dim=1)
-    outside = outside & (drawn | whole)[:, None]
-    broken = functional.softplus(-_smooth_maximum(logits, inside))
+    boxed = inside.any(dim=1)
+    outside = outside & (boxed | intact)[:, None]
+    fractured = functional.softplus(-_smooth_maximum(logits, inside))
     largest = functional.softplus(_smooth_maximum(logits, outside))
     return (
-        _mean(broken, drawn)
-        + _mean(largest, whole)
+        _mean(fractured, boxed)
+        + _mean(largest, intact)
         + _PATCH_WEIGHT * _mean(functional.softplus(logits), outside)
     )
 

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from storage_schemas.vertebrae import CERVICAL
 from training.config import AugmentConfig, InputConfig
-from training.data.cohort import Vertebra
-from training.data.crop_buffer import RoundShards
+from training.data.cohort import VertebraCrop
+from training.data.crop_buffer import CropBuffer
 from training.data.inputs import (
     Batch,
-    Pose,
-    draw_pose,
+    SliceTransforms,
     gather_slices,
+    identity_transforms,
     make_pixels,
     normalise,
-    plain_pose,
+    sample_transforms,
     vary_intensity,
 )
 
@@ -33,13 +33,13 @@ FEW_SLICES = 5
 
 
 @dataclass(frozen=True)
-class NeckIndex:
+class PatientIndex:
     """Some patients' vertebrae, and the positions in them.
 
     Parameters
     ----------
     crop : ndarray, shape (patients, 7), int64
-        Of the `RoundShards`; -1 where a level is missing, or is not to be looked at.
+        Of the `CropBuffer`; -1 where a level is missing, or is not to be looked at.
     z : ndarray, shape (patients, 7, positions), int64
         Slice of the crop; -1 where there is no position.
     """
@@ -50,8 +50,8 @@ class NeckIndex:
     def __len__(self) -> int:
         return len(self.crop)
 
-    def __getitem__(self, rows: NDArray[np.int64] | slice) -> "NeckIndex":
-        return NeckIndex(self.crop[rows], self.z[rows])
+    def __getitem__(self, rows: NDArray[np.int64] | slice) -> "PatientIndex":
+        return PatientIndex(self.crop[rows], self.z[rows])
 
     @property
     def valid(self) -> NDArray[np.bool_]:
@@ -63,15 +63,15 @@ class NeckIndex:
         valid = self.valid
         return np.broadcast_to(self.crop[..., None], valid.shape)[valid], self.z[valid]
 
-    def alone(self) -> "NeckIndex":
+    def alone(self) -> "PatientIndex":
         """The same vertebrae, each as a patient of whom nothing else is known."""
         row, level = np.nonzero(self.crop >= 0)
-        return NeckIndex.of_single(self.crop[row, level], level, self.z[row, level])
+        return PatientIndex.of_single(self.crop[row, level], level, self.z[row, level])
 
     @classmethod
     def of_single(
         cls, crop: NDArray[np.int64], level: NDArray[np.int64], z: NDArray[np.int64]
-    ) -> "NeckIndex":
+    ) -> "PatientIndex":
         """Single vertebrae as patients: their crops and levels, each (vertebrae,), and slices."""
         found = cls(
             np.full((len(crop), len(CERVICAL)), -1),
@@ -82,7 +82,7 @@ class NeckIndex:
         return found
 
 
-def choose_positions(vertebra: Vertebra, positions: int, trim_mm: float) -> NDArray[np.int64]:
+def choose_positions(vertebra: VertebraCrop, positions: int, trim_mm: float) -> NDArray[np.int64]:
     """The slices of a vertebra that are looked at, shape (positions,); -1 where there are fewer."""
     slices = vertebra.slices(trim_mm)
     chosen = np.full(positions, -1)
@@ -93,8 +93,8 @@ def choose_positions(vertebra: Vertebra, positions: int, trim_mm: float) -> NDAr
     return chosen
 
 
-def draw_positions(
-    vertebra: Vertebra, around: int, drawn: int, trim_mm: float, random: np.random.Generator
+def sample_positions(
+    vertebra: VertebraCrop, around: int, drawn: int, trim_mm: float, random: np.random.Generator
 ) -> NDArray[np.int64]:
     """Draw slices of a vertebra to train on, shape (drawn,); -1 where there are fewer.
 
@@ -109,22 +109,22 @@ def draw_positions(
     return found
 
 
-def index_necks(
-    shards: RoundShards, studies: Sequence[str], positions: int, trim_mm: float
-) -> NeckIndex:
+def index_patients(
+    buffer: CropBuffer, studies: Sequence[str], positions: int, trim_mm: float
+) -> PatientIndex:
     """List the positions of studies; a study without any crop has a row of -1."""
     rows = {study: row for row, study in enumerate(studies)}
     crop = np.full((len(studies), len(CERVICAL)), -1)
     z = np.full((*crop.shape, positions), -1)
-    for number, vertebra in enumerate(shards.vertebrae):
+    for number, vertebra in enumerate(buffer.vertebrae):
         if vertebra.study in rows:
             place = rows[vertebra.study], CERVICAL.index(vertebra.level)
             crop[place] = number
             z[place] = choose_positions(vertebra, positions, trim_mm)
-    return NeckIndex(crop, z)
+    return PatientIndex(crop, z)
 
 
-def gather_necks(shards: RoundShards, index: NeckIndex, inputs: InputConfig) -> Batch:
+def gather_patients(buffer: CropBuffer, index: PatientIndex, inputs: InputConfig) -> Batch:
     """Copy the slices of some patients into one batch.
 
     Returns
@@ -135,24 +135,26 @@ def gather_necks(shards: RoundShards, index: NeckIndex, inputs: InputConfig) -> 
     """
     crop, z = index.flat()
     counts = index.valid.sum(axis=2)[index.crop >= 0]
-    batch = gather_slices(shards, crop, z, inputs.neighbours, mask=inputs.mask)
+    batch = gather_slices(buffer, crop, z, inputs.neighbours, mask=inputs.mask)
     return batch | {
         "valid": torch.from_numpy(index.valid),
         "vertebra": torch.from_numpy(np.repeat(np.arange(len(counts)), counts)),
     }
 
 
-def draw_neck_pose(batch: Batch, augment: AugmentConfig, generator: torch.Generator) -> Pose:
+def sample_vertebra_transforms(
+    batch: Batch, augment: AugmentConfig, generator: torch.Generator
+) -> SliceTransforms:
     """Draw one pose for each vertebra of a batch: its slices stay a stack."""
     of = batch["vertebra"].cpu()
-    pose = draw_pose(_count(of), augment, generator)
-    return Pose(pose.way[of], pose.shift_mm[of])
+    transforms = sample_transforms(_count(of), augment, generator)
+    return SliceTransforms(transforms.matrix[of], transforms.shift_mm[of])
 
 
-def show_necks(
+def make_patient_pixels(
     batch: Batch,
     inputs: InputConfig,
-    pose: Pose | None = None,
+    transforms: SliceTransforms | None = None,
     augment: AugmentConfig | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
@@ -160,7 +162,7 @@ def show_necks(
 
     With `augment` and `generator` intensities vary, and some vertebrae lose their mask.
     """
-    pixels = make_pixels(batch, inputs, pose or plain_pose(len(batch["hu"])))
+    pixels = make_pixels(batch, inputs, transforms or identity_transforms(len(batch["hu"])))
     if augment is not None and generator is not None:
         slices, masks = pixels[:, : inputs.channels - inputs.mask], pixels[:, -1:]
         pixels = vary_intensity(slices, augment, generator)
@@ -176,7 +178,7 @@ def _count(of: Tensor) -> int:
     return int(of.max()) + 1 if len(of) else 0
 
 
-def warn_of(vertebrae: Sequence[Vertebra]) -> list[str]:
+def list_warnings(vertebrae: Sequence[VertebraCrop]) -> list[str]:
     """What of a study's crops makes its prediction less sure, one line each."""
     found = {vertebra.level: vertebra.shape[0] for vertebra in vertebrae}
     told = [f"{level} has no crop" for level in CERVICAL if level not in found]

@@ -17,14 +17,14 @@ from torch.nn import functional
 
 from storage_schemas.vertebrae import CERVICAL
 from training.data.cohort import Study
-from training.data.crop_buffer import RoundShards
+from training.data.crop_buffer import CropBuffer
 from training.metrics.competition import exam_weights
-from training.models.sequence_inputs import NeckIndex
+from training.models.sequence_inputs import PatientIndex
 from training.models.sequence_model import SequenceOutput
 
 
 @dataclass(frozen=True)
-class NeckTargets:
+class PatientTargets:
     """What is known of some patients.
 
     Parameters
@@ -45,8 +45,8 @@ class NeckTargets:
     vertebra: NDArray[np.float32]
     position: NDArray[np.float32]
 
-    def __getitem__(self, rows: NDArray[np.int64] | slice) -> "NeckTargets":
-        return NeckTargets(
+    def __getitem__(self, rows: NDArray[np.int64] | slice) -> "PatientTargets":
+        return PatientTargets(
             self.patient[rows], self.patient_weight[rows], self.vertebra[rows], self.position[rows]
         )
 
@@ -61,14 +61,14 @@ class NeckTargets:
 
 
 def find_targets(
-    shards: RoundShards, index: NeckIndex, studies: Sequence[Study] | None = None
-) -> NeckTargets:
+    buffer: CropBuffer, index: PatientIndex, studies: Sequence[Study] | None = None
+) -> PatientTargets:
     """Look up what is known.
 
     Parameters
     ----------
-    shards : RoundShards
-    index : NeckIndex
+    buffer : CropBuffer
+    index : PatientIndex
     studies : sequence of Study, optional
         Of its rows, all labelled; without them (rows of single vertebrae) no patient is judged.
     """
@@ -80,17 +80,17 @@ def find_targets(
     vertebra = np.full(index.crop.shape, np.nan, np.float32)
     position = np.full(index.z.shape, np.nan, np.float32)
     for row, level in zip(*np.nonzero(index.crop >= 0), strict=True):
-        crop = shards.vertebrae[index.crop[row, level]]
+        crop = buffer.vertebrae[index.crop[row, level]]
         here = index.z[row, level]
         seen = crop.targets(np.nan)[here[here >= 0]]
         position[row, level, here >= 0] = seen
         if crop.fractured is not None and not (crop.fractured and (seen == 0).all()):
             vertebra[row, level] = crop.fractured
-    return NeckTargets(patient, weight, vertebra, position)
+    return PatientTargets(patient, weight, vertebra, position)
 
 
 @dataclass(frozen=True)
-class LossShares:
+class LossWeights:
     """How much each part of the loss counts.
 
     Parameters
@@ -103,15 +103,17 @@ class LossShares:
     position: float = 1.0
 
 
-def sequence_loss(output: SequenceOutput, targets: dict[str, Tensor], shares: LossShares) -> Tensor:
+def sequence_loss(
+    output: SequenceOutput, targets: dict[str, Tensor], shares: LossWeights
+) -> Tensor:
     """The loss of a batch: the weighted sum of its parts, each a mean over what is known.
 
     Parameters
     ----------
     output : SequenceOutput
     targets : dict of Tensor
-        `NeckTargets.tensors`, on the model's device.
-    shares : LossShares
+        `PatientTargets.tensors`, on the model's device.
+    shares : LossWeights
     """
     vertebra = targets["vertebra_target"]
     return (

@@ -136,8 +136,8 @@ class CervicalSequenceModel(PreTrainedModel):
         self.encoder = make_encoder(config.encoder)
         features = count_features(config.encoder)
         self.classifier = nn.Linear(features, 1)
-        self.positions = PositionReader(features, config)
-        self.patient = PatientReader(2 * config.width, config)
+        self.positions = PositionPooling(features, config)
+        self.patient = PatientHead(2 * config.width, config)
         # A loss that is a mean over the batch: `Trainer` is not to scale it (transformers 5.9+).
         self.accepts_loss_kwargs = False
         self.post_init()
@@ -146,7 +146,7 @@ class CervicalSequenceModel(PreTrainedModel):
         super()._init_weights(module)
         if module is self.classifier:
             init.constant_(module.bias, _PRIOR_LOGIT)
-        elif isinstance(module, PositionReader | PatientReader):
+        elif isinstance(module, PositionPooling | PatientHead):
             module.begin()
 
     def forward(
@@ -191,7 +191,7 @@ class CervicalSequenceModel(PreTrainedModel):
         )
 
 
-class PositionReader(nn.Module):
+class PositionPooling(nn.Module):
     """The positions of a vertebra: each with its neighbours in view, then all weighed.
 
     Parameters
@@ -254,7 +254,7 @@ class PositionReader(nn.Module):
         return state.masked_scatter(present[..., None, None], read.to(state.dtype))
 
 
-class PatientReader(nn.Module):
+class PatientHead(nn.Module):
     """The seven vertebrae of a patient; those that are missing are known to be.
 
     Parameters
@@ -292,8 +292,8 @@ class PatientReader(nn.Module):
         seen = torch.where(present[..., None], seen, self.missing.to(seen.dtype))
         state, _ = self.lstm(torch.tanh(seen + self.place))
         levels = alone + self.levels(state)[..., 0]
-        whole = torch.cat([state.mean(dim=1), state.amax(dim=1)], dim=-1)
-        overall = noisy_or(levels) + self.overall(whole)[..., 0]
+        pooled = torch.cat([state.mean(dim=1), state.amax(dim=1)], dim=-1)
+        overall = noisy_or(levels) + self.overall(pooled)[..., 0]
         both = torch.cat([overall[:, None], levels], dim=1)
         assert both.shape[1] == len(LABEL_COLUMNS)
         return both, alone

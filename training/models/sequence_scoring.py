@@ -12,10 +12,15 @@ from transformers import PreTrainedModel
 from storage_schemas.vertebrae import CERVICAL
 from training.config import InputConfig
 from training.data.cohort import Study
-from training.data.crop_buffer import RoundShards
+from training.data.crop_buffer import CropBuffer
 from training.devices import device, to_device
-from training.models.feature_cache import encode_necks, keep_features
-from training.models.sequence_inputs import NeckIndex, gather_necks, index_necks, show_necks
+from training.models.feature_cache import cache_features, encode_patients
+from training.models.sequence_inputs import (
+    PatientIndex,
+    gather_patients,
+    index_patients,
+    make_patient_pixels,
+)
 from training.models.sequence_model import CervicalSequenceModel, SequenceOutput
 from training.models.slice_scoring import LevelScores
 from training.ranks import rank
@@ -31,30 +36,30 @@ def is_frozen(model: CervicalSequenceModel) -> bool:
 
 
 def find_features(
-    model: CervicalSequenceModel, inputs: InputConfig, shards: RoundShards, index: NeckIndex
+    model: CervicalSequenceModel, inputs: InputConfig, buffer: CropBuffer, index: PatientIndex
 ) -> NDArray[np.float16]:
     """Features of all positions, shape (studies, 7, positions, features); kept where all stay."""
-    if is_frozen(model) and shards.folder is not None:
-        return keep_features(shards.folder / FEATURES / str(rank()), model, inputs, shards, index)
-    return encode_necks(model, inputs, shards, index)
+    if is_frozen(model) and buffer.folder is not None:
+        return cache_features(buffer.folder / FEATURES / str(rank()), model, inputs, buffer, index)
+    return encode_patients(model, inputs, buffer, index)
 
 
 @torch.no_grad()
-def read_necks(
-    model: CervicalSequenceModel, inputs: InputConfig, shards: RoundShards, studies: Sequence[str]
-) -> tuple[NeckIndex, SequenceOutput]:
+def run_sequence_model(
+    model: CervicalSequenceModel, inputs: InputConfig, buffer: CropBuffer, studies: Sequence[str]
+) -> tuple[PatientIndex, SequenceOutput]:
     """What the model says of some studies.
 
     Returns
     -------
-    NeckIndex
+    PatientIndex
         The positions that it looked at.
     SequenceOutput
         On the CPU, without features and patches.
     """
-    index = index_necks(shards, studies, model.config.positions, inputs.trim_mm)
+    index = index_patients(buffer, studies, model.config.positions, inputs.trim_mm)
     model.eval().to(device())
-    kept = find_features(model, inputs, shards, index) if is_frozen(model) else None
+    kept = find_features(model, inputs, buffer, index) if is_frozen(model) else None
     parts = []
     for start in range(0, len(index), _STUDIES_AT_ONCE):
         part = slice(start, start + _STUDIES_AT_ONCE)
@@ -63,15 +68,15 @@ def read_necks(
             valid = torch.from_numpy(index[part].valid).to(device())
             parts.append(model(features=features, valid=valid))
         else:
-            batch = to_device(gather_necks(shards, index[part], inputs))
-            parts.append(model(show_necks(batch, inputs), batch["valid"]))
+            batch = to_device(gather_patients(buffer, index[part], inputs))
+            parts.append(model(make_patient_pixels(batch, inputs), batch["valid"]))
     names = ("logits", "vertebra_logits", "position_logits", "weights")
     joined = {name: torch.cat([part[name].float().cpu() for part in parts]) for name in names}
     return index, SequenceOutput(**joined)
 
 
-def score_necks(
-    model: PreTrainedModel, inputs: InputConfig, shards: RoundShards, studies: Sequence[Study]
+def score_patients(
+    model: PreTrainedModel, inputs: InputConfig, buffer: CropBuffer, studies: Sequence[Study]
 ) -> LevelScores:
     """Score each level of each study, and each patient.
 
@@ -83,8 +88,8 @@ def score_necks(
     )
     if not studies or scores.patient is None:
         return scores
-    index, output = read_necks(
-        cast(CervicalSequenceModel, model), inputs, shards, [study.study for study in studies]
+    index, output = run_sequence_model(
+        cast(CervicalSequenceModel, model), inputs, buffer, [study.study for study in studies]
     )
     present = index.crop >= 0
     logits = cast(Tensor, output.logits).double().numpy()

@@ -24,20 +24,20 @@ from transformers import PreTrainedModel
 from storage_schemas.vertebrae import CERVICAL
 from training.config import InputConfig, RunConfig
 from training.data.cohort import Study
-from training.data.crop_buffer import RoundShards
+from training.data.crop_buffer import CropBuffer
 from training.data.inputs import cover_patches, index_slices
 from training.devices import to_device
 from training.models.encoders import build_encoder, read_classifier, run_encoder, start_encoder
-from training.models.patches import box_loss, has_places, patch_logits
+from training.models.patches import box_loss, has_patch_logits, patch_logits
 from training.models.sequence_inputs import (
-    NeckIndex,
-    draw_neck_pose,
-    draw_positions,
-    gather_necks,
-    index_necks,
-    show_necks,
+    PatientIndex,
+    gather_patients,
+    index_patients,
+    make_patient_pixels,
+    sample_positions,
+    sample_vertebra_transforms,
 )
-from training.models.sequence_loss import LossShares, NeckTargets, find_targets, sequence_loss
+from training.models.sequence_loss import LossWeights, PatientTargets, find_targets, sequence_loss
 from training.models.sequence_model import (
     MODEL_TYPE,
     CervicalSequenceConfig,
@@ -45,17 +45,17 @@ from training.models.sequence_model import (
     load_sequence_model,
 )
 from training.models.sequence_scoring import find_features, is_frozen
-from training.models.slice_model import is_ours, load_model, read_model_type
+from training.models.slice_model import is_cspine_model, load_model, read_model_type
 from training.models.slice_training import (
     STATISTICS_BATCHES,
-    counting_anew,
-    draw_order,
     keeps_statistics,
+    recomputed_statistics,
+    sample_order,
 )
 from training.optimization.trainer import Loss, RoundWork, Trained, fit
 from training.ranks import ranks
 
-_ALONE = LossShares(patient=0.0)
+_ALONE = LossWeights(patient=0.0)
 
 
 # ---- starting -----------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def start_sequence_model(
     else:
         encoder, normalisation = start_encoder(folder, inputs)
         inputs = replace(inputs, **normalisation)  # type: ignore[arg-type]
-        if is_ours(folder):
+        if is_cspine_model(folder):
             head = read_classifier(load_model(folder)[0])
     torch.manual_seed(config.seed)
     settings = config.sequence
@@ -125,13 +125,13 @@ def count_positions(study: Study, config: RunConfig) -> int:
 # ---- training -----------------------------------------------------------------------------------
 
 
-class NeckDataset(Dataset[Any]):
+class PatientDataset(Dataset[Any]):
     """Patients of a round, or single vertebrae, map-style; whole batches are gathered at once."""
 
     def __init__(
-        self, shards: RoundShards, index: NeckIndex, targets: NeckTargets, inputs: InputConfig
+        self, buffer: CropBuffer, index: PatientIndex, targets: PatientTargets, inputs: InputConfig
     ) -> None:
-        self._shards = shards
+        self._buffer = buffer
         self._index = index
         self._targets = targets
         self._inputs = inputs
@@ -144,7 +144,7 @@ class NeckDataset(Dataset[Any]):
 
     def __getitems__(self, items: list[int]) -> dict[str, Tensor]:
         rows = np.array(items)
-        batch = gather_necks(self._shards, self._index[rows], self._inputs)
+        batch = gather_patients(self._buffer, self._index[rows], self._inputs)
         return batch | self._targets[rows].tensors()
 
 
@@ -152,7 +152,7 @@ class FeatureDataset(Dataset[Any]):
     """Patients of a round as features that the encoder gave once."""
 
     def __init__(
-        self, features: NDArray[np.float16], index: NeckIndex, targets: NeckTargets
+        self, features: NDArray[np.float16], index: PatientIndex, targets: PatientTargets
     ) -> None:
         self._features = features
         self._index = index
@@ -176,57 +176,57 @@ class FeatureDataset(Dataset[Any]):
 def train_sequences(
     model: PreTrainedModel,
     inputs: InputConfig,
-    shards: RoundShards,
+    buffer: CropBuffer,
     config: RunConfig,
     work: RoundWork,
 ) -> Trained:
     """Train a sequence model, in place; see the module, and `fit`."""
     model = cast(CervicalSequenceModel, model)
     if is_frozen(model):
-        return _train_heads(model, inputs, shards, config, work)
-    round_ = _plan(model, inputs, shards, config, work)
-    dataset = NeckDataset(shards, round_.index, round_.targets, inputs)
+        return _train_heads(model, inputs, buffer, config, work)
+    round_ = _plan(model, inputs, buffer, config, work)
+    dataset = PatientDataset(buffer, round_.index, round_.targets, inputs)
     loss = _vertebra_loss(model, inputs, config)
-    with _resting(model.positions, model.patient):
+    with _frozen(model.positions, model.patient):
         trained = fit(model, dataset, round_.order, loss, config=config.train, work=work)
     if not config.sequence.head_epochs:
         return trained
-    patients = sum(1 for study in shards.studies if study.labels)
+    patients = sum(1 for study in buffer.studies if study.labels)
     steps = max(1, round(config.sequence.head_epochs * patients / config.sequence.head_batch))
-    quiet = replace(work, steps=steps, log=lambda line: None, checkpoint=None, average=0.0)
-    _train_heads(model, inputs, shards, config, quiet)
-    if trained.average is None:
+    quiet = replace(work, steps=steps, log=lambda line: None, checkpoint=None, ema=0.0)
+    _train_heads(model, inputs, buffer, config, quiet)
+    if trained.ema is None:
         return trained
     heads = {
         name: parameter.detach().clone()
         for name, parameter in model.named_parameters()
         if not name.startswith("encoder.")
     }
-    return Trained(trained.loss, {**trained.average, **heads})
+    return Trained(trained.loss, {**trained.ema, **heads})
 
 
 @dataclass(frozen=True)
 class _Round:
     """The single vertebrae of a round as they are drawn, what is known of them, and the order."""
 
-    index: NeckIndex
-    targets: NeckTargets
+    index: PatientIndex
+    targets: PatientTargets
     order: NDArray[np.int64]
 
 
 def _plan(
     model: CervicalSequenceModel,
     inputs: InputConfig,
-    shards: RoundShards,
+    buffer: CropBuffer,
     config: RunConfig,
     work: RoundWork,
 ) -> _Round:
-    crops = [n for n, vertebra in enumerate(shards.vertebrae) if vertebra.fractured is not None]
+    crops = [n for n, vertebra in enumerate(buffer.vertebrae) if vertebra.fractured is not None]
     drawn, trim = min(config.sequence.sampled, model.config.positions), inputs.trim_mm
     # As many slices a step as a slice model has, and as many of them of broken vertebrae.
-    slices = index_slices(shards, crops, trim, weak_target=1.0)
-    each = np.mean([min(drawn, len(shards.vertebrae[crop].slices(trim))) for crop in crops])
-    order = draw_order(
+    slices = index_slices(buffer, crops, trim, weak_target=1.0)
+    each = np.mean([min(drawn, len(buffer.vertebrae[crop].slices(trim))) for crop in crops])
+    order = sample_order(
         slices.target,
         broken_share=config.train.fractured_share,
         batch=_shared(round(config.train.batch_size * config.train.accumulation / each)),
@@ -235,18 +235,18 @@ def _plan(
     )
     random = np.random.default_rng([work.seed, 5])
     crop, z = slices.crop[order.ravel()], slices.z[order.ravel()]
-    chosen = [shards.vertebrae[number] for number in crop]
-    index = NeckIndex.of_single(
+    chosen = [buffer.vertebrae[number] for number in crop]
+    index = PatientIndex.of_single(
         crop,
         np.array([CERVICAL.index(vertebra.level) for vertebra in chosen]),
         np.stack(
             [
-                draw_positions(vertebra, int(around), drawn, trim, random)
+                sample_positions(vertebra, int(around), drawn, trim, random)
                 for vertebra, around in zip(chosen, z, strict=True)
             ]
         ),
     )
-    targets = find_targets(shards, index)
+    targets = find_targets(buffer, index)
     # A vertebra's label adds nothing where it is known of each of these slices what it shows.
     said = (~np.isnan(targets.position) | ~index.valid).all(axis=2)
     targets.vertebra[said] = np.nan
@@ -260,19 +260,19 @@ def _shared(batch: int) -> int:
 
 def _vertebra_loss(model: CervicalSequenceModel, inputs: InputConfig, config: RunConfig) -> Loss:
     """Of vertebrae, of positions, and of the boxes that are drawn in them."""
-    weight = config.train.box_weight if has_places(model.encoder) else 0.0
+    weight = config.train.box_weight if has_patch_logits(model.encoder) else 0.0
 
     def loss(wrapped: Any, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        pose = draw_neck_pose(batch, config.augment, generator)
-        pixels = show_necks(batch, inputs, pose, config.augment, generator)
+        transforms = sample_vertebra_transforms(batch, config.augment, generator)
+        pixels = make_patient_pixels(batch, inputs, transforms, config.augment, generator)
         output = wrapped(pixel_values=pixels, valid=batch["valid"])
         found = sequence_loss(output, batch, _ALONE)
         if not weight:
             return found
         each = patch_logits(output.patches, model.classifier, model.encoder).float()
-        covered = cover_patches(batch, inputs, pose, math.isqrt(each.shape[1]))
-        whole = batch["position_target"][batch["valid"]] == 0
-        return found + weight * box_loss(each, covered, whole)
+        covered = cover_patches(batch, inputs, transforms, math.isqrt(each.shape[1]))
+        intact = batch["position_target"][batch["valid"]] == 0
+        return found + weight * box_loss(each, covered, intact)
 
     return loss
 
@@ -280,20 +280,20 @@ def _vertebra_loss(model: CervicalSequenceModel, inputs: InputConfig, config: Ru
 def _train_heads(
     model: CervicalSequenceModel,
     inputs: InputConfig,
-    shards: RoundShards,
+    buffer: CropBuffer,
     config: RunConfig,
     work: RoundWork,
 ) -> Trained:
     """Train all but the encoder, on features of whole patients."""
     settings = config.sequence
-    known = [study for study in shards.studies if study.labels]
-    index = index_necks(
-        shards, [study.study for study in known], model.config.positions, inputs.trim_mm
+    known = [study for study in buffer.studies if study.labels]
+    index = index_patients(
+        buffer, [study.study for study in known], model.config.positions, inputs.trim_mm
     )
-    targets = find_targets(shards, index, known)
-    features = find_features(model, inputs, shards, index)
+    targets = find_targets(buffer, index, known)
+    features = find_features(model, inputs, buffer, index)
     batch = _shared(min(settings.head_batch, len(index)))
-    order = draw_order(
+    order = sample_order(
         np.zeros(len(index), np.float32),
         broken_share=0,
         batch=batch,
@@ -303,10 +303,10 @@ def _train_heads(
 
     def loss(wrapped: Any, part: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         return sequence_loss(
-            wrapped(features=part["features"], valid=part["valid"]), part, LossShares()
+            wrapped(features=part["features"], valid=part["valid"]), part, LossWeights()
         )
 
-    with _resting(model.encoder):
+    with _frozen(model.encoder):
         return fit(
             model,
             FeatureDataset(features, index, targets),
@@ -318,7 +318,7 @@ def _train_heads(
 
 
 @contextmanager
-def _resting(*modules: torch.nn.Module) -> Iterator[None]:
+def _frozen(*modules: torch.nn.Module) -> Iterator[None]:
     """Keep some modules as they are within the block."""
     parameters = [parameter for module in modules for parameter in module.parameters()]
     before = [parameter.requires_grad for parameter in parameters]
@@ -334,7 +334,7 @@ def _resting(*modules: torch.nn.Module) -> Iterator[None]:
 def refresh_sequences(
     model: PreTrainedModel,
     inputs: InputConfig,
-    shards: RoundShards,
+    buffer: CropBuffer,
     config: RunConfig,
     work: RoundWork,
 ) -> None:
@@ -342,12 +342,12 @@ def refresh_sequences(
     model = cast(CervicalSequenceModel, model)
     if not keeps_statistics(model.encoder) or is_frozen(model):
         return
-    round_ = _plan(model, inputs, shards, config, work)
-    dataset = NeckDataset(shards, round_.index, round_.targets, inputs)
-    with torch.no_grad(), counting_anew(model.encoder):
+    round_ = _plan(model, inputs, buffer, config, work)
+    dataset = PatientDataset(buffer, round_.index, round_.targets, inputs)
+    with torch.no_grad(), recomputed_statistics(model.encoder):
         for number, items in enumerate(round_.order[:STATISTICS_BATCHES]):
             batch = to_device(dataset.__getitems__(items.tolist()))
             generator = torch.Generator().manual_seed(work.seed * 1_000_003 + number)
-            pose = draw_neck_pose(batch, config.augment, generator)
-            pixels = show_necks(batch, inputs, pose, config.augment, generator)
+            transforms = sample_vertebra_transforms(batch, config.augment, generator)
+            pixels = make_patient_pixels(batch, inputs, transforms, config.augment, generator)
             run_encoder(model.encoder, pixels)

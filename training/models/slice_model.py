@@ -68,7 +68,7 @@ def build_model(config: ModelConfig, inputs: InputConfig, seed: int) -> PreTrain
     model = _FAMILIES[config.family](config, inputs)
     *_, bias = model.classifier.parameters()
     torch.nn.init.constant_(bias, math.log(PRIOR / (1 - PRIOR)))
-    return _mend(model)
+    return _declare_mean_loss(model)
 
 
 def _build_vit(config: ModelConfig, inputs: InputConfig) -> PreTrainedModel:
@@ -137,14 +137,14 @@ def start_model(
             folder, AutoModelForImageClassification, config=config, ignore_mismatched_sizes=True
         )
     except UNREADABLE as error:
-        raise model_invalid(folder, _said(error)) from None
+        raise model_invalid(folder, _detail_of(error)) from None
     if missing := [name for name in missing if not name.startswith("classifier.")]:
         detail = f"{len(missing)} weights of the encoder are not there: {missing[0]}"
         raise model_invalid(folder, detail)
     size = getattr(config, "image_size", inputs.size)
     if not isinstance(size, int):
         raise model_invalid(folder, f"its input is {size}, not a square")
-    return _mend(model), replace(inputs, size=size, **read_normalisation(folder))
+    return _declare_mean_loss(model), replace(inputs, size=size, **read_normalisation(folder))
 
 
 def read_model_type(folder: Path) -> str:
@@ -155,7 +155,7 @@ def read_model_type(folder: Path) -> str:
         return ""
 
 
-def is_ours(folder: Path) -> bool:
+def is_cspine_model(folder: Path) -> bool:
     """Whether `save_model` wrote the folder, so that its head knows of fractures already."""
     path = folder / "preprocessor_config.json"
     try:
@@ -187,7 +187,7 @@ def load_model(
         inputs = inputs_from_json(document[_INPUTS_KEY])
         model, wrong = _from_pretrained(folder, kind)
     except UNREADABLE as error:
-        raise model_invalid(folder, _said(error)) from None
+        raise model_invalid(folder, _detail_of(error)) from None
     if wrong:
         raise model_invalid(folder, f"{len(wrong)} weights do not fit, first {wrong[0]}")
     if (size := getattr(model.config, "image_size", inputs.size)) != inputs.size:
@@ -195,7 +195,7 @@ def load_model(
     seen = getattr(model.config, "encoder", model.config).num_channels
     if seen != inputs.channels:
         raise model_invalid(folder, f"it sees {seen} channels, its inputs have {inputs.channels}")
-    return _mend(model), inputs
+    return _declare_mean_loss(model), inputs
 
 
 def save_model(
@@ -256,10 +256,10 @@ def _from_pretrained(folder: Path, kind: Any, **options: Any) -> tuple[PreTraine
     wrong = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
     if not options:
         wrong |= set(info["unexpected_keys"])
-    return own_memory(model), sorted(wrong)
+    return copy_from_file(model), sorted(wrong)
 
 
-def own_memory(model: PreTrainedModel) -> PreTrainedModel:
+def copy_from_file(model: PreTrainedModel) -> PreTrainedModel:
     """Copy every weight out of the file that it was mapped from."""
     for tensor in (*model.parameters(), *model.buffers()):
         # Views of the file need not be aligned, and sums then come in another order.
@@ -267,7 +267,7 @@ def own_memory(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _mend(model: PreTrainedModel) -> PreTrainedModel:
+def _declare_mean_loss(model: PreTrainedModel) -> PreTrainedModel:
     """Tell `Trainer` that this loss is a mean over the batch.
 
     The forward of ViT takes ``**kwargs``, from which `Trainer` (transformers 5.9 to 5.23) concludes
@@ -311,7 +311,7 @@ def read_normalisation(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _said(error: Exception) -> str:
+def _detail_of(error: Exception) -> str:
     return error.detail if isinstance(error, UsageError) else str(error)
 
 

@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 from storage_schemas.vertebrae import CERVICAL
 from training.config import InputConfig
 from training.data.cohort import Study
-from training.data.crop_buffer import RoundShards
+from training.data.crop_buffer import CropBuffer
 from training.data.inputs import (
     SliceIndex,
     gather_slices,
+    identity_transforms,
     index_slices,
     make_pixels,
     normalise,
-    plain_pose,
 )
 from training.devices import device, to_device
 
@@ -58,15 +58,15 @@ class LevelScores:
 
 @torch.no_grad()
 def slice_logits(
-    model: PreTrainedModel, inputs: InputConfig, shards: RoundShards, index: SliceIndex
+    model: PreTrainedModel, inputs: InputConfig, buffer: CropBuffer, index: SliceIndex
 ) -> NDArray[np.float32]:
     """The logit of each input, shape (inputs,), in the order of the index."""
     model.eval().to(device())
     logits = []
     for start in range(0, len(index), _BATCH):
         part = slice(start, start + _BATCH)
-        batch = to_device(gather_slices(shards, index.crop[part], index.z[part]))
-        pixels = make_pixels(batch, inputs, plain_pose(len(batch["hu"])))
+        batch = to_device(gather_slices(buffer, index.crop[part], index.z[part]))
+        pixels = make_pixels(batch, inputs, identity_transforms(len(batch["hu"])))
         logits.append(
             model(pixel_values=normalise(pixels, inputs)).logits[:, 0].float().cpu().numpy()
         )
@@ -74,7 +74,7 @@ def slice_logits(
 
 
 def score_studies(
-    model: PreTrainedModel, inputs: InputConfig, shards: RoundShards, studies: Sequence[Study]
+    model: PreTrainedModel, inputs: InputConfig, buffer: CropBuffer, studies: Sequence[Study]
 ) -> LevelScores:
     """Score each level of each study.
 
@@ -82,18 +82,18 @@ def score_studies(
     ----------
     model, inputs
         From `training.models.slice_model`.
-    shards : RoundShards
+    buffer : CropBuffer
         Of these studies, at least.
     studies : sequence of Study
     """
     rows = {study.study: row for row, study in enumerate(studies)}
-    crops = [i for i, vertebra in enumerate(shards.vertebrae) if vertebra.study in rows]
-    index = index_slices(shards, crops, inputs.trim_mm)
-    logits = slice_logits(model, inputs, shards, index)
+    crops = [i for i, vertebra in enumerate(buffer.vertebrae) if vertebra.study in rows]
+    index = index_slices(buffer, crops, inputs.trim_mm)
+    logits = slice_logits(model, inputs, buffer, index)
     shape = (len(studies), len(CERVICAL))
     scores = LevelScores(np.full(shape, np.nan), np.full(shape, -1, np.int64))
     for crop in crops:
-        vertebra = shards.vertebrae[crop]
+        vertebra = buffer.vertebrae[crop]
         place = rows[vertebra.study], CERVICAL.index(vertebra.level)
         mine = index.crop == crop
         scores.score[place] = np.sort(logits[mine])[-TOP:].mean()

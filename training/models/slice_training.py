@@ -20,15 +20,15 @@ from transformers import PreTrainedModel
 
 from training.config import InputConfig, RunConfig
 from training.data.cohort import Study
-from training.data.crop_buffer import RoundShards
+from training.data.crop_buffer import CropBuffer
 from training.data.inputs import (
     SliceIndex,
     cover_patches,
-    draw_pose,
     gather_slices,
     index_slices,
     make_pixels,
     normalise,
+    sample_transforms,
     vary_intensity,
 )
 from training.devices import device
@@ -42,8 +42,8 @@ STATISTICS_BATCHES = 16
 class SliceDataset(Dataset[Any]):
     """The inputs of a round, map-style; whole batches are gathered at once."""
 
-    def __init__(self, shards: RoundShards, index: SliceIndex) -> None:
-        self._shards = shards
+    def __init__(self, buffer: CropBuffer, index: SliceIndex) -> None:
+        self._buffer = buffer
         self._index = index
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class SliceDataset(Dataset[Any]):
         return self.__getitems__([item])
 
     def __getitems__(self, items: list[int]) -> dict[str, Tensor]:
-        batch = gather_slices(self._shards, self._index.crop[items], self._index.z[items])
+        batch = gather_slices(self._buffer, self._index.crop[items], self._index.z[items])
         return batch | {"labels": torch.from_numpy(self._index.target[items, None])}
 
 
@@ -69,13 +69,13 @@ def count_slices(study: Study, config: RunConfig) -> int:
 def train_slices(
     model: PreTrainedModel,
     inputs: InputConfig,
-    shards: RoundShards,
+    buffer: CropBuffer,
     config: RunConfig,
     work: RoundWork,
 ) -> Trained:
     """Train a slice model, in place, on the slices whose target is known; see `fit`."""
-    index, order = _plan(shards, inputs, config, work)
-    dataset = SliceDataset(shards, index)
+    index, order = _plan(buffer, inputs, config, work)
+    dataset = SliceDataset(buffer, index)
     with _slice_loss(model, inputs, config) as loss:
         return fit(model, dataset, order, loss, config=config.train, work=work)
 
@@ -84,7 +84,7 @@ def train_slices(
 def refresh_statistics(
     model: PreTrainedModel,
     inputs: InputConfig,
-    shards: RoundShards,
+    buffer: CropBuffer,
     config: RunConfig,
     work: RoundWork,
 ) -> None:
@@ -95,14 +95,16 @@ def refresh_statistics(
     """
     if not keeps_statistics(model):
         return
-    index, order = _plan(shards, inputs, config, work)
-    dataset = SliceDataset(shards, index)
-    with counting_anew(model):
+    index, order = _plan(buffer, inputs, config, work)
+    dataset = SliceDataset(buffer, index)
+    with recomputed_statistics(model):
         for number, items in enumerate(order[:STATISTICS_BATCHES]):
             batch = {k: v.to(device()) for k, v in dataset.__getitems__(items.tolist()).items()}
             generator = torch.Generator().manual_seed(work.seed * 1_000_003 + number)
-            pose = draw_pose(len(items), config.augment, generator)
-            pixels = vary_intensity(make_pixels(batch, inputs, pose), config.augment, generator)
+            transforms = sample_transforms(len(items), config.augment, generator)
+            pixels = vary_intensity(
+                make_pixels(batch, inputs, transforms), config.augment, generator
+            )
             model(pixel_values=normalise(pixels, inputs))
 
 
@@ -112,7 +114,7 @@ def keeps_statistics(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def counting_anew(model: PreTrainedModel) -> Iterator[None]:
+def recomputed_statistics(model: PreTrainedModel) -> Iterator[None]:
     """Let batch normalisations take the plain mean over the batches that pass within the block."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
@@ -127,13 +129,13 @@ def counting_anew(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _plan(
-    shards: RoundShards, inputs: InputConfig, config: RunConfig, work: RoundWork
+    buffer: CropBuffer, inputs: InputConfig, config: RunConfig, work: RoundWork
 ) -> tuple[SliceIndex, NDArray[np.int64]]:
-    crops = range(len(shards.vertebrae))
-    index = index_slices(shards, crops, inputs.trim_mm, config.train.weak_target)
+    crops = range(len(buffer.vertebrae))
+    index = index_slices(buffer, crops, inputs.trim_mm, config.train.weak_target)
     known = np.flatnonzero(~np.isnan(index.target))
     index = SliceIndex(index.crop[known], index.z[known], index.target[known])
-    order = draw_order(
+    order = sample_order(
         index.target,
         broken_share=config.train.fractured_share,
         batch=config.train.batch_size * config.train.accumulation,
@@ -143,7 +145,7 @@ def _plan(
     return index, order
 
 
-def draw_order(
+def sample_order(
     target: NDArray[np.float32], *, broken_share: float, batch: int, steps: int, seed: int
 ) -> NDArray[np.int64]:
     """Draw the slices of each step, every step with the same share of broken ones.
@@ -162,14 +164,14 @@ def draw_order(
     -------
     ndarray, shape (steps, batch), int64
     """
-    broken, whole = np.flatnonzero(target > 0), np.flatnonzero(target == 0)
+    fractured, intact = np.flatnonzero(target > 0), np.flatnonzero(target == 0)
     generator = np.random.default_rng(seed)
     kinds = [(np.arange(target.size), batch)]
-    if broken_share and broken.size and whole.size and batch > 1:
+    if broken_share and fractured.size and intact.size and batch > 1:
         count = min(batch - 1, max(1, round(broken_share * batch)))
-        kinds = [(broken, count), (whole, batch - count)]
-    drawn = [_endless(i, steps * n, generator).reshape(steps, n) for i, n in kinds]
-    return generator.permuted(np.concatenate(drawn, axis=1), axis=1)
+        kinds = [(fractured, count), (intact, batch - count)]
+    sampled = [_endless(i, steps * n, generator).reshape(steps, n) for i, n in kinds]
+    return generator.permuted(np.concatenate(sampled, axis=1), axis=1)
 
 
 def _endless(
@@ -188,14 +190,14 @@ def _slice_loss(model: PreTrainedModel, inputs: InputConfig, config: RunConfig) 
 
     def loss(wrapped: Any, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         labels = batch["labels"]
-        pose = draw_pose(len(labels), config.augment, generator)
-        pixels = vary_intensity(make_pixels(batch, inputs, pose), config.augment, generator)
+        transforms = sample_transforms(len(labels), config.augment, generator)
+        pixels = vary_intensity(make_pixels(batch, inputs, transforms), config.augment, generator)
         logits = wrapped(pixel_values=normalise(pixels, inputs)).logits.float()
         found = functional.binary_cross_entropy_with_logits(logits, labels)
         if patches is None:
             return found
         each = patches.logits().float()
-        covered = cover_patches(batch, inputs, pose, math.isqrt(each.shape[1]))
+        covered = cover_patches(batch, inputs, transforms, math.isqrt(each.shape[1]))
         return found + weight * box_loss(each, covered, labels[:, 0] == 0)
 
     try:

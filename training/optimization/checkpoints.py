@@ -67,7 +67,7 @@ def read_checkpoint(path: Path) -> tuple[Progress, dict[str, Tensor]] | None:
         return None
 
 
-def write_iterate(path: Path, weights: Mapping[str, Tensor]) -> None:
+def write_last_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Keep the weights that a round trained, whole or not at all.
 
     Raises
@@ -78,7 +78,7 @@ def write_iterate(path: Path, weights: Mapping[str, Tensor]) -> None:
     _write(path, weights, {})
 
 
-def read_iterate(path: Path) -> dict[str, Tensor]:
+def read_last_weights(path: Path) -> dict[str, Tensor]:
     """Read them back, to the bit.
 
     Raises

@@ -52,7 +52,7 @@ class RoundWork:
         Of the optimizer.
     rate : float
         Peak of the learning rate.
-    layer_decay, average : float
+    layer_decay, ema : float
         See `training.config.BoostConfig`.
     seed : int
         Of the order, the augmentation and all other draws.
@@ -66,7 +66,7 @@ class RoundWork:
     steps: int
     rate: float
     layer_decay: float
-    average: float
+    ema: float
     seed: int
     log: Log
     checkpoint: Path | None = None
@@ -80,12 +80,12 @@ class Trained:
     ----------
     loss : float
         The mean training loss.
-    average : mapping of str to Tensor, or None
+    ema : mapping of str to Tensor, or None
         The moving average of the parameters, by name, where one was asked for.
     """
 
     loss: float
-    average: Mapping[str, Tensor] | None
+    ema: Mapping[str, Tensor] | None
 
 
 def fit(
@@ -122,8 +122,8 @@ def fit(
     model.accepts_loss_kwargs = False
     model.to(device())
     optimizer = AdamW(parameter_groups(model, config, work), fused=True)
-    average = _Average(model, work)
-    done = _restore(model, optimizer, average, work)
+    ema = _Ema(model, work)
+    done = _restore(model, optimizer, ema, work)
     with TemporaryDirectory(prefix="cspine-trainer-") as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -150,20 +150,20 @@ def fit(
             train_dataset=examples,
             data_collator=lambda batch: batch,
             optimizers=(optimizer, _schedule(optimizer, config, work, done.step)),
-            callbacks=[average, _RoundLog(work.log, done.step, work.steps)],
+            callbacks=[ema, _RoundLog(work.log, done.step, work.steps)],
             order=order[done.step :],
             loss=loss,
             first_batch=done.step * parts * ranks(),
         )
-        keeper = _Keeper(model, optimizer, average, config, work, done, trainer)
-        trainer.add_callback(keeper)
+        writer = _CheckpointWriter(model, optimizer, ema, config, work, done, trainer)
+        trainer.add_callback(writer)
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         trainer.train()
-    mean = keeper.loss() / work.steps
+    mean = writer.loss() / work.steps
     if not math.isfinite(mean):
         raise RunError("training-diverged", f"the mean loss is {mean}")
-    return Trained(mean, average.weights)
+    return Trained(mean, ema.weights)
 
 
 def _divide(step: int, most: int) -> int:
@@ -266,18 +266,18 @@ class _RoundTrainer(Trainer):
         return loss
 
 
-class _Average(TrainerCallback):
+class _Ema(TrainerCallback):
     """The moving average of the weights (Polyak and Juditsky, 1992), exponential."""
 
     def __init__(self, model: PreTrainedModel, work: RoundWork) -> None:
         self._model = model
-        self._keep = 1 - 1 / max(1.0, work.average * work.steps)
+        self._keep = 1 - 1 / max(1.0, work.ema * work.steps)
         self._steps = 0
         self.weights: dict[str, Tensor] | None = None
-        if work.average:
+        if work.ema:
             self.weights = {n: p.detach().clone() for n, p in model.named_parameters()}
 
-    def go_on(self, weights: dict[str, Tensor], steps: int) -> None:
+    def resume(self, weights: dict[str, Tensor], steps: int) -> None:
         """Take up an average where it was left."""
         self.weights, self._steps = weights or None, steps
 
@@ -317,20 +317,20 @@ class _RoundLog(TrainerCallback):
         )
 
 
-class _Keeper(TrainerCallback):
+class _CheckpointWriter(TrainerCallback):
     """Writes the checkpoint every so many steps."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         optimizer: AdamW,
-        average: _Average,
+        ema: _Ema,
         config: TrainConfig,
         work: RoundWork,
         done: Progress,
         trainer: _RoundTrainer,
     ) -> None:
-        self._parts = (model, optimizer, average)
+        self._parts = (model, optimizer, ema)
         self._every = config.checkpoint_steps
         self._work = work
         self._done = done
@@ -350,18 +350,16 @@ class _Keeper(TrainerCallback):
             write_checkpoint(self._work.checkpoint, progress, _tensors(*self._parts))
 
 
-def _tensors(model: PreTrainedModel, optimizer: AdamW, average: _Average) -> dict[str, Tensor]:
+def _tensors(model: PreTrainedModel, optimizer: AdamW, ema: _Ema) -> dict[str, Tensor]:
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
         state = optimizer.state[parameter]
         tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if state}
-    tensors |= {f"average.{name}": tensor for name, tensor in (average.weights or {}).items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in (ema.weights or {}).items()}
     return tensors
 
 
-def _restore(
-    model: PreTrainedModel, optimizer: AdamW, average: _Average, work: RoundWork
-) -> Progress:
+def _restore(model: PreTrainedModel, optimizer: AdamW, ema: _Ema, work: RoundWork) -> Progress:
     """Take up the round where its checkpoint left it; says how far that is."""
     start = Progress(work.number, work.steps, 0, 0.0)
     found = read_checkpoint(work.checkpoint) if work.checkpoint else None
@@ -375,5 +373,5 @@ def _restore(
     model.load_state_dict(parts["model"], strict=True)
     for name, parameter in model.named_parameters():
         optimizer.state[parameter] = {moment: parts[moment][name] for moment in _MOMENTS}
-    average.go_on(parts.get("average", {}), progress.step)
+    ema.resume(parts.get("average", {}), progress.step)
     return progress

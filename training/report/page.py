@@ -15,7 +15,7 @@ from presentation.pages import page_templates
 from storage_schemas.errors import UsageError, reason_of
 from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.data.splits import SIDES
-from training.evaluation.evaluate import BEST, FIGURES, HARDEST, MIXTURE, MODEL, Evaluation
+from training.evaluation.evaluate import BEST, ENSEMBLE, FIGURES, MODEL, TEST_CONSTANT, Evaluation
 from training.explanation.examples import KINDS, LIST
 from training.report.plots import (
     plot_calibration,
@@ -27,16 +27,16 @@ from training.report.plots import (
 )
 from training.rounds.cards import CARD
 from training.rounds.folds import fold_runs
-from training.rounds.journal import give_reason, read_curve
+from training.rounds.journal import explain_decision, read_curve
 from training.runs import (
-    BLEND,
     EVALUATION,
     EXAMPLES,
     HISTORY,
+    ROUND_ENSEMBLE,
     ROUNDS,
+    RUN_ENSEMBLE,
     SETTINGS,
     SPLITS,
-    STACK,
     RunFolder,
 )
 
@@ -76,16 +76,16 @@ def render_report(run: RunFolder) -> tuple[str, Evaluation]:
             run=run.path.resolve().name,
             store=settings["store"],
             evaluation=asdict(evaluation),
-            verdict=evaluation.verdict,
-            names={"model": MODEL, "best": BEST, "hardest": HARDEST, "mixture": MIXTURE},
+            headline=evaluation.headline,
+            names={"model": MODEL, "best": BEST, "hardest": TEST_CONSTANT, "mixture": ENSEMBLE},
             figures=FIGURES,
             targets=LABEL_COLUMNS,
             sides={side: len(splits[side]) for side in SIDES},
             config=settings["config"],
             start=settings["start"],
             journals=[_journal(each, number) for number, each in enumerate(_parts(run))],
-            blend=run.read(BLEND) if run.has(BLEND) else None,
-            stack=run.read(STACK) if run.has(STACK) else None,
+            blend=run.read(RUN_ENSEMBLE) if run.has(RUN_ENSEMBLE) else None,
+            stack=run.read(ROUND_ENSEMBLE) if run.has(ROUND_ENSEMBLE) else None,
             plots={
                 "losses": plot_losses(evaluation),
                 "calibration": plot_calibration(evaluation),
@@ -114,7 +114,7 @@ def _read_evaluation(run: RunFolder) -> Evaluation:
 
 def _parts(run: RunFolder) -> tuple[RunFolder, ...]:
     """The runs whose rounds are told: its folds, or itself; a blend holds copies of models only."""
-    return fold_runs(run) or (() if run.has(BLEND) else (run,))
+    return fold_runs(run) or (() if run.has(RUN_ENSEMBLE) else (run,))
 
 
 def _journal(run: RunFolder, number: int) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def _journal(run: RunFolder, number: int) -> dict[str, Any]:
     return {
         "name": run.path.name,
         "planned": len(run.read(ROUNDS)),
-        "rounds": [entry | {"reason": give_reason(entry)} for entry in rounds],
+        "rounds": [entry | {"reason": explain_decision(entry)} for entry in rounds],
         "candidates": list(dict.fromkeys(name for entry in rounds for name in entry["candidates"])),
         "guard": plot_candidates(rounds, f"guard-{number}") if rounds else "",
         "learning": plot_learning(read_curve(run), f"learning-{number}"),
@@ -154,7 +154,7 @@ def _picture(run: RunFolder, name: str) -> str:
 
 def _card(run: RunFolder) -> str:
     """The model card as HTML; its markup is Markdown's alone."""
-    folder = run.path if run.has(BLEND) else run.model
+    folder = run.path if run.has(RUN_ENSEMBLE) else run.model
     try:
         text = (folder / CARD).read_text()
     except OSError as error:

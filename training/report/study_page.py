@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from presentation.pages import page_templates
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import LABEL_COLUMNS
-from training.explanation.attribution import LevelReading
+from training.explanation.attribution import LevelAttribution
 from training.explanation.overlay import grey, shade
 
 
 @dataclass(frozen=True)
-class StudyAnswer:
+class StudyPage:
     """What a run says of one study.
 
     Parameters
@@ -28,7 +28,7 @@ class StudyAnswer:
         Calibrated, in the order of `LABEL_COLUMNS`.
     warnings : tuple of str
         Why it is less sure than usual.
-    readings : tuple of LevelReading
+    attributions : tuple of LevelAttribution
         Of the levels that have a crop.
     model : str
         Which of the run's models the readings are of.
@@ -37,7 +37,7 @@ class StudyAnswer:
     study: str
     probabilities: tuple[float, ...]
     warnings: tuple[str, ...]
-    readings: tuple[LevelReading, ...]
+    attributions: tuple[LevelAttribution, ...]
     model: str
 
 
@@ -56,26 +56,28 @@ def find_origins(store: StudyStore, study: str) -> Origins:
     }
 
 
-def describe(answer: StudyAnswer, origins: Origins) -> dict[str, Any]:
+def describe(page: StudyPage, origins: Origins) -> dict[str, Any]:
     """The answer as plain JSON values, without pictures."""
-    chances = dict(zip(LABEL_COLUMNS, answer.probabilities, strict=True))
+    chances = dict(zip(LABEL_COLUMNS, page.probabilities, strict=True))
     return {
-        "study": answer.study,
+        "study": page.study,
         "use": "research only; not a medical device",
         "probabilities": chances,
-        "warnings": list(answer.warnings),
-        "model": answer.model,
+        "warnings": list(page.warnings),
+        "model": page.model,
         "levels": [
             {
-                "level": reading.level,
-                "probability": chances[reading.level],
+                "level": attribution.level,
+                "probability": chances[attribution.level],
                 "slices": [
-                    {"slice": z, **_origin(origins, reading.level, z), "weight": w, "logit": x}
-                    for z, w, x in zip(reading.slices, reading.weights, reading.logits, strict=True)
+                    {"slice": z, **_origin(origins, attribution.level, z), "weight": w, "logit": x}
+                    for z, w, x in zip(
+                        attribution.slices, attribution.weights, attribution.logits, strict=True
+                    )
                 ],
-                "key_slices": [key.z for key in reading.keys],
+                "key_slices": [key.z for key in attribution.keys],
             }
-            for reading in answer.readings
+            for attribution in page.attributions
         ],
     }
 
@@ -84,40 +86,42 @@ def _origin(origins: Origins, level: str, z: int) -> Mapping[str, Any]:
     return origins.get((level, z), {"instance": None, "z_mm": None})
 
 
-def render_page(answer: StudyAnswer, origins: Origins) -> str:
+def render_page(page: StudyPage, origins: Origins) -> str:
     """One HTML page without any outside reference: probabilities, and the slices behind them."""
-    chances = dict(zip(LABEL_COLUMNS, answer.probabilities, strict=True))
+    chances = dict(zip(LABEL_COLUMNS, page.probabilities, strict=True))
     template = page_templates("training").get_template("study.html.j2")
     return template.render(
-        answer=answer,
+        page=page,
         chances=chances,
         levels=[
             {
-                "level": reading.level,
-                "chance": chances[reading.level],
-                "bars": _bars(reading),
+                "level": attribution.level,
+                "chance": chances[attribution.level],
+                "bars": _bars(attribution),
                 "keys": [
                     {
                         "picture": _png(shade(key)),
                         "plain": _png(grey(key.picture)),
-                        "weight": reading.weights[reading.slices.index(key.z)],
-                        **_origin(origins, reading.level, key.z),
+                        "weight": attribution.weights[attribution.slices.index(key.z)],
+                        **_origin(origins, attribution.level, key.z),
                     }
-                    for key in reading.keys
+                    for key in attribution.keys
                 ],
             }
-            for reading in sorted(answer.readings, key=lambda reading: -chances[reading.level])
+            for attribution in sorted(
+                page.attributions, key=lambda attribution: -chances[attribution.level]
+            )
         ],
     )
 
 
-def _bars(reading: LevelReading) -> list[dict[str, Any]]:
+def _bars(attribution: LevelAttribution) -> list[dict[str, Any]]:
     """The weight of each slice as a share of the largest, feet first."""
-    most = max(reading.weights)
-    keys = {key.z for key in reading.keys}
+    most = max(attribution.weights)
+    keys = {key.z for key in attribution.keys}
     return [
         {"height": w / most if most else 0.0, "slice": z, "weight": w, "key": z in keys}
-        for z, w in zip(reading.slices, reading.weights, strict=True)
+        for z, w in zip(attribution.slices, attribution.weights, strict=True)
     ]
 
 

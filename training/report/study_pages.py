@@ -7,15 +7,15 @@ from pathlib import Path
 from presentation.output import write_output
 from storage_schemas.store import StudyStore
 from training.data.cohort import Study
-from training.data.crop_buffer import open_shards
+from training.data.crop_buffer import open_buffer
 from training.evaluation.members import Member, read_members
 from training.evaluation.predict import Predictions
-from training.explanation.attribution import read_study
+from training.explanation.attribution import attribute_study
 from training.models.kinds import load_any
-from training.models.sequence_inputs import warn_of
+from training.models.sequence_inputs import list_warnings
 from training.models.sequence_model import MODEL_TYPE
 from training.models.slice_model import read_model_type
-from training.report.study_page import StudyAnswer, describe, find_origins, render_page
+from training.report.study_page import StudyPage, describe, find_origins, render_page
 from training.runs import RunFolder
 
 
@@ -55,18 +55,18 @@ def explain_studies(
     if member.weight < 1:
         name += f", {member.weight:.0%} of the blend"
     for study, chances in zip(studies, predictions.probabilities.tolist(), strict=True):
-        with open_shards(store, [study], run.path, masks=inputs.mask) as shards:
-            answer = StudyAnswer(
+        with open_buffer(store, [study], run.path, masks=inputs.mask) as buffer:
+            page = StudyPage(
                 study=study.study,
                 probabilities=tuple(chances),
-                warnings=tuple(warn_of(study.vertebrae)),
-                readings=read_study(model, inputs, shards, study.study),
+                warnings=tuple(list_warnings(study.vertebrae)),
+                attributions=attribute_study(model, inputs, buffer, study.study),
                 model=name,
             )
         origins = find_origins(store, study.study)
-        document = json.dumps(describe(answer, origins), indent=1) + "\n"
+        document = json.dumps(describe(page, origins), indent=1) + "\n"
         write_output(folder / f"{study.study}.json", document)
-        write_output(folder / f"{study.study}.html", render_page(answer, origins))
+        write_output(folder / f"{study.study}.html", render_page(page, origins))
         advance()
 
 

@@ -29,26 +29,26 @@ from storage_schemas.errors import RunError
 from storage_schemas.store import StudyStore
 from training.config import RunConfig
 from training.data.cohort import Study, labelled, read_cohort
-from training.data.crop_buffer import RoundShards, open_shards
+from training.data.crop_buffer import CropBuffer, open_buffer
 from training.data.splits import SIDES
 from training.models.kinds import load_any
-from training.models.slice_model import is_ours
-from training.optimization.checkpoints import read_iterate, write_iterate
+from training.models.slice_model import is_cspine_model
+from training.optimization.checkpoints import read_last_weights, write_last_weights
 from training.optimization.scalars import Scalars, write_scalars
 from training.optimization.trainer import Log, RoundWork, Trained
 from training.ranks import is_first, wait
 from training.rounds.candidates import (
     RAW,
-    Candidate,
+    CandidateWeights,
     Decision,
     Weights,
     copy_weights,
     decide,
     list_candidates,
 )
-from training.rounds.offers import offer, save_round, stack_rounds
+from training.rounds.offers import fit_round_ensemble, offer, save_round
 from training.rounds.plan import RoundPlan, RunPlan, plan_run, write_plan
-from training.rounds.validation import Judges, Verdict, judge
+from training.rounds.validation import ValidationResult, ValidationSets, validate
 from training.runs import HISTORY, METRICS, RunFolder
 
 
@@ -61,17 +61,17 @@ class Incumbent:
     number : int
         The round that made it; 0 is the start.
     model : PreTrainedModel
-    verdict : Verdict or None
+    result : ValidationResult or None
         None of a start that has learnt nothing of fractures yet: the first round has nothing to
         protect.
-    iterate : Path or None
+    last_weights : Path or None
         The weights that the next round goes on from; None where it starts from the model itself.
     """
 
     number: int
     model: PreTrainedModel
-    verdict: Verdict | None
-    iterate: Path | None = None
+    result: ValidationResult | None
+    last_weights: Path | None = None
 
 
 def boost(store: StudyStore, run: RunFolder, config: RunConfig, start: Path | None) -> None:
@@ -116,37 +116,37 @@ def boost(store: StudyStore, run: RunFolder, config: RunConfig, start: Path | No
         plan.splits.choose(studies, side) for side in ("calibration", "guard", "train")
     )
     with (
-        _load(store, run, plan, calibration + guard, "read judges") as shards,
+        _load(store, run, plan, calibration + guard, "read judges") as buffer,
         write_scalars(run.tensorboard) as scalars,
     ):
-        judges = Judges(calibration, guard, train, shards)
-        incumbent = _find_incumbent(run, plan, first, judges)
+        sets = ValidationSets(calibration, guard, train, buffer)
+        incumbent = _find_incumbent(run, plan, first, sets)
         for entry in plan.rounds[len(run.lines(HISTORY)) :]:
-            incumbent = _run_round(store, run, plan, entry, incumbent, judges, scalars)
+            incumbent = _run_round(store, run, plan, entry, incumbent, sets, scalars)
         if is_first():
-            stack_rounds(run, judges)
+            fit_round_ensemble(run, sets)
             offer(run, incumbent.number)
-            run.drop_iterates()
+            run.drop_last_weights()
 
 
 def _find_incumbent(
-    run: RunFolder, plan: RunPlan, first: PreTrainedModel, judges: Judges
+    run: RunFolder, plan: RunPlan, first: PreTrainedModel, sets: ValidationSets
 ) -> Incumbent:
     """The last accepted round, or the start, which is judged where it is a model of ours."""
     history = run.lines(HISTORY)
     number = history[-1]["incumbent"] if history else 0
-    if number or run.has(run.judged(0)):
+    if number or run.has(run.validation_file(0)):
         model, _ = load_any(run.round_model(number))
-        verdict = Verdict.from_json(run.read(run.judged(number)))
+        result = ValidationResult.from_json(run.read(run.validation_file(number)))
         goes_on = history and history[-1]["accepted"] and history[-1]["best"] != RAW
-        return Incumbent(number, model, verdict, run.iterate(number) if goes_on else None)
-    if plan.start is None or not is_ours(plan.start):
+        return Incumbent(number, model, result, run.last_weights(number) if goes_on else None)
+    if plan.start is None or not is_cspine_model(plan.start):
         return Incumbent(0, first, None)
-    verdict = judge(first, plan.config.inputs, judges)
+    result = validate(first, plan.config.inputs, sets)
     if is_first():
-        save_round(run, plan, 0, first, verdict, judges)
+        save_round(run, plan, 0, first, result, sets)
     wait()
-    return Incumbent(0, first, verdict)
+    return Incumbent(0, first, result)
 
 
 def _run_round(
@@ -155,45 +155,45 @@ def _run_round(
     plan: RunPlan,
     entry: RoundPlan,
     incumbent: Incumbent,
-    judges: Judges,
+    sets: ValidationSets,
     scalars: Scalars,
 ) -> Incumbent:
     """Train, judge, and accept or roll back one round; its line in the journal is written last."""
     began = time.monotonic()
     model, before = incumbent.model, copy_weights(incumbent.model)
     base = sum(earlier.steps for earlier in plan.rounds[: entry.number - 1])
-    if incumbent.iterate is not None:
-        model.load_state_dict(read_iterate(incumbent.iterate))
-    studies = [study for study in judges.train if study.study in {*entry.studies, *entry.replay}]
-    with _load(store, run, plan, studies, f"read round {entry.number}") as shards:
+    if incumbent.last_weights is not None:
+        model.load_state_dict(read_last_weights(incumbent.last_weights))
+    studies = [study for study in sets.train if study.study in {*entry.studies, *entry.replay}]
+    with _load(store, run, plan, studies, f"read round {entry.number}") as buffer:
         with StageProgress(f"train round {entry.number}", entry.steps, "steps") as progress:
-            log = _tell(run, entry.number, base, progress, scalars)
+            log = _make_log(run, entry.number, base, progress, scalars)
             work = _work(run, plan, entry, incumbent, log)
-            trained = _train(plan, model, shards, work)
-        iterate = copy_weights(model)
-        known = None if incumbent.verdict is None else before
+            trained = _train(plan, model, buffer, work)
+        last_weights = copy_weights(model)
+        known = None if incumbent.result is None else before
         candidates = (
-            () if trained is None else list_candidates(iterate, known, trained, plan.policy)
+            () if trained is None else list_candidates(last_weights, known, trained, plan.policy)
         )
-        verdicts, best = _judge_candidates(plan, model, candidates, shards, work, judges)
-    decision = decide(judges, incumbent.verdict, verdicts, plan.policy)
-    following = replace(incumbent, iterate=None)
+        results, best = _validate_candidates(plan, model, candidates, buffer, work, sets)
+    decision = decide(sets, incumbent.result, results, plan.policy)
+    following = replace(incumbent, last_weights=None)
     model.load_state_dict(before if decision.chosen is None else best)
     if decision.chosen is not None:
-        path = None if decision.chosen == RAW else run.iterate(entry.number)
-        following = Incumbent(entry.number, model, verdicts[decision.chosen], path)
+        path = None if decision.chosen == RAW else run.last_weights(entry.number)
+        following = Incumbent(entry.number, model, results[decision.chosen], path)
     if is_first():
-        if following.number == entry.number and following.verdict is not None:
-            save_round(run, plan, entry.number, model, following.verdict, judges)
-        if following.iterate is not None:
-            write_iterate(following.iterate, iterate)
+        if following.number == entry.number and following.result is not None:
+            save_round(run, plan, entry.number, model, following.result, sets)
+        if following.last_weights is not None:
+            write_last_weights(following.last_weights, last_weights)
         seconds = round(time.monotonic() - began, 1)
-        line = _line(plan, entry, following, decision, verdicts, trained, judges, seconds)
+        line = _line(plan, entry, following, decision, results, trained, sets, seconds)
         run.append(HISTORY, line)
         run.checkpoint.unlink(missing_ok=True)
-        run.drop_iterates(keep=following.iterate)
-        if following.verdict is not None:
-            scalars("guard/loss", following.verdict.loss, base + entry.steps)
+        run.drop_last_weights(keep=following.last_weights)
+        if following.result is not None:
+            scalars("guard/loss", following.result.loss, base + entry.steps)
         say_event("round", **line)
     wait()
     return following
@@ -203,13 +203,13 @@ def _work(
     run: RunFolder, plan: RunPlan, entry: RoundPlan, incumbent: Incumbent, log: Log
 ) -> RoundWork:
     policy, train = plan.policy, plan.config.train
-    learnt = incumbent.verdict is not None or plan.start is not None
+    learnt = incumbent.result is not None or plan.start is not None
     return RoundWork(
         number=entry.number,
         steps=entry.steps,
         rate=train.learning_rate * policy.rate_fall ** (entry.number - 1),
         layer_decay=policy.layer_decay if learnt else 1.0,
-        average=policy.ema_window,
+        ema=policy.ema_window,
         seed=1000 * plan.config.seed + entry.number,
         log=log,
         checkpoint=run.checkpoint,
@@ -217,11 +217,11 @@ def _work(
 
 
 def _train(
-    plan: RunPlan, model: PreTrainedModel, shards: RoundShards, work: RoundWork
+    plan: RunPlan, model: PreTrainedModel, buffer: CropBuffer, work: RoundWork
 ) -> Trained | None:
     """Train the model, in place; None where it diverged and the guard will roll that back."""
     try:
-        return plan.kind.train(model, plan.config.inputs, shards, plan.config, work)
+        return plan.kind.train(model, plan.config.inputs, buffer, plan.config, work)
     except RunError as error:
         if error.kind != "training-diverged" or not plan.policy.guarded:
             raise
@@ -229,29 +229,29 @@ def _train(
         return None
 
 
-def _judge_candidates(
+def _validate_candidates(
     plan: RunPlan,
     model: PreTrainedModel,
-    candidates: Iterable[Candidate],
-    shards: RoundShards,
+    candidates: Iterable[CandidateWeights],
+    buffer: CropBuffer,
     work: RoundWork,
-    judges: Judges,
-) -> tuple[dict[str, Verdict], Weights]:
+    sets: ValidationSets,
+) -> tuple[dict[str, ValidationResult], Weights]:
     """What the judges say of each candidate, and the weights of the best one."""
-    verdicts: dict[str, Verdict] = {}
+    results: dict[str, ValidationResult] = {}
     best: Weights = {}
     inputs = plan.config.inputs
     for candidate in candidates:
         model.load_state_dict(candidate.weights)
-        if candidate.mixed:
-            plan.kind.refresh(model, inputs, shards, plan.config, work)
-        verdict = judge(model, inputs, judges)
-        if all(verdict.loss < other.loss for other in verdicts.values()):
+        if candidate.stale_statistics:
+            plan.kind.refresh(model, inputs, buffer, plan.config, work)
+        result = validate(model, inputs, sets)
+        if all(result.loss < other.loss for other in results.values()):
             best = copy_weights(model)
-        verdicts[candidate.name] = verdict
-    if not verdicts and not plan.policy.guarded:
+        results[candidate.name] = result
+    if not results and not plan.policy.guarded:
         raise RunError("training-diverged", f"round {work.number} left weights that are no numbers")
-    return verdicts, best
+    return results, best
 
 
 def _line(
@@ -259,9 +259,9 @@ def _line(
     entry: RoundPlan,
     following: Incumbent,
     decision: Decision,
-    verdicts: Mapping[str, Verdict],
+    results: Mapping[str, ValidationResult],
     trained: Trained | None,
-    judges: Judges,
+    sets: ValidationSets,
     seconds: float,
 ) -> dict[str, Any]:
     """The round's line in the journal."""
@@ -272,15 +272,15 @@ def _line(
         "replayed_slices": entry.replay_slices,
         "steps": entry.steps,
         "train_loss": None if trained is None else trained.loss,
-        "candidates": {name: verdict.loss for name, verdict in verdicts.items()},
+        "candidates": {name: result.loss for name, result in results.items()},
         "best": decision.best,
         "gain": decision.gain,
         "gain_error": decision.error,
         "caution": plan.policy.caution if plan.policy.guarded else None,
         "accepted": decision.chosen is not None,
         "incumbent": following.number,
-        "guard_loss": None if following.verdict is None else following.verdict.loss,
-        "guard_best_constant": judges.best_constant,
+        "guard_loss": None if following.result is None else following.result.loss,
+        "guard_best_constant": sets.best_constant,
         "seconds": seconds,
     }
 
@@ -288,17 +288,19 @@ def _line(
 @contextmanager
 def _load(
     store: StudyStore, run: RunFolder, plan: RunPlan, studies: Sequence[Study], stage: str
-) -> Iterator[RoundShards]:
+) -> Iterator[CropBuffer]:
     crops, masks = sum(len(study.vertebrae) for study in studies), plan.config.inputs.mask
     with (
         StageProgress(stage, crops, "crops") as progress,
-        open_shards(store, studies, run.path, progress.advance, masks=masks) as shards,
+        open_buffer(store, studies, run.path, progress.advance, masks=masks) as buffer,
     ):
         progress.finish()
-        yield shards
+        yield buffer
 
 
-def _tell(run: RunFolder, number: int, base: int, progress: StageProgress, scalars: Scalars) -> Log:
+def _make_log(
+    run: RunFolder, number: int, base: int, progress: StageProgress, scalars: Scalars
+) -> Log:
     def log(line: Mapping[str, Any]) -> None:
         if not is_first():
             return

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from training.config import BoostConfig
 from training.optimization.trainer import Trained
-from training.rounds.validation import Judges, Verdict, paired_gain
+from training.rounds.validation import ValidationResult, ValidationSets, paired_gain
 
 Weights = Mapping[str, Tensor]
 RAW = "raw"
@@ -22,7 +22,7 @@ RAW = "raw"
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CandidateWeights:
     """One set of weights.
 
     Parameters
@@ -31,13 +31,13 @@ class Candidate:
         ``raw``, ``average``, or ``step`` and its length.
     weights : mapping of str to Tensor
         Parameters and statistics, on the CPU.
-    mixed : bool
+    stale_statistics : bool
         Whether it was put together, so that its statistics are not its own.
     """
 
     name: str
     weights: Weights
-    mixed: bool
+    stale_statistics: bool
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def copy_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def list_candidates(
     weights: Weights, before: Weights | None, trained: Trained, policy: BoostConfig
-) -> Iterator[Candidate]:
+) -> Iterator[CandidateWeights]:
     """The candidates of a round, those left out that hold a weight which is no number.
 
     Parameters
@@ -81,15 +81,17 @@ def list_candidates(
         Without the guard there is but one candidate: the average where there is one, or else the
         weights as they are.
     """
-    raw = Candidate(RAW, weights, mixed=False)
+    raw = CandidateWeights(RAW, weights, stale_statistics=False)
     new = raw
-    if trained.average is not None:
-        average = {name: tensor.cpu() for name, tensor in trained.average.items()}
-        new = Candidate("average", {**raw.weights, **average}, mixed=True)
+    if trained.ema is not None:
+        ema = {name: tensor.cpu() for name, tensor in trained.ema.items()}
+        new = CandidateWeights("average", {**raw.weights, **ema}, stale_statistics=True)
     candidates = [new] if new is raw or not policy.guarded else [raw, new]
     if before is not None and policy.guarded:
         candidates += [
-            Candidate(f"step {length:g}", _mix(before, new.weights, length), mixed=True)
+            CandidateWeights(
+                f"step {length:g}", _interpolate(before, new.weights, length), stale_statistics=True
+            )
             for length in policy.step_lengths
             if length < 1  # at 1 it is the new one itself
         ]
@@ -98,7 +100,7 @@ def list_candidates(
             yield candidate
 
 
-def _mix(before: Weights, after: Weights, length: float) -> Weights:
+def _interpolate(before: Weights, after: Weights, length: float) -> Weights:
     """``before + length * (after - before)``; what is counted and not learnt stays as after."""
     return {
         name: torch.lerp(before[name], tensor, length) if tensor.is_floating_point() else tensor
@@ -107,16 +109,19 @@ def _mix(before: Weights, after: Weights, length: float) -> Weights:
 
 
 def decide(
-    judges: Judges, incumbent: Verdict | None, found: Mapping[str, Verdict], policy: BoostConfig
+    sets: ValidationSets,
+    incumbent: ValidationResult | None,
+    found: Mapping[str, ValidationResult],
+    policy: BoostConfig,
 ) -> Decision:
     """Choose the candidate of the lowest guard loss; accept it where its gain is beyond doubt.
 
     Parameters
     ----------
-    judges : Judges
-    incumbent : Verdict or None
+    sets : ValidationSets
+    incumbent : ValidationResult or None
         None where there is nothing to protect yet: then the best candidate is accepted.
-    found : mapping of str to Verdict
+    found : mapping of str to ValidationResult
         Of each candidate.
     policy : BoostConfig
         Says how much doubt; without the guard whatever was trained is accepted.
@@ -126,7 +131,7 @@ def decide(
     best = min(found, key=lambda name: found[name].loss)
     if incumbent is None:
         return Decision(best, best, None, None)
-    gain, error = paired_gain(judges, incumbent, found[best])
+    gain, error = paired_gain(sets, incumbent, found[best])
     enough = gain > policy.caution * error and found[best].loss < incumbent.loss
     accepted = enough or not policy.guarded
     return Decision(best if accepted else None, best, gain, error)

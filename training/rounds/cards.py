@@ -14,7 +14,7 @@ from training.config import RunConfig
 from training.data.splits import SIDES
 from training.durable import write_text
 from training.rounds.plan import RoundPlan
-from training.runs import BLEND, EVALUATION, HISTORY, ROUNDS, SETTINGS, SPLITS, RunFolder
+from training.runs import EVALUATION, HISTORY, ROUNDS, RUN_ENSEMBLE, SETTINGS, SPLITS, RunFolder
 
 CARD = "README.md"
 
@@ -60,7 +60,7 @@ def render_card(
 
 def write_blend_card(run: RunFolder) -> None:
     """Write the card of a blend beside its members."""
-    document = run.read(BLEND)
+    document = run.read(RUN_ENSEMBLE)
     card = _render(
         run,
         kind="blend",
@@ -73,7 +73,7 @@ def write_blend_card(run: RunFolder) -> None:
 
 def renew_card(run: RunFolder, kind: str) -> None:
     """Write the card of what a run offers again, once there is an evaluation."""
-    if run.has(BLEND):
+    if run.has(RUN_ENSEMBLE):
         write_blend_card(run)
         return
     line = run.lines(HISTORY)[-1]

@@ -26,8 +26,8 @@ from training.durable import write_text
 from training.ranks import is_first
 from training.rounds.boosting import boost
 from training.rounds.cards import write_blend_card
-from training.rounds.validation import Verdict
-from training.runs import BLEND, FOLDS, HISTORY, OUT_OF_FOLD, SETTINGS, SPLITS, RunFolder
+from training.rounds.validation import ValidationResult
+from training.runs import FOLDS, HISTORY, OUT_OF_FOLD, RUN_ENSEMBLE, SETTINGS, SPLITS, RunFolder
 
 Floats = NDArray[np.float64]
 
@@ -73,7 +73,7 @@ def put_folds_together(run: RunFolder, names: Sequence[str], studies: Sequence[S
     run.write(SETTINGS, settings)
     run.write(SPLITS, _splits_of_all(first))
     entries = [{"folder": f"{name}/model", "weight": 1 / len(names)} for name in names]
-    run.write(BLEND, {"members": entries})
+    run.write(RUN_ENSEMBLE, {"members": entries})
     write_blend_card(run)
     _write_out_of_fold(run, studies)
 
@@ -85,7 +85,7 @@ def _splits_of_all(fold: RunFolder) -> dict[str, Any]:
     return Splits(tuple(train), (), (), splits.test).to_json()
 
 
-def known_predictions(run: RunFolder, studies: Sequence[Study]) -> dict[str, Floats]:
+def held_out_predictions(run: RunFolder, studies: Sequence[Study]) -> dict[str, Floats]:
     """What a run says of studies that its model did not train on, by study.
 
     Of a plain run these are the calibration patients; the guard patients chose its model, and are
@@ -98,24 +98,26 @@ def known_predictions(run: RunFolder, studies: Sequence[Study]) -> dict[str, Flo
     """
     folds = fold_runs(run)
     if not folds:
-        return _judged(run, studies, ("calibration",))
+        return _held_out_predictions(run, studies, ("calibration",))
     found: dict[str, Floats] = {}
     for fold in folds:
-        found |= _judged(fold, studies, ("calibration", "guard"))
+        found |= _held_out_predictions(fold, studies, ("calibration", "guard"))
     return found
 
 
-def _judged(run: RunFolder, studies: Sequence[Study], sides: Sequence[str]) -> dict[str, Floats]:
+def _held_out_predictions(
+    run: RunFolder, studies: Sequence[Study], sides: Sequence[str]
+) -> dict[str, Floats]:
     history = run.lines(HISTORY)
     if not history or not run.model.is_dir():
         raise UsageError("config-invalid", "RUN holds no finished run", key=str(run.path))
     splits = Splits.from_json(run.read(SPLITS))
     try:
-        verdict = Verdict.from_json(run.read(run.judged(history[-1]["incumbent"])))
+        result = ValidationResult.from_json(run.read(run.validation_file(history[-1]["incumbent"])))
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError("config-invalid", f"judged: {error}", key=str(run.path)) from None
     found: dict[str, Floats] = {}
-    tables = {"calibration": verdict.calibrating, "guard": verdict.guarding}
+    tables = {"calibration": result.calibrating, "guard": result.guarding}
     for side in sides:
         chosen = splits.choose(studies, side)
         if len(chosen) != len(tables[side]):
@@ -126,6 +128,6 @@ def _judged(run: RunFolder, studies: Sequence[Study], sides: Sequence[str]) -> d
 
 
 def _write_out_of_fold(run: RunFolder, studies: Sequence[Study]) -> None:
-    found = known_predictions(run, studies)
+    found = held_out_predictions(run, studies)
     rows = ([study, *map(repr, row.tolist())] for study, row in sorted(found.items()))
     write_text(run.path / OUT_OF_FOLD, csv_text([STUDY_COLUMN, *LABEL_COLUMNS], rows))

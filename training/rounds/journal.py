@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from training.runs import HISTORY, METRICS, ROUNDS, STACK, RunFolder
+from training.runs import HISTORY, METRICS, ROUND_ENSEMBLE, ROUNDS, RunFolder
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def read_curve(run: RunFolder) -> LearningCurve:
     return LearningCurve(steps, losses, rates, tuple(ends))
 
 
-def give_reason(line: Mapping[str, Any]) -> str:
+def explain_decision(line: Mapping[str, Any]) -> str:
     """Why a round was accepted or rolled back, from its line in the journal."""
     gain, error = line["gain"], line["gain_error"]
     if line["best"] is None:
@@ -79,6 +79,6 @@ def summarise(run: RunFolder) -> list[tuple[str, object]]:
             ("guard_loss", f"{history[-1]['guard_loss']:.4f}"),
             ("best constant on the guard", f"{history[-1]['guard_best_constant']:.4f}"),
         ]
-    if run.has(STACK):
-        rows.append(("guard_loss of the mixture", f"{run.read(STACK)['guard_loss']:.4f}"))
+    if run.has(ROUND_ENSEMBLE):
+        rows.append(("guard_loss of the mixture", f"{run.read(ROUND_ENSEMBLE)['guard_loss']:.4f}"))
     return rows

@@ -8,13 +8,13 @@ from storage_schemas.errors import RunError
 from training.data.cohort import label_table
 from training.durable import write_folder
 from training.metrics.competition import competition_loss
-from training.metrics.ensemble import Stack, fit_weights, mix
+from training.metrics.ensemble import RoundEnsemble, average_predictions, fit_weights
 from training.models.slice_model import save_model
 from training.rounds.cards import render_card
 from training.rounds.plan import RunPlan
 from training.rounds.recipes import find_recipe
-from training.rounds.validation import Judges, Verdict
-from training.runs import CALIBRATION, HISTORY, STACK, RunFolder
+from training.rounds.validation import ValidationResult, ValidationSets
+from training.runs import CALIBRATION, HISTORY, ROUND_ENSEMBLE, RunFolder
 
 
 def save_round(
@@ -22,8 +22,8 @@ def save_round(
     plan: RunPlan,
     number: int,
     model: PreTrainedModel,
-    verdict: Verdict,
-    judges: Judges,
+    result: ValidationResult,
+    sets: ValidationSets,
 ) -> None:
     """Save an accepted model, and what the judges say of it; number 0 is the start.
 
@@ -40,30 +40,28 @@ def save_round(
             run,
             number,
             find_recipe(plan.config.recipe).kind,
-            loss=verdict.loss,
-            best_constant=judges.best_constant,
+            loss=result.loss,
+            best_constant=sets.best_constant,
         ),
-        documents={CALIBRATION: verdict.calibration.to_json()},
+        documents={CALIBRATION: result.calibration.to_json()},
     )
-    run.write(run.judged(number), verdict.to_json())
+    run.write(run.validation_file(number), result.to_json())
 
 
-def stack_rounds(run: RunFolder, judges: Judges) -> Stack | None:
+def fit_round_ensemble(run: RunFolder, sets: ValidationSets) -> RoundEnsemble | None:
     """Fit the mixture of all accepted rounds; None where there are not two."""
     numbers = [line["round"] for line in run.lines(HISTORY) if line["accepted"]]
-    if run.has(run.judged(0)):
+    if run.has(run.validation_file(0)):
         numbers = [0, *numbers]
     if len(numbers) < 2:
         return None
-    verdicts = {n: Verdict.from_json(run.read(run.judged(n))) for n in numbers}
-    weights = fit_weights(
-        label_table(judges.calibration), [verdicts[n].calibrating for n in numbers]
-    )
+    results = {n: ValidationResult.from_json(run.read(run.validation_file(n))) for n in numbers}
+    weights = fit_weights(label_table(sets.calibration), [results[n].calibrating for n in numbers])
     kept = [(n, float(w)) for n, w in zip(numbers, weights, strict=True) if w]
     rounds, shares = zip(*kept, strict=True)
-    mixed = mix(shares, [verdicts[n].guarding for n in rounds])
-    stack = Stack(rounds, shares, competition_loss(label_table(judges.guard), mixed))
-    run.write(STACK, stack.to_json())
+    averaged = average_predictions(shares, [results[n].guarding for n in rounds])
+    stack = RoundEnsemble(rounds, shares, competition_loss(label_table(sets.guard), averaged))
+    run.write(ROUND_ENSEMBLE, stack.to_json())
     return stack
 
 

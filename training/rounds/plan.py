@@ -108,8 +108,8 @@ def plan_rounds(
         new = _studies(part)
         slices = _count_slices(new, config)
         earlier = list(chain.from_iterable(rounds[: number - 1]))
-        drawn = _spread(earlier, np.random.default_rng([config.seed, 2, number]))
-        again = _studies(_first(drawn, replay / (1 - replay) * slices, config))
+        sampled = _spread(earlier, np.random.default_rng([config.seed, 2, number]))
+        again = _studies(_first(sampled, replay / (1 - replay) * slices, config))
         plans.append(
             RoundPlan(
                 number,
@@ -143,7 +143,7 @@ def _spread(patients: Patients, generator: np.random.Generator) -> Patients:
     """Shuffle, so that every part of the order resembles the whole."""
     strata: dict[tuple[str, int], Patients] = {}
     for own in patients:
-        key = (own[0].scanner, min(3, max(study.broken for study in own)))
+        key = (own[0].scanner, min(3, max(study.fractured_levels for study in own)))
         strata.setdefault(key, []).append(own)
     places: list[tuple[float, str, list[Study]]] = []
     for _, mine in sorted(strata.items()):

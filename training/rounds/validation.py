@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from storage_schemas.vertebrae import CERVICAL
 from training.config import InputConfig
 from training.data.cohort import Study, label_table
-from training.data.crop_buffer import RoundShards
+from training.data.crop_buffer import CropBuffer
 from training.metrics.calibration import Calibration, fit_calibration
 from training.metrics.competition import best_constants, competition_loss, exam_losses
 from training.models.kinds import score_any
@@ -26,21 +26,21 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Judges:
+class ValidationSets:
     """The studies that judge, with their voxels.
 
     Parameters
     ----------
     calibration, guard, train : tuple of Study
         Of the training studies only the labels are used: they give the constants.
-    shards : RoundShards
+    buffer : CropBuffer
         Of the calibration and the guard studies.
     """
 
     calibration: tuple[Study, ...]
     guard: tuple[Study, ...]
     train: tuple[Study, ...]
-    shards: RoundShards
+    buffer: CropBuffer
 
     @property
     def best_constant(self) -> float:
@@ -49,7 +49,7 @@ class Judges:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ValidationResult:
     """What the judges say of a model.
 
     Parameters
@@ -77,7 +77,7 @@ class Verdict:
         }
 
     @classmethod
-    def from_json(cls, document: Mapping[str, Any]) -> "Verdict":
+    def from_json(cls, document: Mapping[str, Any]) -> "ValidationResult":
         """Read what `to_json` wrote; raises KeyError or TypeError on anything else."""
         return cls(
             Calibration.from_json(document["calibration"]),
@@ -87,24 +87,26 @@ class Verdict:
         )
 
 
-def judge(model: PreTrainedModel, inputs: InputConfig, judges: Judges) -> Verdict:
+def validate(model: PreTrainedModel, inputs: InputConfig, sets: ValidationSets) -> ValidationResult:
     """Score the judging patients, fit the probabilities on some, take the loss on the others."""
-    scores = _share_scores(model, inputs, judges.shards, judges.calibration + judges.guard)
-    many = len(judges.calibration)
-    fitted, judged = scores.rows(slice(many)), scores.rows(slice(many, None))
+    scores = _share_scores(model, inputs, sets.buffer, sets.calibration + sets.guard)
+    many = len(sets.calibration)
+    fitted, guarded = scores.rows(slice(many)), scores.rows(slice(many, None))
     calibration = fit_calibration(
-        fitted.score, label_table(judges.calibration), label_table(judges.train), fitted.patient
+        fitted.score, label_table(sets.calibration), label_table(sets.train), fitted.patient
     )
-    guarding = calibration.probabilities(judged.score, judged.patient)
-    return Verdict(
+    guarding = calibration.probabilities(guarded.score, guarded.patient)
+    return ValidationResult(
         calibration,
         calibration.probabilities(fitted.score, fitted.patient),
         guarding,
-        competition_loss(label_table(judges.guard), guarding),
+        competition_loss(label_table(sets.guard), guarding),
     )
 
 
-def paired_gain(judges: Judges, before: Verdict, after: Verdict) -> tuple[float, float]:
+def paired_gain(
+    sets: ValidationSets, before: ValidationResult, after: ValidationResult
+) -> tuple[float, float]:
     """By how much the loss of a guard patient falls, on average, and the error of that mean.
 
     The same patients are scored twice, so most of what differs between patients cancels out.
@@ -117,9 +119,9 @@ def paired_gain(judges: Judges, before: Verdict, after: Verdict) -> tuple[float,
         Its standard error; infinite of a single patient.
     """
     gains = mean_by_patient(
-        judges.guard,
-        exam_losses(label_table(judges.guard), before.guarding)
-        - exam_losses(label_table(judges.guard), after.guarding),
+        sets.guard,
+        exam_losses(label_table(sets.guard), before.guarding)
+        - exam_losses(label_table(sets.guard), after.guarding),
     )
     if gains.size < 2:
         return float(gains.mean()), np.inf
@@ -133,12 +135,12 @@ def mean_by_patient(studies: Sequence[Study], values: Floats) -> Floats:
 
 
 def _share_scores(
-    model: PreTrainedModel, inputs: InputConfig, shards: RoundShards, studies: Sequence[Study]
+    model: PreTrainedModel, inputs: InputConfig, buffer: CropBuffer, studies: Sequence[Study]
 ) -> LevelScores:
     """Score the studies, every rank its part of them."""
     if ranks() == 1:
-        return score_any(model, inputs, shards, studies)
-    mine = score_any(model, inputs, shards, studies[rank() :: ranks()])
+        return score_any(model, inputs, buffer, studies)
+    mine = score_any(model, inputs, buffer, studies[rank() :: ranks()])
     score = np.zeros((len(studies), len(CERVICAL)))
     peak = np.zeros((len(studies), len(CERVICAL)))
     score[rank() :: ranks()], peak[rank() :: ranks()] = mine.score, mine.peak

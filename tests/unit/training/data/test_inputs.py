@@ -11,18 +11,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from storage_schemas.errors import UsageError
-from tests.cohorts import make_shards, make_vertebra
+from tests.cohorts import make_buffer, make_vertebra
 from training.config import AugmentConfig, InputConfig, inputs_from_json
 from training.data.inputs import (
     Batch,
-    Pose,
+    SliceTransforms,
     cover_patches,
-    draw_pose,
     gather_slices,
+    identity_transforms,
     index_slices,
     make_pixels,
     normalise,
-    plain_pose,
+    sample_transforms,
     vary_intensity,
 )
 
@@ -36,11 +36,11 @@ def one_slice(
     hu: NDArray[Any], spacing_mm: tuple[float, float] = (1.0, 1.0), box: Box | None = None
 ) -> Batch:
     vertebra = make_vertebra((1, *hu.shape), (1.0, *spacing_mm), boxes={0: box} if box else {})
-    return gather_slices(make_shards((vertebra, hu[None])), np.array([0]), np.array([0]))
+    return gather_slices(make_buffer((vertebra, hu[None])), np.array([0]), np.array([0]))
 
 
-def draw(batch: Batch, inputs: InputConfig, pose: Pose | None = None) -> Tensor:
-    return make_pixels(batch, inputs, pose or plain_pose(len(batch["hu"])))[:, 1]
+def draw(batch: Batch, inputs: InputConfig, transforms: SliceTransforms | None = None) -> Tensor:
+    return make_pixels(batch, inputs, transforms or identity_transforms(len(batch["hu"])))[:, 1]
 
 
 def speckle(rows: int, columns: int, seed: int = 0) -> NDArray[np.int16]:
@@ -97,9 +97,9 @@ def test_a_slice_filled_up_in_a_batch_gives_the_input_that_it_gives_alone() -> N
         (make_vertebra((1, rows, columns), (1, 0.8, 0.6)), speckle(rows, columns, rows)[None])
         for rows, columns in ((20, 44), (50, 30))
     ]
-    together = draw(gather_slices(make_shards(*crops), np.array([0, 1]), np.array([0, 0])), WINDOW)
+    together = draw(gather_slices(make_buffer(*crops), np.array([0, 1]), np.array([0, 0])), WINDOW)
     for row, crop in enumerate(crops):
-        alone = draw(gather_slices(make_shards(crop), np.array([0]), np.array([0])), WINDOW)
+        alone = draw(gather_slices(make_buffer(crop), np.array([0]), np.array([0])), WINDOW)
         np.testing.assert_allclose(together[row], alone[0], atol=1e-4)
 
 
@@ -108,14 +108,14 @@ def test_a_slice_filled_up_in_a_batch_gives_the_input_that_it_gives_alone() -> N
 )
 def test_channels_are_the_neighbours_and_repeat_at_the_ends(z: int, channels: list[int]) -> None:
     hu = np.arange(5)[:, None, None] * np.full((1, 4, 4), 100)
-    batch = gather_slices(make_shards((make_vertebra(hu.shape), hu)), np.array([0]), np.array([z]))
+    batch = gather_slices(make_buffer((make_vertebra(hu.shape), hu)), np.array([0]), np.array([z]))
     assert (batch["hu"][0].amin((1, 2)) / 100).tolist() == channels
     assert (batch["hu"][0].amax((1, 2)) / 100).tolist() == channels
 
 
 def test_channels_never_come_from_the_next_crop() -> None:
     crops = [(make_vertebra((2, 4, 4)), np.full((2, 4, 4), value)) for value in (1, 2, 3)]
-    batch = gather_slices(make_shards(*crops), np.array([1, 1]), np.array([0, 1]))
+    batch = gather_slices(make_buffer(*crops), np.array([1, 1]), np.array([0, 1]))
     assert set(batch["hu"].flatten().tolist()) == {2}
 
 
@@ -124,7 +124,7 @@ def test_the_index_lists_slices_with_what_boxes_and_labels_say() -> None:
     weak, whole = make_vertebra((3, 4, 4), fractured=1), make_vertebra((2, 4, 4), fractured=0)
     unknown = make_vertebra((1, 4, 4), fractured=None)
     crops = [(vertebra, np.zeros(vertebra.shape)) for vertebra in (drawn, weak, whole, unknown)]
-    index = index_slices(make_shards(*crops), [0, 1, 2, 3], 0, weak_target=0.25)
+    index = index_slices(make_buffer(*crops), [0, 1, 2, 3], 0, weak_target=0.25)
     assert index.crop.tolist() == [0] * 4 + [1] * 3 + [2] * 2 + [3]
     assert index.z.tolist() == [0, 1, 2, 3, 0, 1, 2, 0, 1, 0]
     np.testing.assert_allclose(
@@ -133,24 +133,24 @@ def test_the_index_lists_slices_with_what_boxes_and_labels_say() -> None:
 
 
 def test_a_pose_mirrors_half_of_the_inputs_and_keeps_back_and_front() -> None:
-    pose = draw_pose(400, STILL, torch.Generator().manual_seed(0))
-    assert set(pose.way[:, 0, 0].tolist()) == {-1.0, 1.0}
-    assert 160 < (pose.way[:, 0, 0] < 0).sum() < 240
-    assert pose.way[:, 1].tolist() == [[0.0, 1.0]] * 400
-    assert not pose.way[:, 0, 1].any()
-    assert not pose.shift_mm.any()
+    transforms = sample_transforms(400, STILL, torch.Generator().manual_seed(0))
+    assert set(transforms.matrix[:, 0, 0].tolist()) == {-1.0, 1.0}
+    assert 160 < (transforms.matrix[:, 0, 0] < 0).sum() < 240
+    assert transforms.matrix[:, 1].tolist() == [[0.0, 1.0]] * 400
+    assert not transforms.matrix[:, 0, 1].any()
+    assert not transforms.shift_mm.any()
 
 
 def test_a_mirrored_pose_gives_the_picture_seen_in_a_mirror() -> None:
     batch = one_slice(speckle(40, 36), (0.9, 0.9))
-    mirror = Pose(torch.tensor([[[-1.0, 0.0], [0.0, 1.0]]]), torch.zeros(1, 2))
+    mirror = SliceTransforms(torch.tensor([[[-1.0, 0.0], [0.0, 1.0]]]), torch.zeros(1, 2))
     np.testing.assert_allclose(draw(batch, WINDOW, mirror), draw(batch, WINDOW).flip(2), atol=1e-4)
 
 
 def test_a_shift_in_mm_moves_the_picture_by_so_many_mm() -> None:
     batch = one_slice(speckle(80, 80), (0.5, 0.5))
     inputs = replace(WINDOW, crop_mm=24, size=24)
-    moved = Pose(torch.eye(2)[None], torch.tensor([[3.0, -2.0]]))
+    moved = SliceTransforms(torch.eye(2)[None], torch.tensor([[3.0, -2.0]]))
     np.testing.assert_allclose(
         draw(batch, inputs, moved)[0, 2:, :-3], draw(batch, inputs)[0, :-2, 3:], atol=1e-4
     )
@@ -158,10 +158,12 @@ def test_a_shift_in_mm_moves_the_picture_by_so_many_mm() -> None:
 
 def test_poses_stay_within_the_largest_deviations() -> None:
     augment = AugmentConfig(rotate_degrees=10, scale=0.2, shift_mm=3)
-    pose = draw_pose(500, augment, torch.Generator().manual_seed(1))
-    scale = torch.linalg.det(pose.way).abs().sqrt()
-    angle = torch.rad2deg(torch.atan2(-pose.way[:, 0, 1], pose.way[:, 1, 1])).abs()
-    for drawn, low, high in ((scale, 0.8, 1.2), (angle, 0, 10), (pose.shift_mm, -3, 3)):
+    transforms = sample_transforms(500, augment, torch.Generator().manual_seed(1))
+    scale = torch.linalg.det(transforms.matrix).abs().sqrt()
+    angle = torch.rad2deg(
+        torch.atan2(-transforms.matrix[:, 0, 1], transforms.matrix[:, 1, 1])
+    ).abs()
+    for drawn, low, high in ((scale, 0.8, 1.2), (angle, 0, 10), (transforms.shift_mm, -3, 3)):
         assert low - 1e-5 <= drawn.min() < low + 0.1 * (high - low)
         assert high - 0.1 * (high - low) < drawn.max() <= high + 1e-4
 
@@ -197,7 +199,7 @@ def test_patches_are_covered_by_what_the_box_takes_of_them(
     box: Box, covered: list[list[float]]
 ) -> None:
     batch = one_slice(np.zeros((32, 32)), box=box)
-    found = cover_patches(batch, WINDOW, plain_pose(1), 2)
+    found = cover_patches(batch, WINDOW, identity_transforms(1), 2)
     assert found.view(2, 2).tolist() == covered
 
 
@@ -210,9 +212,9 @@ def test_a_bright_square_and_its_box_stay_together_under_any_pose(box: Box, seed
     batch = one_slice(hu, box=box)
     inputs = replace(WINDOW, size=64, crop_mm=60)
     augment = AugmentConfig(rotate_degrees=20, shift_mm=8, scale=0.2)
-    pose = draw_pose(1, augment, torch.Generator().manual_seed(seed))
-    bright = functional.avg_pool2d(draw(batch, inputs, pose)[:, None], 8).flatten()
-    covered = cover_patches(batch, inputs, pose, 8).flatten()
+    transforms = sample_transforms(1, augment, torch.Generator().manual_seed(seed))
+    bright = functional.avg_pool2d(draw(batch, inputs, transforms)[:, None], 8).flatten()
+    covered = cover_patches(batch, inputs, transforms, 8).flatten()
     assert covered.max() > 0.7
     assert (bright - covered).abs().max() < 0.2
     assert bright.sum().item() == pytest.approx(covered.sum().item(), rel=0.08)
@@ -224,12 +226,12 @@ WINDOWS = ((0.0, 1000.0), (-100.0, 100.0), (400.0, 600.0))
 def test_three_windows_show_the_middle_slice_three_times() -> None:
     hu = np.full((3, 32, 32), -1000)
     hu[1] = np.random.default_rng(0).integers(-200, 1200, (32, 32))
-    shards = make_shards((make_vertebra((3, 32, 32)), hu))
-    batch = gather_slices(shards, np.array([0]), np.array([1]))
-    pixels = make_pixels(batch, replace(WINDOW, windows=WINDOWS), plain_pose(1))
+    buffer = make_buffer((make_vertebra((3, 32, 32)), hu))
+    batch = gather_slices(buffer, np.array([0]), np.array([1]))
+    pixels = make_pixels(batch, replace(WINDOW, windows=WINDOWS), identity_transforms(1))
     assert pixels.shape == (1, 3, 32, 32)
     for channel, window in enumerate(WINDOWS):
-        alone = make_pixels(batch, replace(WINDOW, windows=(window,)), plain_pose(1))
+        alone = make_pixels(batch, replace(WINDOW, windows=(window,)), identity_transforms(1))
         torch.testing.assert_close(pixels[:, channel], alone[:, 1])
 
 

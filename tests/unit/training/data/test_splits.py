@@ -32,12 +32,12 @@ def test_the_seed_decides_and_the_order_of_the_studies_does_not() -> None:
 @pytest.mark.parametrize("config", [SplitConfig(), SplitConfig(0.2, 0.15, 0.3)])
 def test_sides_have_their_shares_of_all_patients_and_of_the_broken(config: SplitConfig) -> None:
     splits = split_patients(COHORT, config, seed=3)
-    broken = {study.patient for study in COHORT if study.broken}
-    two = {study.patient for study in COHORT if study.broken >= 2}
+    fractured_levels = {study.patient for study in COHORT if study.fractured_levels}
+    two = {study.patient for study in COHORT if study.fractured_levels >= 2}
     for side in ("guard", "calibration", "test"):
         share = getattr(config, side)
         patients = set(getattr(splits, side))
-        for group, slack in ((EVERYONE, 3), (broken, 3), (two, 2)):
+        for group, slack in ((EVERYONE, 3), (fractured_levels, 3), (two, 2)):
             assert abs(len(patients & group) - share * len(group)) <= slack
 
 

@@ -20,8 +20,8 @@ from training.evaluation.blend import blend
 from training.evaluation.members import read_members
 from training.metrics.calibration import fit_calibration
 from training.metrics.competition import competition_loss
-from training.rounds.folds import known_predictions, put_folds_together
-from training.rounds.validation import Verdict
+from training.rounds.folds import held_out_predictions, put_folds_together
+from training.rounds.validation import ValidationResult
 from training.runs import RunFolder
 
 STUDIES = make_patients(60)
@@ -60,12 +60,12 @@ def write_run(
     labels = label_table(calibration)
     fitted = fit_calibration(np.zeros((len(calibration), 7)), labels, labels)
     guesses = guess(calibration, skill, seed), guess(guard, skill, seed + 1)
-    verdict = Verdict(fitted, *guesses, competition_loss(label_table(guard), guesses[1]))
+    result = ValidationResult(fitted, *guesses, competition_loss(label_table(guard), guesses[1]))
     config = replace(RunConfig(), split=split, seed=split_seed)
     run.write("run.json", {"config": config.to_json(), "store": "s", "start": None})
     run.write("splits.json", splits.to_json())
     run.write("rounds.json", [])
-    run.write(run.judged(3), verdict.to_json())
+    run.write(run.validation_file(3), result.to_json())
     run.append("rounds.jsonl", {"round": 3, "incumbent": 3, "accepted": True})
     run.model.mkdir()
     (run.model / "config.json").write_text(json.dumps({"of": path.name}))
@@ -100,14 +100,14 @@ def test_a_plain_run_is_known_by_its_calibration_patients_alone(tmp_path: Path) 
     run = write_run(tmp_path / "a")
     splits = Splits.from_json(run.read("splits.json"))
     expected = {study.study for study in splits.choose(STUDIES, "calibration")}
-    assert set(known_predictions(run, STUDIES)) == expected
+    assert set(held_out_predictions(run, STUDIES)) == expected
 
 
 def test_a_run_in_folds_is_known_by_all_but_the_locked_patients(tmp_path: Path) -> None:
     run = write_folds(tmp_path / "f")
     splits = Splits.from_json(run.read("splits.json"))
     expected = {study.study for study in STUDIES if study.patient not in splits.test}
-    found = known_predictions(run, STUDIES)
+    found = held_out_predictions(run, STUDIES)
     assert set(found) == expected
     rows = (run.path / "out-of-fold.csv").read_text().splitlines()
     assert len(rows) == 1 + len(expected)

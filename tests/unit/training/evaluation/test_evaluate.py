@@ -15,10 +15,10 @@ def test_intervals_of_losses_are_those_of_the_repeated_exams() -> None:
     weights = np.vstack([np.ones(30), random.multinomial(30, [1 / 30] * 30, 20)])
     found = _loss_intervals(labels, said, weights)
     assert list(found) == ["all", *LABEL_COLUMNS]
-    drawn = [(np.repeat(labels, n, 0), np.repeat(said, n, 0)) for n in weights[1:].astype(int)]
-    whole = [competition_loss(*exams) for exams in drawn]
+    sampled = [(np.repeat(labels, n, 0), np.repeat(said, n, 0)) for n in weights[1:].astype(int)]
+    whole = [competition_loss(*exams) for exams in sampled]
     assert found["all"] == pytest.approx(np.quantile(whole, [0.025, 0.975]))
-    third = [target_losses(*exams)["C3"] for exams in drawn]
+    third = [target_losses(*exams)["C3"] for exams in sampled]
     assert found["C3"] == pytest.approx(np.quantile(third, [0.025, 0.975]))
 
 
@@ -26,8 +26,8 @@ def test_a_curve_of_both_classes_needs_both() -> None:
     said = np.array([0.1, 0.4, 0.8])
     whole = _curves(np.zeros(3, np.int64), said)
     assert (whole["roc"], whole["precision_recall"]) == (None, None)
-    mixed = _curves(np.array([0, 1, 1]), said)
-    assert mixed["roc"] == ((0.0, 0.0), (0.0, 0.5), (0.0, 1.0), (1.0, 1.0))
-    assert mixed["precision_recall"] is not None
-    assert mixed["precision_recall"][-1] == (0.0, 1.0)
-    assert mixed["calibration"] == ((0.1, 0.0), (0.4, 1.0), (0.8, 1.0))
+    stale_statistics = _curves(np.array([0, 1, 1]), said)
+    assert stale_statistics["roc"] == ((0.0, 0.0), (0.0, 0.5), (0.0, 1.0), (1.0, 1.0))
+    assert stale_statistics["precision_recall"] is not None
+    assert stale_statistics["precision_recall"][-1] == (0.0, 1.0)
+    assert stale_statistics["calibration"] == ((0.1, 0.0), (0.4, 1.0), (0.8, 1.0))

@@ -44,7 +44,7 @@ def draw(count: int, seed: int) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
     return torch.from_numpy(pixels.repeat(3, axis=1)), torch.from_numpy(labels).float(), boxes
 
 
-def neck_loss(
+def patient_loss(
     model: CervicalSequenceModel, pixels: Tensor, labels: Tensor, boxes: NDArray[np.int64]
 ) -> Tensor:
     """Of positions, vertebrae and boxes, as sequence models are trained."""
@@ -99,7 +99,7 @@ def taught(kind: str, family: Family) -> PreTrainedModel:
     for step in range(120):
         pixels, labels, boxes = draw(24, seed=100 + step)
         if isinstance(model, CervicalSequenceModel):
-            loss = neck_loss(model, pixels, labels, boxes)
+            loss = patient_loss(model, pixels, labels, boxes)
         else:
             loss = cross_entropy(ask(model, pixels), labels)
         optimizer.zero_grad()

@@ -13,14 +13,14 @@ from tests.overviews import SPACING_MM, make_masked_store, make_overview
 from training.localizer.config import CubeAugmentConfig
 from training.localizer.overviews import (
     MaskedStudy,
-    deal_folds,
-    draw_looks,
+    assign_folds,
     level_classes,
-    look,
     open_overviews,
     read_masked,
+    sample_transforms,
     shrink_classes,
     shrink_hu,
+    transform_cubes,
     vary_hu,
 )
 
@@ -48,21 +48,21 @@ def test_no_patient_is_in_two_folds_and_each_fold_has_each_scanner() -> None:
         MaskedStudy(f"1.{number}", f"patient {number // 2}", f"scanner {number // 2 % 3}")
         for number in range(60)
     ]
-    folds = deal_folds(studies, 5, seed=3)
+    folds = assign_folds(studies, 5, seed=3)
     assert sorted(study for fold in folds for study in fold) == sorted(s.study for s in studies)
     of = {study.study: study for study in studies}
     patients = [{of[study].patient for study in fold} for fold in folds]
     assert sum(map(len, patients)) == len(set.union(*patients)) == 30
     for fold in folds:
         assert {of[study].scanner for study in fold} == {"scanner 0", "scanner 1", "scanner 2"}
-    assert deal_folds(studies[::-1], 5, seed=3) == folds
-    assert deal_folds(studies, 5, seed=4) != folds
+    assert assign_folds(studies[::-1], 5, seed=3) == folds
+    assert assign_folds(studies, 5, seed=4) != folds
 
 
 def test_fewer_patients_than_folds_are_refused() -> None:
     studies = [MaskedStudy(f"1.{number}", "the same patient", "") for number in range(9)]
     with pytest.raises(UsageError, match="1 patients") as refused:
-        deal_folds(studies, 2, seed=0)
+        assign_folds(studies, 2, seed=0)
     assert refused.value.kind == "cohort-too-small"
 
 
@@ -118,10 +118,10 @@ def test_a_still_look_changes_nothing_but_left_and_right() -> None:
     voxels, classes = as_tensors(hu.astype(np.float32), levels)
     mirrored = 0
     for seed in range(8):
-        looks = draw_looks(torch.full((1, 3), 100.0), STILL, seeded(seed))
-        seen, drawn = look(voxels, classes, looks)
-        found = seen[0, 0].numpy(), drawn[0, 0].numpy()
-        flip = looks[0, 0, 0] < 0
+        transforms = sample_transforms(torch.full((1, 3), 100.0), STILL, seeded(seed))
+        seen, moved = transform_cubes(voxels, classes, transforms)
+        found = seen[0, 0].numpy(), moved[0, 0].numpy()
+        flip = transforms[0, 0, 0] < 0
         mirrored += int(flip)
         expected = (hu[..., ::-1], levels[..., ::-1]) if flip else (hu, levels)
         assert np.allclose(found[0], expected[0], atol=0.05)
@@ -138,15 +138,15 @@ def test_a_shift_is_in_mm_and_air_comes_in() -> None:
     voxels, labels = as_tensors(hu.astype(np.float32), classes)
     # Seen from elsewhere, a voxel moves the other way; mirrored, x moves likewise.
     for seed in range(10):
-        looks = draw_looks(spacing * 16, augment, seeded(seed))
-        shift_mm = (looks[0, :, 3] * spacing[0].flip(0) * 16 / 2).flip(0).numpy()
+        transforms = sample_transforms(spacing * 16, augment, seeded(seed))
+        shift_mm = (transforms[0, :, 3] * spacing[0].flip(0) * 16 / 2).flip(0).numpy()
         assert (np.abs(shift_mm) <= 30).all()
-        seen, drawn = look(voxels, labels, looks)
+        seen, moved = transform_cubes(voxels, labels, transforms)
         expected = np.array([8, 8, 8]) - shift_mm / spacing[0].numpy()
-        if looks[0, 0, 0] < 0:
+        if transforms[0, 0, 0] < 0:
             expected[2] = 15 - 8 + shift_mm[2] / spacing[0, 2].item()
         if ((expected > 0.5) & (expected < 14.5)).all():
-            assert np.abs(np.argwhere(drawn[0, 0].numpy())[0] - expected).max() <= 0.5
+            assert np.abs(np.argwhere(moved[0, 0].numpy())[0] - expected).max() <= 0.5
         assert seen.min() < -900
 
 
@@ -156,10 +156,12 @@ def test_a_turned_ball_stays_a_ball_where_voxels_are_no_cubes() -> None:
     ball = (z[:, None, None] ** 2 + y[:, None] ** 2 + x**2 < 24**2).astype(np.uint8)
     augment = CubeAugmentConfig(rotate_degrees=180, shift_mm=0, scale=0)
     for seed in range(5):
-        looks = draw_looks(torch.tensor(spacing * 32)[None].float(), augment, seeded(seed))
+        transforms = sample_transforms(
+            torch.tensor(spacing * 32)[None].float(), augment, seeded(seed)
+        )
         voxels, classes = as_tensors(ball.astype(np.float32), ball)
-        _, drawn = look(voxels, classes, looks)
-        turned = drawn[0, 0].numpy()
+        _, moved = transform_cubes(voxels, classes, transforms)
+        turned = moved[0, 0].numpy()
         assert 2 * (turned * ball).sum() / (turned.sum() + ball.sum()) > 0.93
 
 

@@ -24,14 +24,14 @@ from training.localizer import loss as place_loss_room
 from training.localizer import onnx_export as onnx_file
 from training.localizer import train as stage
 from training.localizer.config import CubeAugmentConfig, LocalizerConfig
-from training.localizer.loss import DRAWN_SHARE, draw_places, place_loss
+from training.localizer.loss import SAMPLED_SHARE, place_loss, sample_places
 from training.localizer.onnx_export import export_network
-from training.localizer.overviews import deal_folds, read_masked
+from training.localizer.overviews import assign_folds, read_masked
 from training.localizer.scores import (
-    guess_constant,
-    judge_classes,
-    judge_guess,
+    fit_baseline,
     largest_piece,
+    score_baseline,
+    score_classes,
     score_levels,
 )
 from training.localizer.state import LocalizerTraining, SavedTraining
@@ -61,10 +61,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> StudyStore:
 
 def test_the_truth_scores_full_and_its_neighbours_names_score_nothing() -> None:
     _, levels = make_overview(0)
-    findings = judge_classes(levels, levels, (6, 4, 4), 8)
-    assert all((f.dice, f.held, f.misnamed) == (1.0, 1.0, False) for f in findings)
+    findings = score_classes(levels, levels, (6, 4, 4), 8)
+    assert all((f.dice, f.covered, f.misnamed) == (1.0, 1.0, False) for f in findings)
     below = np.where((levels > 1) & (levels < 8), levels - 1, 0).astype(np.uint8)
-    wrong = judge_classes(below, levels, (6, 4, 4), 0)
+    wrong = score_classes(below, levels, (6, 4, 4), 0)
     assert [finding.misnamed for finding in wrong] == [True] * 6 + [False]
     assert all(finding.dice == 0 for finding in wrong)
 
@@ -74,18 +74,20 @@ def test_a_box_is_what_was_found_and_a_margin_in_mm() -> None:
     truth[2:12, 4:8, 4:8] = 1
     found = np.zeros_like(truth)
     found[4:10, 4:8, 4:8] = 1
-    held = [judge_classes(found, truth, (5.0, 1.0, 1.0), mm)[0].held for mm in (0, 4.9, 5, 10)]
-    assert held == [0.6, 0.6, 0.8, 1.0]
-    assert judge_classes(found, truth, (5.0, 1.0, 1.0), 0)[0].dice == pytest.approx(0.75)
+    covered = [
+        score_classes(found, truth, (5.0, 1.0, 1.0), mm)[0].covered for mm in (0, 4.9, 5, 10)
+    ]
+    assert covered == [0.6, 0.6, 0.8, 1.0]
+    assert score_classes(found, truth, (5.0, 1.0, 1.0), 0)[0].dice == pytest.approx(0.75)
 
 
 def test_a_level_that_is_not_there_is_not_scored_but_may_not_be_found() -> None:
     _, levels = make_overview(0)
     cut = np.where(levels == 1, 0, levels).astype(np.uint8)
-    (first, *_) = judge_classes(levels, cut, (6, 4, 4), 8)
-    assert (first.dice, first.held, first.misnamed) == (None, None, True)
-    missed = judge_classes(cut, levels, (6, 4, 4), 8)[0]
-    assert (missed.dice, missed.held, missed.misnamed) == (0.0, 0.0, False)
+    (first, *_) = score_classes(levels, cut, (6, 4, 4), 8)
+    assert (first.dice, first.covered, first.misnamed) == (None, None, True)
+    missed = score_classes(cut, levels, (6, 4, 4), 8)[0]
+    assert (missed.dice, missed.covered, missed.misnamed) == (0.0, 0.0, False)
     scores = score_levels([first, missed])
     assert (scores["C1"].vertebrae, scores["C1"].dice, scores["C1"].covered) == (1, 0.0, 0.0)
     assert (scores["C2"].vertebrae, scores["C2"].dice) == (0, None)
@@ -102,12 +104,12 @@ def test_the_constant_guess_is_the_mean_box_and_the_commonest_voxels() -> None:
     cubes = [np.zeros((12, 12, 12), np.uint8) for _ in range(3)]
     for shift, cube in enumerate(cubes):
         cube[2 + shift : 6 + shift, 3:6, 3:6] = 1
-    guess = guess_constant(cubes)
+    guess = fit_baseline(cubes)
     assert guess.boxes[0].tolist() == [[3, 6], [3, 5], [3, 5]]
     assert np.isnan(guess.boxes[1:]).all()
     assert (guess.voxels[0] == (cubes[1] == 1)).all()
-    (first, second, *_) = judge_guess(guess, cubes[0], (1, 1, 1), 0)
-    assert (first.dice, first.held) == (0.75, 0.75)
+    (first, second, *_) = score_baseline(guess, cubes[0], (1, 1, 1), 0)
+    assert (first.dice, first.covered) == (0.75, 0.75)
     assert second.dice is None
 
 
@@ -138,7 +140,7 @@ def test_named_places_are_those_of_the_whole_cube() -> None:
     network = build_network(TINY, 0).eval()
     hu, levels = make_overview(0)
     cube = torch.from_numpy(hu).float()[None, None]
-    places = draw_places(as_classes(levels), TINY.block, torch.Generator().manual_seed(0))
+    places = sample_places(as_classes(levels), TINY.block, torch.Generator().manual_seed(0))
     with torch.inference_mode():
         named = network.name(network.see(cube), places.sample, places.place)
         whole = fold_blocks(network(cube), TINY.block).reshape(1, 9, 8, -1)
@@ -148,11 +150,11 @@ def test_named_places_are_those_of_the_whole_cube() -> None:
 
 def test_every_place_with_a_vertebra_is_judged_and_others_stand_for_their_like() -> None:
     levels = make_overview(0)[1]
-    places = draw_places(as_classes(levels), 2, torch.Generator().manual_seed(0))
+    places = sample_places(as_classes(levels), 2, torch.Generator().manual_seed(0))
     assert int((places.classes > 0).sum()) == int((levels > 0).sum())
     holds = (places.classes > 0).any(dim=1)
     assert set(places.weight[holds].tolist()) == {1.0}
-    assert set(places.weight[~holds].tolist()) == {1 / DRAWN_SHARE}
+    assert set(places.weight[~holds].tolist()) == {1 / SAMPLED_SHARE}
     assert places.weight.sum() == pytest.approx((SIDE // 2) ** 3, rel=0.1)
 
 
@@ -164,19 +166,19 @@ def test_the_loss_over_places_is_that_over_all_voxels(monkeypatch: pytest.Monkey
     peers = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
 
     def loss_of(seed: int) -> float:
-        places = draw_places(truth, 2, torch.Generator().manual_seed(seed))
+        places = sample_places(truth, 2, torch.Generator().manual_seed(seed))
         folded = fold_blocks(logits, 2).reshape(9, 8, -1)
         return float(place_loss(folded[:, :, places.place].permute(2, 0, 1), places))
 
     whole = float(peers(logits, truth))
     assert np.mean([loss_of(seed) for seed in range(20)]) == pytest.approx(whole, abs=0.01)
-    monkeypatch.setattr(place_loss_room, "DRAWN_SHARE", 1.0)
+    monkeypatch.setattr(place_loss_room, "SAMPLED_SHARE", 1.0)
     assert loss_of(0) == pytest.approx(whole, abs=1e-3)
 
 
 def test_a_cube_without_vertebrae_has_a_loss_too() -> None:
     nothing = torch.zeros(1, 1, 8, 8, 8, dtype=torch.int64)
-    places = draw_places(nothing, 2, torch.Generator().manual_seed(0))
+    places = sample_places(nothing, 2, torch.Generator().manual_seed(0))
     logits = torch.zeros(len(places.place), 9, 8)
     assert float(place_loss(logits, places)) == pytest.approx(np.log(9), abs=1e-5)
 
@@ -269,8 +271,10 @@ def test_a_stopped_training_goes_on_to_the_same_localizer(
     with pytest.raises(UsageError, match="other settings"):
         train_localizer(store, out, replace(TINY, learning_rate=1e-3))
     steps: list[int] = []
-    draw = stage._draw_batch
-    monkeypatch.setattr(stage, "_draw_batch", lambda *told: (steps.append(told[3]), draw(*told))[1])
+    draw = stage._sample_batch
+    monkeypatch.setattr(
+        stage, "_sample_batch", lambda *told: (steps.append(told[3]), draw(*told))[1]
+    )
     train_localizer(store, out, TINY)
     assert steps == [2, 3]
     whole, stopped = exported
@@ -293,11 +297,15 @@ def test_the_last_steps_see_cubes_as_they_are_but_for_left_and_right(
     store: StudyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights_of(monkeypatch)
-    looks: list[torch.Tensor] = []
-    look = stage.look
-    monkeypatch.setattr(stage, "look", lambda *told: (looks.append(told[2]), look(*told))[1])
+    transforms: list[torch.Tensor] = []
+    transform_cubes = stage.transform_cubes
+    monkeypatch.setattr(
+        stage,
+        "transform_cubes",
+        lambda *told: (transforms.append(told[2]), transform_cubes(*told))[1],
+    )
     train_localizer(store, tmp_path / "localizer.onnx", replace(TINY, settle=0.5))
-    plain = [torch.equal(matrix.abs(), torch.eye(3, 4).expand(2, 3, 4)) for matrix in looks]
+    plain = [torch.equal(matrix.abs(), torch.eye(3, 4).expand(2, 3, 4)) for matrix in transforms]
     assert plain == [False, False, True, True]
 
 
@@ -310,10 +318,10 @@ def test_a_damaged_state_is_refused_by_name(store: StudyStore, tmp_path: Path) -
     others = state.read_bytes()
     settings = {
         "config": TINY.to_json(),
-        "folds": sha256_json(deal_folds(read_masked(store), TINY.folds, TINY.seed)),
+        "folds": sha256_json(assign_folds(read_masked(store), TINY.folds, TINY.seed)),
     }
     save_file(
-        {f"average.{name}": value for name, value in begun.average.state_dict().items()},
+        {f"average.{name}": value for name, value in begun.ema.state_dict().items()},
         state,
         metadata={"cspine": json.dumps({**settings, "step": 2})},
     )

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from training.metrics.competition import competition_loss
-from training.metrics.ensemble import Stack, fit_weights, mix
+from training.metrics.ensemble import RoundEnsemble, average_predictions, fit_weights
 
 
 def make_rounds(
@@ -24,10 +24,10 @@ def make_rounds(
 
 def test_no_weights_on_a_fine_grid_are_better() -> None:
     labels, tables = make_rounds((1.5, 2.0, 3.0))
-    found = competition_loss(labels, mix(fit_weights(labels, tables), tables))
+    found = competition_loss(labels, average_predictions(fit_weights(labels, tables), tables))
     steps = np.linspace(0, 1, 41)
     grid = [
-        competition_loss(labels, mix([a, b, 1 - a - b], tables))
+        competition_loss(labels, average_predictions([a, b, 1 - a - b], tables))
         for a in steps
         for b in steps
         if a + b <= 1
@@ -52,7 +52,10 @@ def test_a_round_that_adds_nothing_gets_nothing() -> None:
 def test_rounds_that_err_apart_are_better_together() -> None:
     labels, tables = make_rounds((2.5, 2.5))
     losses = [competition_loss(labels, table) for table in tables]
-    assert competition_loss(labels, mix(fit_weights(labels, tables), tables)) < min(losses) - 0.01
+    assert (
+        competition_loss(labels, average_predictions(fit_weights(labels, tables), tables))
+        < min(losses) - 0.01
+    )
 
 
 def test_certain_and_wrong_rounds_do_not_spoil_the_fit() -> None:
@@ -62,7 +65,7 @@ def test_certain_and_wrong_rounds_do_not_spoil_the_fit() -> None:
 
 
 def test_a_stack_mixes_its_rounds_and_reads_back_equal() -> None:
-    stack = Stack((1, 3), (0.25, 0.75), 0.5)
+    stack = RoundEnsemble((1, 3), (0.25, 0.75), 0.5)
     tables = {number: np.full((2, 8), number / 10) for number in (1, 2, 3)}
-    np.testing.assert_allclose(stack.mix(tables), np.full((2, 8), 0.25))
-    assert Stack.from_json(json.loads(json.dumps(stack.to_json()))) == stack
+    np.testing.assert_allclose(stack.average_predictions(tables), np.full((2, 8), 0.25))
+    assert RoundEnsemble.from_json(json.loads(json.dumps(stack.to_json()))) == stack

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from transformers import ViTConfig
 
-from tests.cohorts import make_shards, make_vertebra
+from tests.cohorts import make_buffer, make_vertebra
 from training.config import InputConfig
-from training.data.crop_buffer import RoundShards
-from training.models.feature_cache import encoder_digest, keep_features
-from training.models.sequence_inputs import gather_necks, index_necks, show_necks
+from training.data.crop_buffer import CropBuffer
+from training.models.feature_cache import cache_features, encoder_digest
+from training.models.sequence_inputs import gather_patients, index_patients, make_patient_pixels
 from training.models.sequence_model import (
     CervicalSequenceConfig,
     CervicalSequenceModel,
@@ -31,36 +31,36 @@ def build(seed: int = 0) -> CervicalSequenceModel:
     return CervicalSequenceModel(CervicalSequenceConfig(encoder, positions=4, width=8)).eval()
 
 
-def shards(changed: int = 0) -> RoundShards:
+def buffer(changed: int = 0) -> CropBuffer:
     random = np.random.default_rng(0)
     crops = []
     for study, level, slices in (("1.1", "C1", 6), ("1.1", "C5", 3), ("1.2", "C7", 4)):
         hu = random.integers(-200, 900, (slices, 16, 16))
         hu[0, 8, 8] += changed * (level == "C5")
         crops.append((make_vertebra(hu.shape, study=study, level=level), hu))
-    return make_shards(*crops)
+    return make_buffer(*crops)
 
 
 def keep(folder: Path, model: Any = None, of: Any = None, inputs: Any = INPUTS) -> Any:
     """The features, and how many crops had to be encoded."""
-    of = of or shards()
+    of = of or buffer()
     made: list[None] = []
-    found = keep_features(
+    found = cache_features(
         folder,
         model or build(),
         inputs,
         of,
-        index_necks(of, STUDIES, 4, 0),
+        index_patients(of, STUDIES, 4, 0),
         lambda: made.append(None),
     )
     return found, len(made)
 
 
 def test_kept_features_are_the_encoders_to_half_precision(tmp_path: Path) -> None:
-    index = index_necks(shards(), STUDIES, 4, 0)
-    batch = gather_necks(shards(), index, INPUTS)
+    index = index_patients(buffer(), STUDIES, 4, 0)
+    batch = gather_patients(buffer(), index, INPUTS)
     with torch.no_grad():
-        expected = build()(show_necks(batch, INPUTS), batch["valid"]).features.numpy()
+        expected = build()(make_patient_pixels(batch, INPUTS), batch["valid"]).features.numpy()
     for _ in range(2):
         np.testing.assert_allclose(keep(tmp_path)[0], expected, atol=2e-3)
 
@@ -68,7 +68,7 @@ def test_kept_features_are_the_encoders_to_half_precision(tmp_path: Path) -> Non
 def test_only_what_is_new_is_encoded(tmp_path: Path) -> None:
     assert keep(tmp_path)[1] == 3
     assert keep(tmp_path)[1] == 0
-    assert keep(tmp_path, of=shards(changed=50))[1] == 1
+    assert keep(tmp_path, of=buffer(changed=50))[1] == 1
 
 
 def test_another_encoder_or_other_inputs_leave_nothing_of_the_old(tmp_path: Path) -> None:
@@ -98,13 +98,13 @@ def test_what_a_kill_left_half_written_is_made_again(tmp_path: Path) -> None:
     (place,) = tmp_path.iterdir()
     with (place / "features.f16").open("ab") as stream:
         stream.write(b"cut")
-    changed = keep(tmp_path, of=shards(changed=50))[0]
+    changed = keep(tmp_path, of=buffer(changed=50))[0]
     np.testing.assert_array_equal(keep(tmp_path)[0], expected)
-    np.testing.assert_array_equal(keep(tmp_path, of=shards(changed=50))[0], changed)
+    np.testing.assert_array_equal(keep(tmp_path, of=buffer(changed=50))[0], changed)
 
 
 def test_studies_without_crops_have_features_of_zero(tmp_path: Path) -> None:
-    of = shards()
-    found = keep_features(tmp_path, build(), INPUTS, of, index_necks(of, ["1.9"], 4, 0))
+    of = buffer()
+    found = cache_features(tmp_path, build(), INPUTS, of, index_patients(of, ["1.9"], 4, 0))
     assert found.shape == (1, 7, 4, 16)
     assert not found.any()

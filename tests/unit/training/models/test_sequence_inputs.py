@@ -6,21 +6,27 @@ import numpy as np
 import pytest
 import torch
 
-from tests.cohorts import make_shards, make_study, make_vertebra
+from tests.cohorts import make_buffer, make_study, make_vertebra
 from training.config import AugmentConfig, InputConfig
-from training.data.inputs import gather_slices, make_pixels, normalise, order_neighbours, plain_pose
+from training.data.inputs import (
+    gather_slices,
+    identity_transforms,
+    make_pixels,
+    normalise,
+    order_neighbours,
+)
 from training.metrics.competition import competition_loss
 from training.models.sequence_inputs import (
-    NeckIndex,
+    PatientIndex,
     choose_positions,
-    draw_neck_pose,
-    draw_positions,
-    gather_necks,
-    index_necks,
-    show_necks,
-    warn_of,
+    gather_patients,
+    index_patients,
+    list_warnings,
+    make_patient_pixels,
+    sample_positions,
+    sample_vertebra_transforms,
 )
-from training.models.sequence_loss import LossShares, find_targets, sequence_loss
+from training.models.sequence_loss import LossWeights, find_targets, sequence_loss
 from training.models.sequence_model import SequenceOutput
 
 WINDOW = InputConfig(size=16, crop_mm=16, trim_mm=0)
@@ -53,7 +59,7 @@ def test_slices_are_drawn_around_one_from_each_part_of_the_vertebra(drawn: int) 
     count, looked_at = min(drawn, 8), set()
     for around in range(1, 9):
         for _ in range(20):
-            found = draw_positions(vertebra, around, drawn, 1, random)
+            found = sample_positions(vertebra, around, drawn, 1, random)
             assert around in found
             assert (found[count:] == -1).all()
             assert (np.diff(found[:count]) > 0).all()
@@ -65,10 +71,10 @@ def test_slices_are_drawn_around_one_from_each_part_of_the_vertebra(drawn: int) 
 
 def test_a_broken_vertebra_is_not_asked_where_its_fracture_is_known_to_be_elsewhere() -> None:
     seen = [0, 0, 1, 0, None, 0]
-    shards = make_shards((make_vertebra((6, 8, 8), fractured=1, seen=seen), np.zeros((6, 8, 8))))
+    buffer = make_buffer((make_vertebra((6, 8, 8), fractured=1, seen=seen), np.zeros((6, 8, 8))))
     for z, expected in (([0, 1], np.nan), ([0, 2], 1), ([0, 4], 1), ([3, 5], np.nan)):
-        index = NeckIndex.of_single(np.array([0]), np.array([0]), np.array([z]))
-        np.testing.assert_array_equal(find_targets(shards, index).vertebra[0, 0], expected)
+        index = PatientIndex.of_single(np.array([0]), np.array([0]), np.array([z]))
+        np.testing.assert_array_equal(find_targets(buffer, index).vertebra[0, 0], expected)
 
 
 def two_studies() -> tuple:
@@ -77,7 +83,7 @@ def two_studies() -> tuple:
         hu = np.broadcast_to(100 * np.arange(slices)[:, None, None], (slices, 16, 16))
         vertebra = make_vertebra(hu.shape, study=study, level=level, fractured=int(level == "C3"))
         crops.append((vertebra, hu + 1000 * len(crops)))
-    return make_shards(*crops), index_necks(make_shards(*crops), ["1.1", "1.2", "1.3"], 3, 0)
+    return make_buffer(*crops), index_patients(make_buffer(*crops), ["1.1", "1.2", "1.3"], 3, 0)
 
 
 def test_vertebrae_stand_at_their_patient_and_level() -> None:
@@ -89,8 +95,8 @@ def test_vertebrae_stand_at_their_patient_and_level() -> None:
 
 
 def test_a_batch_holds_the_slices_of_all_positions_in_order() -> None:
-    shards, index = two_studies()
-    batch = gather_necks(shards, index, WINDOW)
+    buffer, index = two_studies()
+    batch = gather_patients(buffer, index, WINDOW)
     middle = batch["hu"][:, 1, 0, 0].tolist()
     assert middle == [1000, 1100, 2000, 2200, 2300, 0, 100, 200]
     assert batch["vertebra"].tolist() == [0, 0, 1, 1, 1, 2, 2, 2]
@@ -110,25 +116,25 @@ def test_channels_beyond_three_are_the_outer_neighbours() -> None:
     assert order_neighbours(3) == (-1, 0, 1)
     assert order_neighbours(5) == (-1, 0, 1, -2, 2)
     hu = np.arange(9)[:, None, None] * np.full((1, 4, 4), 100)
-    shards = make_shards((make_vertebra(hu.shape), hu))
+    buffer = make_buffer((make_vertebra(hu.shape), hu))
     for z, channels in ((4, [3, 4, 5, 2, 6]), (0, [0, 0, 1, 0, 2]), (7, [6, 7, 8, 5, 8])):
-        batch = gather_slices(shards, np.array([0]), np.array([z]), 5)
+        batch = gather_slices(buffer, np.array([0]), np.array([z]), 5)
         assert (batch["hu"][0].amax((1, 2)) / 100).tolist() == channels
 
 
-def masked_shards() -> tuple:
+def masked_buffer() -> tuple:
     hu = np.full((3, 16, 16), 400)
     mask = np.zeros((3, 16, 16), np.uint8)
     mask[1, 4:12, 8:16] = 1
-    shards = make_shards((make_vertebra(hu.shape), hu))
-    return replace(shards, masks=mask.ravel()), mask
+    buffer = make_buffer((make_vertebra(hu.shape), hu))
+    return replace(buffer, masks=mask.ravel()), mask
 
 
 def test_the_mask_is_the_last_channel_and_stays_as_it_is() -> None:
-    shards, mask = masked_shards()
+    buffer, mask = masked_buffer()
     inputs = replace(WINDOW, neighbours=5, mask=True)
-    batch = gather_slices(shards, np.array([0, 0]), np.array([0, 1]), 5, mask=True)
-    pixels = normalise(make_pixels(batch, inputs, plain_pose(2)), inputs)
+    batch = gather_slices(buffer, np.array([0, 0]), np.array([0, 1]), 5, mask=True)
+    pixels = normalise(make_pixels(batch, inputs, identity_transforms(2)), inputs)
     assert pixels.shape == (2, 6, 16, 16)
     assert not pixels[0, 5].any()
     # Its edges are as soft as those of the bone beside it.
@@ -137,46 +143,50 @@ def test_the_mask_is_the_last_channel_and_stays_as_it_is() -> None:
 
 
 def test_where_no_mask_was_read_the_channel_is_zero() -> None:
-    shards, _ = masked_shards()
+    buffer, _ = masked_buffer()
     inputs = replace(WINDOW, mask=True)
-    batch = gather_slices(replace(shards, masks=None), np.array([0]), np.array([1]), mask=True)
-    assert not make_pixels(batch, inputs, plain_pose(1))[:, 3].any()
+    batch = gather_slices(replace(buffer, masks=None), np.array([0]), np.array([1]), mask=True)
+    assert not make_pixels(batch, inputs, identity_transforms(1))[:, 3].any()
 
 
 def test_the_first_three_channels_are_those_of_a_model_of_three() -> None:
     random = np.random.default_rng(0)
     hu = random.integers(-400, 1200, (7, 16, 16))
-    shards = make_shards((make_vertebra(hu.shape), hu))
+    buffer = make_buffer((make_vertebra(hu.shape), hu))
     wide = replace(WINDOW, neighbours=5, mask=True, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
     narrow = replace(wide, neighbours=3, mask=False)
     shown = [
-        show_necks(gather_necks(shards, index_necks(shards, ["1.2.1"], 3, 0), inputs), inputs)
+        make_patient_pixels(
+            gather_patients(buffer, index_patients(buffer, ["1.2.1"], 3, 0), inputs), inputs
+        )
         for inputs in (narrow, wide)
     ]
     assert torch.equal(shown[1][:, :3], shown[0])
 
 
 def test_slices_of_a_vertebra_are_turned_alike_and_vertebrae_are_not() -> None:
-    shards, index = two_studies()
-    batch = gather_necks(shards, index, WINDOW)
-    pose = draw_neck_pose(batch, AugmentConfig(), torch.Generator().manual_seed(0))
-    for values in (pose.way.flatten(1), pose.shift_mm):
+    buffer, index = two_studies()
+    batch = gather_patients(buffer, index, WINDOW)
+    transforms = sample_vertebra_transforms(
+        batch, AugmentConfig(), torch.Generator().manual_seed(0)
+    )
+    for values in (transforms.matrix.flatten(1), transforms.shift_mm):
         for rows in ([0, 1], [2, 3, 4], [5, 6, 7]):
             assert (values[rows] == values[rows[0]]).all()
         assert not torch.equal(values[0], values[2])
 
 
 def test_masks_are_forgotten_by_vertebra_and_intensity_leaves_them_alone() -> None:
-    shards, _ = masked_shards()
+    buffer, _ = masked_buffer()
     inputs = replace(WINDOW, mask=True)
-    index = index_necks(shards, ["1.2.1"], 3, 0)
-    batch = gather_necks(shards, index, inputs)
-    plain = show_necks(batch, inputs)[:, 3]
+    index = index_patients(buffer, ["1.2.1"], 3, 0)
+    batch = gather_patients(buffer, index, inputs)
+    plain = make_patient_pixels(batch, inputs)[:, 3]
     seen = set()
     for seed in range(12):
         generator = torch.Generator().manual_seed(seed)
         augment = AugmentConfig(forget_mask=0.5, noise=0.2)
-        channel = show_necks(batch, inputs, None, augment, generator)[:, 3]
+        channel = make_patient_pixels(batch, inputs, None, augment, generator)[:, 3]
         seen.add(bool(channel.any()))
         assert torch.equal(channel, plain) or not channel.any()
     assert seen == {True, False}
@@ -185,7 +195,7 @@ def test_masks_are_forgotten_by_vertebra_and_intensity_leaves_them_alone() -> No
 def test_missing_levels_and_few_slices_are_said() -> None:
     crops = [make_vertebra((3, 8, 8), level="C1"), make_vertebra((1, 8, 8), level="C2")]
     crops += [make_vertebra((9, 8, 8), level=f"C{level}") for level in (3, 4, 5)]
-    assert warn_of(crops) == [
+    assert list_warnings(crops) == [
         "C6 has no crop",
         "C7 has no crop",
         "C1 has 3 slices only",
@@ -198,8 +208,8 @@ def test_slices_of_a_broken_vertebra_without_boxes_are_asked_nothing() -> None:
     weak = make_vertebra((4, 8, 8), level="C2", fractured=1)
     whole = make_vertebra((2, 8, 8), level="C3", fractured=0)
     unknown = make_vertebra((4, 8, 8), level="C4", fractured=None)
-    shards = make_shards(*((v, np.zeros(v.shape)) for v in (boxed, weak, whole, unknown)))
-    found = find_targets(shards, index_necks(shards, ["1.2.1"], 4, 0))
+    buffer = make_buffer(*((v, np.zeros(v.shape)) for v in (boxed, weak, whole, unknown)))
+    found = find_targets(buffer, index_patients(buffer, ["1.2.1"], 4, 0))
     nan = np.nan
     np.testing.assert_array_equal(
         found.position[0, :4],
@@ -220,15 +230,15 @@ def outputs(**logits: torch.Tensor) -> SequenceOutput:
 def targets_of_three() -> tuple:
     studies = [make_study(f"1.{n}", broken) for n, broken in enumerate(((), ("C2",), ("C1", "C5")))]
     crops = [(v, np.zeros(v.shape)) for study in studies for v in study.vertebrae]
-    shards = make_shards(*crops)
-    index = index_necks(shards, [study.study for study in studies], 5, 0)
-    return studies, find_targets(shards, index, studies)
+    buffer = make_buffer(*crops)
+    index = index_patients(buffer, [study.study for study in studies], 5, 0)
+    return studies, find_targets(buffer, index, studies)
 
 
 def test_patients_are_judged_by_the_competitions_loss() -> None:
     studies, targets = targets_of_three()
     logits = torch.linspace(-3, 2, 24).view(3, 8)
-    shares = LossShares(patient=1, vertebra=0, position=0)
+    shares = LossWeights(patient=1, vertebra=0, position=0)
     found = sequence_loss(outputs(logits=logits), targets.tensors(), shares)
     labels = [study.labels for study in studies]
     assert found.item() == pytest.approx(competition_loss(labels, torch.sigmoid(logits)), rel=1e-5)
@@ -238,7 +248,7 @@ def test_a_broken_vertebra_counts_twice_and_unknown_ones_not_at_all() -> None:
     _, targets = targets_of_three()
     targets.vertebra[2] = np.nan
     logits = torch.full((3, 7), -1.0)
-    shares = LossShares(patient=0, vertebra=1, position=0)
+    shares = LossWeights(patient=0, vertebra=1, position=0)
     found = sequence_loss(outputs(vertebra_logits=logits), targets.tensors(), shares)
     broken, whole = -np.log(1 / (1 + np.e)), -np.log(1 - 1 / (1 + np.e))
     assert found.item() == pytest.approx((2 * broken + 13 * whole) / 15, rel=1e-5)
@@ -249,7 +259,7 @@ def test_nothing_known_is_no_loss_and_a_gradient_of_zero() -> None:
     for values in (targets.patient, targets.vertebra, targets.position):
         values[:] = np.nan
     logits = torch.ones(3, 7, requires_grad=True)
-    loss = sequence_loss(outputs(vertebra_logits=logits), targets.tensors(), LossShares())
+    loss = sequence_loss(outputs(vertebra_logits=logits), targets.tensors(), LossWeights())
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None

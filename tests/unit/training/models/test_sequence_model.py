@@ -13,10 +13,10 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel, ViTConfig
 
 from storage_schemas.errors import UsageError
-from tests.cohorts import make_shards, make_vertebra
+from tests.cohorts import make_buffer, make_vertebra
 from training.config import InputConfig, Pooling
-from training.models.sequence_inputs import gather_necks, index_necks, show_necks
-from training.models.sequence_loss import LossShares, sequence_loss
+from training.models.sequence_inputs import gather_patients, index_patients, make_patient_pixels
+from training.models.sequence_loss import LossWeights, sequence_loss
 from training.models.sequence_model import (
     CervicalSequenceConfig,
     CervicalSequenceModel,
@@ -236,18 +236,18 @@ def line_crops(patients: int, seed: int) -> tuple[Any, list[list[int]]]:
                 seen=[int(broken and first <= z < first + 2) for z in range(6)],
             )
             crops.append((vertebra, hu))
-    return make_shards(*crops), labels
+    return make_buffer(*crops), labels
 
 
 def test_a_model_learns_from_patients_which_vertebra_and_which_slices_are_broken(
     pooling: Pooling,
 ) -> None:
-    shards, labels = line_crops(24, seed=0)
-    index = index_necks(shards, [f"1.{number}" for number in range(24)], 6, 0)
-    batch = gather_necks(shards, index, INPUTS)
-    pixels, valid = show_necks(batch, INPUTS), batch["valid"]
+    buffer, labels = line_crops(24, seed=0)
+    index = index_patients(buffer, [f"1.{number}" for number in range(24)], 6, 0)
+    batch = gather_patients(buffer, index, INPUTS)
+    pixels, valid = make_patient_pixels(batch, INPUTS), batch["valid"]
     truth = torch.tensor(labels, dtype=torch.float32)
-    seen = torch.tensor([vertebra.seen for vertebra in shards.vertebrae]).view(24, 7, 6)
+    seen = torch.tensor([vertebra.seen for vertebra in buffer.vertebrae]).view(24, 7, 6)
     overall = truth.amax(dim=1, keepdim=True)
     targets = {
         "patient_target": torch.cat([overall, truth], dim=1),
@@ -261,15 +261,15 @@ def test_a_model_learns_from_patients_which_vertebra_and_which_slices_are_broken
     for _ in range(80):
         optimizer.zero_grad()
         output: SequenceOutput = model(pixels, valid)
-        loss = sequence_loss(output, targets, LossShares())
+        loss = sequence_loss(output, targets, LossWeights())
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.4 * losses[0]
     unseen, labels = line_crops(12, seed=1)
-    index = index_necks(unseen, [f"1.{number}" for number in range(12)], 6, 0)
-    batch = gather_necks(unseen, index, INPUTS)
-    found = read(model, batch["valid"], show_necks(batch, INPUTS))
+    index = index_patients(unseen, [f"1.{number}" for number in range(12)], 6, 0)
+    batch = gather_patients(unseen, index, INPUTS)
+    found = read(model, batch["valid"], make_patient_pixels(batch, INPUTS))
     truth = torch.tensor(labels)
     probability = torch.sigmoid(found.logits[:, 1:])
     error = functional.binary_cross_entropy(probability, truth.float())

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from storage_schemas.errors import UsageError
-from tests.cohorts import make_shards, make_vertebra
+from tests.cohorts import make_buffer, make_vertebra
 from training.config import (
     AugmentConfig,
     Family,
@@ -22,13 +22,13 @@ from training.config import (
     TrainConfig,
 )
 from training.data.cohort import Study, label_table
-from training.data.crop_buffer import RoundShards
-from training.explanation.attribution import read_study
+from training.data.crop_buffer import CropBuffer
+from training.explanation.attribution import attribute_study
 from training.metrics.calibration import fit_calibration
 from training.models.kinds import KINDS, load_any, score_any
-from training.models.sequence_inputs import warn_of
+from training.models.sequence_inputs import list_warnings
 from training.models.sequence_model import MODEL_TYPE, CervicalSequenceModel
-from training.models.sequence_scoring import read_necks
+from training.models.sequence_scoring import run_sequence_model
 from training.models.slice_model import build_model, save_model
 from training.optimization.trainer import RoundWork, Trained
 
@@ -50,7 +50,7 @@ CONFIG = RunConfig(
 
 def make_round(
     patients: int, seed: int = 0, folder: Path | None = None, missing: tuple[str, ...] = ()
-) -> tuple[RoundShards, tuple[Study, ...]]:
+) -> tuple[CropBuffer, tuple[Study, ...]]:
     """Patients whose broken vertebrae have a bright bar in two of five slices, and a box there."""
     random = np.random.default_rng(seed)
     crops: list[Any] = []
@@ -77,19 +77,19 @@ def make_round(
             crops.append((vertebra, hu))
         name = f"1.{number}"
         studies.append(Study(name, name, "", (max(labels), *labels), tuple(mine)))
-    shards = replace(make_shards(*crops), folder=folder, studies=tuple(studies))
-    return shards, tuple(studies)
+    buffer = replace(make_buffer(*crops), folder=folder, studies=tuple(studies))
+    return buffer, tuple(studies)
 
 
 def work(steps: int = 60, **options: Any) -> RoundWork:
-    values = {"number": 1, "steps": steps, "rate": 3e-3, "layer_decay": 1.0, "average": 0.0}
+    values = {"number": 1, "steps": steps, "rate": 3e-3, "layer_decay": 1.0, "ema": 0.0}
     values |= {"seed": 1, "log": lambda line: None}
     return RoundWork(**(values | options))  # type: ignore[arg-type]
 
 
-def train(config: RunConfig, shards: RoundShards, **options: Any) -> tuple[Any, Trained]:
+def train(config: RunConfig, buffer: CropBuffer, **options: Any) -> tuple[Any, Trained]:
     model, inputs = SEQUENCE.start(config, None)
-    return model, SEQUENCE.train(model, inputs, shards, config, work(**options))
+    return model, SEQUENCE.train(model, inputs, buffer, config, work(**options))
 
 
 def weights(model: Any) -> dict[str, Tensor]:
@@ -97,8 +97,8 @@ def weights(model: Any) -> dict[str, Tensor]:
 
 
 def test_a_round_teaches_vertebrae_and_patients() -> None:
-    shards, _ = make_round(40)
-    model, _ = train(CONFIG, shards)
+    buffer, _ = make_round(40)
+    model, _ = train(CONFIG, buffer)
     unseen, studies = make_round(40, seed=1)
     found = score_any(model, CONFIG.inputs, unseen, studies)
     labels = label_table(studies)
@@ -108,9 +108,9 @@ def test_a_round_teaches_vertebrae_and_patients() -> None:
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
-    shards, _ = make_round(6)
+    buffer, _ = make_round(6)
     first, again, other = (
-        weights(train(replace(CONFIG, augment=AugmentConfig()), shards, steps=3, seed=seed)[0])
+        weights(train(replace(CONFIG, augment=AugmentConfig()), buffer, steps=3, seed=seed)[0])
         for seed in (1, 1, 2)
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -118,11 +118,11 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
 
 
 def test_the_heads_learn_last_and_the_encoder_before_them() -> None:
-    shards, _ = make_round(8)
+    buffer, _ = make_round(8)
     without, _ = train(
-        replace(CONFIG, sequence=replace(CONFIG.sequence, head_epochs=0)), shards, steps=3
+        replace(CONFIG, sequence=replace(CONFIG.sequence, head_epochs=0)), buffer, steps=3
     )
-    with_head, _ = train(CONFIG, shards, steps=3)
+    with_head, _ = train(CONFIG, buffer, steps=3)
     before, after = weights(without), weights(with_head)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
@@ -134,42 +134,42 @@ def test_the_heads_learn_last_and_the_encoder_before_them() -> None:
 
 
 def test_the_average_is_of_the_encoder_and_its_heads_are_those_that_learnt_last() -> None:
-    shards, _ = make_round(8)
-    model, trained = train(CONFIG, shards, steps=6, average=0.5)
-    assert trained.average is not None
-    raw, _ = train(CONFIG, shards, steps=6)
+    buffer, _ = make_round(8)
+    model, trained = train(CONFIG, buffer, steps=6, ema=0.5)
+    assert trained.ema is not None
+    raw, _ = train(CONFIG, buffer, steps=6)
     for name, value in raw.named_parameters():
         assert torch.equal(model.state_dict()[name], value), name
         if not name.startswith("encoder."):
-            assert torch.equal(trained.average[name], value), name
-    assert not all(torch.equal(trained.average[n], v) for n, v in raw.named_parameters())
+            assert torch.equal(trained.ema[name], value), name
+    assert not all(torch.equal(trained.ema[n], v) for n, v in raw.named_parameters())
 
 
 def test_of_boxed_patients_the_encoder_learns_as_that_of_the_slice_model() -> None:
-    shards, _ = make_round(6)
+    buffer, _ = make_round(6)
     config = replace(
         CONFIG,
         augment=AugmentConfig(),
         sequence=replace(CONFIG.sequence, sampled=1, head_epochs=0),
     )
-    assert sum(SEQUENCE.count(study, config) for study in shards.studies) == sum(
-        KINDS["slice"].count(study, config) for study in shards.studies
+    assert sum(SEQUENCE.count(study, config) for study in buffer.studies) == sum(
+        KINDS["slice"].count(study, config) for study in buffer.studies
     )
-    model, _ = train(config, shards, steps=4)
+    model, _ = train(config, buffer, steps=4)
     slices, inputs = KINDS["slice"].start(config, None)
-    KINDS["slice"].train(slices, inputs, shards, config, work(steps=4))
+    KINDS["slice"].train(slices, inputs, buffer, config, work(steps=4))
     for name, value in slices.base_model.state_dict().items():
         torch.testing.assert_close(model.encoder.state_dict()[name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet"])
 def test_drawn_boxes_change_what_is_learned(family: Family) -> None:
-    shards, _ = make_round(6)
+    buffer, _ = make_round(6)
     config = replace(CONFIG, model=ModelConfig(family=family, patch=8, width=32, depth=1, heads=2))
     found = []
     for box_weight in (0.0, 1.0):
         settings = replace(config, train=replace(config.train, box_weight=box_weight))
-        found.append(weights(train(settings, shards, steps=3)[0]))
+        found.append(weights(train(settings, buffer, steps=3)[0]))
     assert not all(torch.equal(found[0][name], found[1][name]) for name in found[0])
 
 
@@ -181,25 +181,25 @@ def test_slices_of_labelled_vertebrae_are_what_a_study_counts() -> None:
 
 def test_a_frozen_encoder_stays_and_its_heads_learn_from_kept_features(tmp_path: Path) -> None:
     config = replace(CONFIG, sequence=replace(CONFIG.sequence, frozen=True))
-    shards, studies = make_round(10, folder=tmp_path)
+    buffer, studies = make_round(10, folder=tmp_path)
     model, inputs = SEQUENCE.start(config, None)
     before = weights(model)
-    trained = SEQUENCE.train(model, inputs, shards, config, work(steps=20))
+    trained = SEQUENCE.train(model, inputs, buffer, config, work(steps=20))
     after = weights(model)
     assert trained.loss > 0
     assert all(torch.equal(before[n], after[n]) for n in before if n.startswith("encoder."))
     for head in ("classifier.weight", "positions.score.weight", "patient.levels.weight"):
         assert not torch.equal(before[head], after[head])
     assert list(tmp_path.glob("features/0/*/features.f16"))
-    kept = score_any(model, inputs, shards, studies)
+    kept = score_any(model, inputs, buffer, studies)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    made = score_any(model, inputs, shards, studies)
+    made = score_any(model, inputs, buffer, studies)
     np.testing.assert_allclose(kept.score, made.score, atol=0.02)
 
 
 def test_merged_statistics_are_counted_anew_and_a_frozen_encoders_are_not() -> None:
-    shards, _ = make_round(6)
+    buffer, _ = make_round(6)
     for frozen in (False, True):
         config = replace(CONFIG, sequence=replace(CONFIG.sequence, frozen=frozen))
         model, inputs = SEQUENCE.start(config, None)
@@ -207,7 +207,7 @@ def test_merged_statistics_are_counted_anew_and_a_frozen_encoders_are_not() -> N
             if name.endswith("running_mean"):
                 value.fill_(7.0)
         before = weights(model)
-        SEQUENCE.refresh(model, inputs, shards, config, work(steps=4))
+        SEQUENCE.refresh(model, inputs, buffer, config, work(steps=4))
         changed = {n for n, v in weights(model).items() if not torch.equal(v, before[n])}
         assert all("running" in name or "num_batches" in name for name in changed)
         assert bool(changed) != frozen
@@ -218,11 +218,11 @@ def test_a_slice_model_trained_here_is_a_start_with_its_opinion(tmp_path: Path) 
     torch.nn.init.normal_(slices.classifier[-1].weight)
     save_model(slices, CONFIG.inputs, tmp_path / "m", card="")
     model, inputs = SEQUENCE.start(CONFIG, tmp_path / "m")
-    shards, studies = make_round(2)
-    index, output = read_necks(
-        cast(CervicalSequenceModel, model), inputs, shards, [study.study for study in studies]
+    buffer, studies = make_round(2)
+    index, output = run_sequence_model(
+        cast(CervicalSequenceModel, model), inputs, buffer, [study.study for study in studies]
     )
-    vertebra = KINDS["slice"].score(slices, CONFIG.inputs, shards, studies)
+    vertebra = KINDS["slice"].score(slices, CONFIG.inputs, buffer, studies)
     assert output.position_logits is not None
     # Five slices: a slice model's score is the mean of all their logits.
     np.testing.assert_allclose(
@@ -234,12 +234,12 @@ def test_a_slice_model_trained_here_is_a_start_with_its_opinion(tmp_path: Path) 
 
 
 def test_a_sequence_model_goes_on_as_it_is(tmp_path: Path) -> None:
-    shards, studies = make_round(3)
-    model, _ = train(CONFIG, shards, steps=2)
+    buffer, studies = make_round(3)
+    model, _ = train(CONFIG, buffer, steps=2)
     save_model(model, CONFIG.inputs, tmp_path / "m", card="")
     for found, inputs in (SEQUENCE.start(CONFIG, tmp_path / "m"), load_any(tmp_path / "m")):
         assert inputs == CONFIG.inputs
-        again, expected = (score_any(m, inputs, shards, studies) for m in (found, model))
+        again, expected = (score_any(m, inputs, buffer, studies) for m in (found, model))
         np.testing.assert_array_equal(again.score, expected.score)
 
 
@@ -249,10 +249,10 @@ def test_a_folder_that_is_no_model_is_no_start(tmp_path: Path) -> None:
 
 
 def test_missing_levels_have_no_score_and_the_calibrated_answer_is_a_probability() -> None:
-    shards, studies = make_round(9, missing=("C2", "C6"))
-    model, _ = train(CONFIG, shards, steps=2)
+    buffer, studies = make_round(9, missing=("C2", "C6"))
+    model, _ = train(CONFIG, buffer, steps=2)
     nothing = Study("1.99", "1.99", "", None, ())
-    found = score_any(model, CONFIG.inputs, shards, (*studies, nothing))
+    found = score_any(model, CONFIG.inputs, buffer, (*studies, nothing))
     assert found.patient is not None
     assert np.isnan(found.score[:9]).all(axis=0).tolist() == [False, True] + [False] * 3 + [
         True,
@@ -278,43 +278,56 @@ def test_two_missing_levels_and_one_of_three_slices_get_probabilities_and_a_warn
     ]
     study = Study("1.50", "1.50", "", None, tuple(vertebra for vertebra, _ in crops))
     model, inputs = KINDS[kind].start(CONFIG, None)
-    found = score_any(model, inputs, make_shards(*crops), [study])
+    found = score_any(model, inputs, make_buffer(*crops), [study])
     assert np.flatnonzero(np.isnan(found.score[0])).tolist() == [1, 4]
     _, known = make_round(30)
     labels = label_table(known)
     fitted = fit_calibration(np.zeros((30, 7)), labels, labels, np.zeros(30))
     chances = fitted.probabilities(found.score, found.patient)
     assert ((chances > 0) & (chances < 1)).all()
-    assert warn_of(study.vertebrae) == ["C2 has no crop", "C5 has no crop", "C3 has 3 slices only"]
+    assert list_warnings(study.vertebrae) == [
+        "C2 has no crop",
+        "C5 has no crop",
+        "C3 has 3 slices only",
+    ]
 
 
 def test_the_peak_is_the_slice_of_the_largest_weight() -> None:
-    shards, studies = make_round(4)
-    model, _ = train(CONFIG, shards, steps=40)
-    found = score_any(model, CONFIG.inputs, shards, studies)
+    buffer, studies = make_round(4)
+    model, _ = train(CONFIG, buffer, steps=40)
+    found = score_any(model, CONFIG.inputs, buffer, studies)
     for row, study in enumerate(studies):
-        for reading in read_study(model, CONFIG.inputs, shards, study.study):
-            best = reading.slices[int(np.argmax(reading.weights))]
-            assert found.peak[row, int(reading.level[1]) - 1] == best
+        for attribution in attribute_study(model, CONFIG.inputs, buffer, study.study):
+            best = attribution.slices[int(np.argmax(attribution.weights))]
+            assert found.peak[row, int(attribution.level[1]) - 1] == best
 
 
 @pytest.mark.parametrize("kind", ["slice", MODEL_TYPE])
 def test_a_reading_tells_weights_that_sum_to_one_and_shows_the_heaviest_slices(kind: str) -> None:
-    shards, _ = make_round(2, missing=("C3",))
+    buffer, _ = make_round(2, missing=("C3",))
     model, inputs = KINDS[kind].start(CONFIG, None)
-    readings = read_study(model, inputs, shards, "1.1")
-    assert [reading.level for reading in readings] == ["C1", "C2", "C4", "C5", "C6", "C7"]
-    for reading in readings:
-        assert sum(reading.weights) == pytest.approx(1)
-        assert reading.slices == (0, 1, 2, 3, 4)
-        assert len(reading.keys) == 3
-        lightest = min(reading.weights[reading.slices.index(key.z)] for key in reading.keys)
+    attributions = attribute_study(model, inputs, buffer, "1.1")
+    assert [attribution.level for attribution in attributions] == [
+        "C1",
+        "C2",
+        "C4",
+        "C5",
+        "C6",
+        "C7",
+    ]
+    for attribution in attributions:
+        assert sum(attribution.weights) == pytest.approx(1)
+        assert attribution.slices == (0, 1, 2, 3, 4)
+        assert len(attribution.keys) == 3
+        lightest = min(
+            attribution.weights[attribution.slices.index(key.z)] for key in attribution.keys
+        )
         others = [
             w
-            for z, w in zip(reading.slices, reading.weights, strict=True)
-            if z not in {key.z for key in reading.keys}
+            for z, w in zip(attribution.slices, attribution.weights, strict=True)
+            if z not in {key.z for key in attribution.keys}
         ]
         assert max(others) <= lightest + 1e-6
-        for key in reading.keys:
+        for key in attribution.keys:
             assert key.picture.shape == key.heat.shape == (16, 16)
             assert 0 <= key.heat.min() <= key.heat.max() <= 1

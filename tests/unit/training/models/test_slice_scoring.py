@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.cohorts import make_shards, make_vertebra
+from tests.cohorts import make_buffer, make_vertebra
 from training.config import InputConfig
 from training.data.cohort import Study
 from training.data.inputs import index_slices
@@ -55,7 +55,7 @@ def test_a_vertebras_score_is_the_mean_of_its_five_largest_logits(
     logits: list[int], score: float, peak: int
 ) -> None:
     crops = [make_crop("1.1", "C4", logits)]
-    found = score_studies(MODEL, INPUTS, make_shards(*crops), [make_study("1.1", crops)])
+    found = score_studies(MODEL, INPUTS, make_buffer(*crops), [make_study("1.1", crops)])
     assert found.score[0, 3] == pytest.approx(score, abs=0.01)
     assert found.peak[0, 3] == peak
 
@@ -63,7 +63,7 @@ def test_a_vertebras_score_is_the_mean_of_its_five_largest_logits(
 def test_trimmed_slices_do_not_score_and_the_peak_counts_from_the_crops_first_slice() -> None:
     crops = [make_crop("1.1", "C1", [900, 10, 20, 30, 900], mm=2.0)]
     inputs = InputConfig(**{**INPUTS.__dict__, "trim_mm": 3.0})
-    found = score_studies(MODEL, inputs, make_shards(*crops), [make_study("1.1", crops)])
+    found = score_studies(MODEL, inputs, make_buffer(*crops), [make_study("1.1", crops)])
     assert found.score[0, 0] == pytest.approx(20, abs=0.01)
     assert found.peak[0, 0] == 3
 
@@ -76,7 +76,7 @@ def test_scores_stand_at_their_study_and_level_and_missing_crops_have_none() -> 
         make_crop("1.1", "C1", [10]),
     ]
     studies = [make_study(name, crops) for name in ("1.1", "1.2", "1.4")]
-    found = score_studies(MODEL, INPUTS, make_shards(*crops), studies)
+    found = score_studies(MODEL, INPUTS, make_buffer(*crops), studies)
     expected = np.full((3, 7), np.nan)
     expected[0, :2], expected[1, 6] = (10, 20), 70
     np.testing.assert_allclose(found.score, expected, atol=0.01)
@@ -85,12 +85,12 @@ def test_scores_stand_at_their_study_and_level_and_missing_crops_have_none() -> 
 
 def test_logits_come_in_the_order_of_the_index_over_many_batches() -> None:
     crops = [make_crop("1.1", "C1", range(150)), make_crop("1.1", "C2", range(500, 530))]
-    shards = make_shards(*crops)
-    index = index_slices(shards, [1, 0], 0)
-    found = slice_logits(MODEL, INPUTS, shards, index)
+    buffer = make_buffer(*crops)
+    index = index_slices(buffer, [1, 0], 0)
+    found = slice_logits(MODEL, INPUTS, buffer, index)
     np.testing.assert_allclose(found, [*range(500, 530), *range(150)], atol=0.01)
 
 
 def test_no_inputs_give_no_logits() -> None:
-    shards = make_shards(make_crop("1.1", "C1", [1]))
-    assert slice_logits(MODEL, INPUTS, shards, index_slices(shards, [], 0)).shape == (0,)
+    buffer = make_buffer(make_crop("1.1", "C1", [1]))
+    assert slice_logits(MODEL, INPUTS, buffer, index_slices(buffer, [], 0)).shape == (0,)

@@ -12,19 +12,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from storage_schemas.errors import RunError
-from tests.cohorts import make_shards, make_vertebra
+from tests.cohorts import make_buffer, make_vertebra
 from training import durable
 from training.config import Family, InputConfig, ModelConfig, RunConfig, TrainConfig
-from training.data.crop_buffer import RoundShards
+from training.data.crop_buffer import CropBuffer
 from training.models.slice_model import build_model
 from training.models.slice_training import train_slices
 from training.optimization import checkpoints
 from training.optimization.checkpoints import (
     Progress,
     read_checkpoint,
-    read_iterate,
+    read_last_weights,
     write_checkpoint,
-    write_iterate,
+    write_last_weights,
 )
 from training.optimization.trainer import RoundWork, Trained
 
@@ -50,10 +50,10 @@ def build(family: Family) -> PreTrainedModel:
     return model
 
 
-def crops() -> RoundShards:
+def crops() -> CropBuffer:
     hu = np.random.default_rng(0).integers(-400, 1200, (2, 6, 32, 32))
     broken = make_vertebra((6, 32, 32), fractured=1, seen=[0, 1, 1, 0, 1, 0])
-    return make_shards((broken, hu[0]), (make_vertebra((6, 32, 32)), hu[1]))
+    return make_buffer((broken, hu[0]), (make_vertebra((6, 32, 32)), hu[1]))
 
 
 def train(
@@ -68,7 +68,7 @@ def train(
         steps=STEPS,
         rate=1e-3,
         layer_decay=0.7,
-        average=0.3,
+        ema=0.3,
         seed=5,
         log=log,
         checkpoint=checkpoint,
@@ -101,9 +101,9 @@ def test_a_killed_round_ends_with_the_weights_of_one_that_was_not(
     resumed = build(family)
     trained = train(resumed, place)
     assert_same(resumed.state_dict(), whole.state_dict())
-    assert trained.average is not None
-    assert expected.average is not None
-    assert_same(trained.average, expected.average)
+    assert trained.ema is not None
+    assert expected.ema is not None
+    assert_same(trained.ema, expected.ema)
     assert trained.loss == pytest.approx(expected.loss)
 
 
@@ -163,13 +163,13 @@ def test_an_iterate_reads_back_to_the_bit_and_a_full_disk_leaves_no_half_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, weights = tmp_path / "01.safetensors", build("resnet").state_dict()
-    write_iterate(place, weights)
-    assert_same(read_iterate(place), weights)
+    write_last_weights(place, weights)
+    assert_same(read_last_weights(place), weights)
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(durable, "sync", full)
     with pytest.raises(RunError, match=r"No space left.*run-unwritable"):
-        write_iterate(tmp_path / "02.safetensors", weights)
+        write_last_weights(tmp_path / "02.safetensors", weights)
     assert [path.name for path in tmp_path.iterdir()] == [place.name]

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from storage_schemas.errors import RunError
-from tests.cohorts import make_shards, make_vertebra
+from tests.cohorts import make_buffer, make_vertebra
 from training.config import (
     AugmentConfig,
     Family,
@@ -20,9 +20,9 @@ from training.config import (
     RunConfig,
     TrainConfig,
 )
-from training.data.crop_buffer import RoundShards
+from training.data.crop_buffer import CropBuffer
 from training.models.slice_model import build_model
-from training.models.slice_training import draw_order, refresh_statistics, train_slices
+from training.models.slice_training import refresh_statistics, sample_order, train_slices
 from training.optimization.trainer import RoundWork, parameter_groups
 
 INPUTS = InputConfig(size=32, crop_mm=32, trim_mm=0)
@@ -39,7 +39,7 @@ def build(family: Family = "vit", seed: int = 0) -> PreTrainedModel:
     )
 
 
-def mirrored_crops(slices: int = 4) -> RoundShards:
+def mirrored_crops(slices: int = 4) -> CropBuffer:
     """One broken crop with boxes and one whole, equal to their mirror images."""
     half = np.random.default_rng(0).integers(-400, 1200, (2, slices, 32, 16))
     hu = np.concatenate([half, half[..., ::-1]], axis=3)
@@ -47,27 +47,27 @@ def mirrored_crops(slices: int = 4) -> RoundShards:
     seen = [int(z % 2) for z in range(slices)]
     boxes = {z: (4.0, 4.0, 20.0, 20.0) for z in range(slices) if seen[z]}
     broken = make_vertebra(shape, fractured=1, seen=seen, boxes=boxes)
-    return make_shards((broken, hu[0]), (make_vertebra(shape), hu[1]))
+    return make_buffer((broken, hu[0]), (make_vertebra(shape), hu[1]))
 
 
 def work(config: TrainConfig, log: Any = lambda line: None, **more: Any) -> RoundWork:
     known = 4 + 4
     steps = max(1, round(known * config.epochs / (config.batch_size * config.accumulation)))
     given = {"number": 1, "steps": steps, "rate": config.learning_rate, "layer_decay": 1.0}
-    return RoundWork(**{**given, "average": 0.0, "seed": 3, "log": log, **more})
+    return RoundWork(**{**given, "ema": 0.0, "seed": 3, "log": log, **more})
 
 
 def train(
     model: PreTrainedModel,
     config: TrainConfig,
     augment: AugmentConfig = STILL,
-    shards: RoundShards | None = None,
+    buffer: CropBuffer | None = None,
     **more: Any,
 ) -> tuple[float, Lines]:
     lines: Lines = []
     settings = RunConfig(inputs=INPUTS, augment=augment, train=config)
     task = work(config, **{"log": lines.append, **more})
-    trained = train_slices(model, INPUTS, shards or mirrored_crops(), settings, task)
+    trained = train_slices(model, INPUTS, buffer or mirrored_crops(), settings, task)
     return trained.loss, lines
 
 
@@ -76,10 +76,10 @@ def weights(model: PreTrainedModel) -> Tensor:
 
 
 def order(target: NDArray[np.float32], share: float, batch: int, batches: int) -> NDArray[Any]:
-    return draw_order(target, broken_share=share, batch=batch, steps=batches, seed=0)
+    return sample_order(target, broken_share=share, batch=batch, steps=batches, seed=0)
 
 
-FEW_BROKEN = np.array([1, 0.35, 1] + [0] * 20, np.float32)
+FEW_FRACTURED = np.array([1, 0.35, 1] + [0] * 20, np.float32)
 
 
 @pytest.mark.parametrize(
@@ -89,14 +89,14 @@ FEW_BROKEN = np.array([1, 0.35, 1] + [0] * 20, np.float32)
 def test_every_batch_has_the_same_number_of_broken_slices(
     share: float, batch: int, broken: int
 ) -> None:
-    drawn = FEW_BROKEN[order(FEW_BROKEN, share, batch, 12)] > 0
-    assert drawn.sum(axis=1).tolist() == [broken] * 12
+    sampled = FEW_FRACTURED[order(FEW_FRACTURED, share, batch, 12)] > 0
+    assert sampled.sum(axis=1).tolist() == [broken] * 12
 
 
 def test_slices_of_a_kind_are_drawn_again_only_after_all_others() -> None:
-    drawn = order(FEW_BROKEN, 0.25, 8, 10).ravel()
-    for kind in (FEW_BROKEN > 0, FEW_BROKEN == 0):
-        mine = drawn[kind[drawn]]
+    sampled = order(FEW_FRACTURED, 0.25, 8, 10).ravel()
+    for kind in (FEW_FRACTURED > 0, FEW_FRACTURED == 0):
+        mine = sampled[kind[sampled]]
         for start in range(0, mine.size - kind.sum() + 1, kind.sum()):
             part = mine[start : start + kind.sum()]
             counts = np.bincount(part, minlength=kind.size)[kind]
@@ -108,23 +108,23 @@ def test_slices_of_a_kind_are_drawn_again_only_after_all_others() -> None:
 @pytest.mark.parametrize(
     ("target", "share", "batch"),
     [
-        (FEW_BROKEN, 0.0, 4),
+        (FEW_FRACTURED, 0.0, 4),
         (np.zeros(23, np.float32), 0.5, 4),
         (np.ones(23, np.float32), 0.5, 4),
-        (FEW_BROKEN, 0.5, 1),
+        (FEW_FRACTURED, 0.5, 1),
     ],
     ids=["no share asked for", "all whole", "all broken", "batches of one"],
 )
 def test_else_slices_are_drawn_as_they_come(
     target: NDArray[np.float32], share: float, batch: int
 ) -> None:
-    drawn = order(target, share, batch, 23).ravel()
-    assert np.bincount(drawn).tolist() == [batch] * 23
-    assert drawn.tolist() != sorted(drawn.tolist())
+    sampled = order(target, share, batch, 23).ravel()
+    assert np.bincount(sampled).tolist() == [batch] * 23
+    assert sampled.tolist() != sorted(sampled.tolist())
 
 
 def test_the_broken_have_no_fixed_place_in_a_batch() -> None:
-    places = (FEW_BROKEN[order(FEW_BROKEN, 0.25, 4, 60)] > 0).sum(axis=0)
+    places = (FEW_FRACTURED[order(FEW_FRACTURED, 0.25, 4, 60)] > 0).sum(axis=0)
     assert places.min() > 5
 
 
@@ -206,7 +206,7 @@ def test_slices_of_unknown_target_are_left_out() -> None:
     unknown = (make_vertebra(both.vertebrae[0].shape, fractured=None), both.crop(0))
     for crops in ([whole], [whole, unknown]):
         model = build()
-        train(model, LEARN, shards=make_shards(*crops))
+        train(model, LEARN, buffer=make_buffer(*crops))
         found.append(weights(model))
     assert torch.equal(found[0], found[1])
 
@@ -270,14 +270,14 @@ def test_only_matrices_have_weight_decay() -> None:
 
 def test_the_average_lies_between_the_start_and_the_end_and_is_not_kept_unasked() -> None:
     model, start = build(), weights(build())
-    task = work(LEARN, average=0.5)
+    task = work(LEARN, ema=0.5)
     settings = RunConfig(inputs=INPUTS, augment=STILL, train=LEARN)
     trained = train_slices(model, INPUTS, mirrored_crops(), settings, task)
-    assert trained.average is not None
-    average = torch.cat([trained.average[n].flatten() for n, _ in model.named_parameters()])
-    moved, behind = (weights(model) - start).norm(), (weights(model) - average).norm()
+    assert trained.ema is not None
+    ema = torch.cat([trained.ema[n].flatten() for n, _ in model.named_parameters()])
+    moved, behind = (weights(model) - start).norm(), (weights(model) - ema).norm()
     assert 0 < behind < moved
-    assert train_slices(build(), INPUTS, mirrored_crops(), settings, work(LEARN)).average is None
+    assert train_slices(build(), INPUTS, mirrored_crops(), settings, work(LEARN)).ema is None
 
 
 def test_statistics_counted_anew_are_those_of_the_rounds_inputs() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from storage_schemas.vertebrae import LABEL_COLUMNS
-from training.explanation.attribution import KeySlice, LevelReading
-from training.report.study_page import StudyAnswer, describe, render_page
+from training.explanation.attribution import KeySlice, LevelAttribution
+from training.report.study_page import StudyPage, describe, render_page
 
 ORIGINS = {("C2", 4): {"instance": 17, "z_mm": -31.5}}
 
@@ -20,22 +20,22 @@ def key(z: int) -> KeySlice:
     return KeySlice(z, np.full((8, 8), 90, np.uint8), heat)
 
 
-def answer(**changes: Any) -> StudyAnswer:
+def study_page(**changes: Any) -> StudyPage:
     values: dict[str, Any] = {
         "study": "1.2.3",
         "probabilities": (0.9, 0.1, 0.8, 0.02, 0.03, 0.04, 0.05, 0.06),
         "warnings": ("C3 has no crop",),
-        "readings": (
-            LevelReading("C1", (0, 1), (0.5, 0.5), (-2.0, -1.0), (key(0),)),
-            LevelReading("C2", (3, 4, 5), (0.1, 0.7, 0.2), (-1.0, 2.0, 0.0), (key(4), key(5))),
+        "attributions": (
+            LevelAttribution("C1", (0, 1), (0.5, 0.5), (-2.0, -1.0), (key(0),)),
+            LevelAttribution("C2", (3, 4, 5), (0.1, 0.7, 0.2), (-1.0, 2.0, 0.0), (key(4), key(5))),
         ),
         "model": "the sequence model",
     }
-    return StudyAnswer(**(values | changes))
+    return StudyPage(**(values | changes))
 
 
 def test_the_document_holds_the_eight_probabilities_and_every_slices_weight() -> None:
-    found = json.loads(json.dumps(describe(answer(), ORIGINS)))
+    found = json.loads(json.dumps(describe(study_page(), ORIGINS)))
     assert list(found["probabilities"]) == list(LABEL_COLUMNS)
     assert found["probabilities"]["C2"] == 0.8
     assert found["warnings"] == ["C3 has no crop"]
@@ -48,7 +48,7 @@ def test_the_document_holds_the_eight_probabilities_and_every_slices_weight() ->
 
 
 def test_the_page_shows_levels_by_probability_with_their_key_slices_twice() -> None:
-    page = render_page(answer(), ORIGINS)
+    page = render_page(study_page(), ORIGINS)
     assert re.findall(r"<h3>(C\d)", page) == ["C2", "C1"]
     assert page.count("data:image/png;base64,") == 2 * 3
     assert "image 17" in page
@@ -59,31 +59,35 @@ def test_the_page_shows_levels_by_probability_with_their_key_slices_twice() -> N
 
 
 def test_the_page_warns_and_says_that_it_is_no_medical_device() -> None:
-    page = render_page(answer(), ORIGINS)
+    page = render_page(study_page(), ORIGINS)
     assert "C3 has no crop" in page
     assert "not a medical device" in page
-    assert "Less sure" not in render_page(answer(warnings=()), ORIGINS)
+    assert "Less sure" not in render_page(study_page(warnings=()), ORIGINS)
 
 
 def test_the_page_asks_nothing_from_outside_and_escapes_what_it_is_given() -> None:
-    page = render_page(answer(study="<script>", warnings=("<b>",)), ORIGINS)
+    page = render_page(study_page(study="<script>", warnings=("<b>",)), ORIGINS)
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "<script>" not in page
     assert "<b>" not in page
 
 
 def test_heat_is_drawn_over_the_picture_and_nowhere_else() -> None:
-    page = render_page(answer(), ORIGINS)
+    page = render_page(study_page(), ORIGINS)
     plain, heated = re.findall(r'src="(data:image/png[^"]+)"', page)[:2]
     assert plain != heated
-    cold = LevelReading("C1", (0,), (1.0,), (0.0,), (KeySlice(0, key(0).picture, key(0).heat * 0),))
+    cold = LevelAttribution(
+        "C1", (0,), (1.0,), (0.0,), (KeySlice(0, key(0).picture, key(0).heat * 0),)
+    )
     plain, heated = re.findall(
-        r'src="(data:image/png[^"]+)"', render_page(answer(readings=(cold,)), ORIGINS)
+        r'src="(data:image/png[^"]+)"', render_page(study_page(attributions=(cold,)), ORIGINS)
     )
     assert plain == heated
 
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (1.0, 0.0)])
 def test_bars_of_any_weights_can_be_drawn(weights: tuple[float, float]) -> None:
-    reading = LevelReading("C1", (0, 1), weights, (0.0, 0.0), (key(0),))
-    assert "NaN" not in render_page(answer(readings=(reading,)), {}).replace("nan", "NaN")
+    attribution = LevelAttribution("C1", (0, 1), weights, (0.0, 0.0), (key(0),))
+    assert "NaN" not in render_page(study_page(attributions=(attribution,)), {}).replace(
+        "nan", "NaN"
+    )

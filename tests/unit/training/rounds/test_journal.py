@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from training.rounds.journal import give_reason, read_curve, summarise
+from training.rounds.journal import explain_decision, read_curve, summarise
 from training.runs import RunFolder
 
 
@@ -53,7 +53,7 @@ def entry(number: int, **changes: Any) -> dict[str, Any]:
     ],
 )
 def test_every_decision_has_its_reason(changes: dict[str, Any], reason: str) -> None:
-    assert give_reason(entry(2, **changes)) == reason
+    assert explain_decision(entry(2, **changes)) == reason
 
 
 def write_lines(run: Path, name: str, lines: list[dict[str, Any]]) -> None:

@@ -87,7 +87,7 @@ def test_every_round_has_its_share_of_the_broken_and_of_each_scanner() -> None:
     cohort = make_patients(240, seed=4)
     plans = plan_rounds(cohort, settings(2000))
     assert len(plans) > 3
-    kinds = {one.study: (one.broken > 0, one.scanner == "scanner 1") for one in cohort}
+    kinds = {one.study: (one.fractured_levels > 0, one.scanner == "scanner 1") for one in cohort}
     everywhere = np.mean(list(kinds.values()), axis=0)
     for plan in plans:
         here = np.mean([kinds[name] for name in plan.studies], axis=0)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from tests.runs import SETTINGS, lines_of, same, weights_of
 from training.cli import main
-from training.optimization.checkpoints import read_iterate
+from training.optimization.checkpoints import read_last_weights
 from training.rounds import boosting
 from training.rounds.candidates import (
     RAW,
-    Candidate,
+    CandidateWeights,
     Decision,
     copy_weights,
     decide,
@@ -58,7 +58,7 @@ def ends(monkeypatch: Patch) -> Ends:
 
 @pytest.fixture(autouse=True)
 def only_mixtures_are_candidates(monkeypatch: Patch) -> None:
-    def mixtures(*arguments: Any) -> Iterator[Candidate]:
+    def mixtures(*arguments: Any) -> Iterator[CandidateWeights]:
         return (found for found in list_candidates(*arguments) if found.name != RAW)
 
     monkeypatch.setattr(boosting, "list_candidates", mixtures)
@@ -116,7 +116,7 @@ def test_a_run_that_stopped_between_rounds_goes_on_to_the_very_same_model(
     assert kept == ([f"{number - 1:02}.safetensors"] if last else [])
     if last:
         trained = ends[number - 2][1]
-        assert same(read_iterate(run / "rounds" / kept[0]), trained)
+        assert same(read_last_weights(run / "rounds" / kept[0]), trained)
         assert not same(weights_of(run / "rounds" / f"{number - 1:02}"), trained)
     assert train(store, run) == 0
     assert same(weights_of(run / "model"), weights_of(whole / "model"))
