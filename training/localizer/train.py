@@ -8,16 +8,18 @@ saw, beside a guess that looks at no picture. Then they become one ONNX file wit
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from presentation.progress import StageProgress
 from storage_schemas.canonical import sha256_json
@@ -43,8 +45,10 @@ from training.localizer.scores import (
     score_classes,
     score_levels,
 )
-from training.localizer.state import LocalizerTraining, SavedTraining
-from training.localizer.unet import LocalizerNetwork
+from training.localizer.unet import LocalizerNetwork, build_network
+from training.optimization.averaging import start_ema
+from training.optimization.checkpoints import TrainingState, resume_training, write_training
+from training.optimization.schedule import warmup_cosine
 
 PACKAGES = ("cspine", "torch", "monai", "onnx", "onnxruntime")
 _GRADIENT_NORM = 12.0
@@ -86,19 +90,24 @@ def train_localizer(store: StudyStore, out: Path, config: LocalizerConfig) -> Lo
     held_out = np.flatnonzero(np.isin(studies, folds[config.fold]))
     learnt = np.setdiff1d(np.arange(len(studies)), held_out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    training = LocalizerTraining.begin(config, device)
-    saved = SavedTraining(out, {"config": config.to_json(), "folds": sha256_json(folds)})
-    saved.load(training)
+    saved = out.with_name(f".{out.name}.training.safetensors")
+    settings = {"config": config.to_json(), "folds": sha256_json(folds)}
+    state = _begin(config, device)
+    done = resume_training(saved, state, settings)
+
+    def save(step: int) -> None:
+        write_training(saved, state, step, settings)
+
     with (
         StageProgress("read overviews", len(studies), "studies") as progress,
         open_overviews(store, studies, config.size, out.parent, progress.advance) as overviews,
     ):
         progress.finish()
-        _train(training, overviews, learnt, config, saved)
-        findings, guesses = _evaluate(training.ema, overviews, learnt, held_out, config)
+        network = _train(state, done, overviews, learnt, config, save)
+        findings, guesses = _evaluate(network, overviews, learnt, held_out, config)
         scored = score_levels(findings)
         examples = overviews.hu[held_out[:2], None].astype(np.float32)
-    model, difference = export_network(training.ema, config.size, examples)
+    model, difference = export_network(network, config.size, examples)
     card = LocalizerCard(
         size=config.size,
         folds=folds,
@@ -111,7 +120,7 @@ def train_localizer(store: StudyStore, out: Path, config: LocalizerConfig) -> Lo
         versions={name: metadata.version(name) for name in PACKAGES},
     )
     write_localizer(model, card, out)
-    saved.remove()
+    saved.unlink(missing_ok=True)
     return card
 
 
@@ -128,46 +137,59 @@ def _check_out(out: Path) -> None:
         raise UsageError("config-invalid", reason, key=str(out))
 
 
+def _begin(config: LocalizerConfig, device: torch.device) -> TrainingState:
+    """A training of no step yet."""
+    network = build_network(config, config.seed).to(device)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), config.learning_rate, weight_decay=config.weight_decay
+    )
+    return TrainingState(network, optimizer, start_ema(network, config.ema_decay))
+
+
 def _train(
-    training: LocalizerTraining,
+    state: TrainingState,
+    done: int,
     overviews: Overviews,
     learnt: NDArray[np.int64],
     config: LocalizerConfig,
-    saved: SavedTraining,
-) -> None:
-    """Take the steps that are left."""
-    device = next(training.network.parameters()).device
+    save: Callable[[int], None],
+) -> LocalizerNetwork:
+    """Take the steps that are left; returns the network of the averaged weights."""
+    network, ema = cast(LocalizerNetwork, state.model), cast(AveragedModel, state.ema)
+    device = next(network.parameters()).device
+    warmup = max(1, round(config.warmup * config.steps))
+    # The first step learns already, and the peak holds for two steps.
+    schedule = warmup_cosine(state.optimizer, warmup, config.steps, done + (done < warmup))
     order = _sample_order(learnt, config)
     losses: list[float] = []
     with StageProgress("train localizer", config.steps, "steps") as progress:
-        for _ in range(training.step):
+        for _ in range(done):
             progress.advance()
-        while training.step < config.steps:
-            step = training.step
-            for group in training.optimizer.param_groups:
-                group["lr"] = config.learning_rate * _rate(step, config)
+        for step in range(done, config.steps):
             hu, places = _sample_batch(overviews, order[step], config, step, device)
             # What was learnt in short numbers is judged in long ones.
             with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
-                features = training.network.see(hu)
-                logits = training.network.name(features, places.sample, places.place)
+                features = network.see(hu)
+                logits = network.name(features, places.sample, places.place)
             loss = place_loss(logits.float(), places)
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
                 raise RunError("training-diverged", f"the loss is {losses[-1]} at step {step + 1}")
-            training.optimizer.zero_grad()
+            state.optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(training.network.parameters(), _GRADIENT_NORM)
-            training.optimizer.step()
-            _follow(training, config)
-            training.step += 1
+            torch.nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_NORM)
+            state.optimizer.step()
+            ema.update_parameters(network)
+            if step + 1 != warmup:
+                schedule.step()
             progress.advance()
-            if training.step % max(1, config.steps // _SAVES) == 0:
-                saved.save(training)
+            if (step + 1) % max(1, config.steps // _SAVES) == 0:
+                save(step + 1)
                 mean = round(float(np.mean(losses)), 4)
-                progress.reach(training.step, config.steps, f"loss {mean:.3f}", loss=mean)
+                progress.reach(step + 1, config.steps, f"loss {mean:.3f}", loss=mean)
                 losses.clear()
         progress.finish()
+    return cast(LocalizerNetwork, ema.module)
 
 
 def _sample_order(learnt: NDArray[np.int64], config: LocalizerConfig) -> NDArray[np.int64]:
@@ -176,14 +198,6 @@ def _sample_order(learnt: NDArray[np.int64], config: LocalizerConfig) -> NDArray
     wanted = config.steps * config.batch_size
     rounds = [random.permutation(learnt) for _ in range(-(-wanted // len(learnt)))]
     return np.concatenate(rounds)[:wanted].reshape(config.steps, config.batch_size)
-
-
-def _rate(step: int, config: LocalizerConfig) -> float:
-    """The share of the learning rate at a step: up along a line, down along a cosine."""
-    warm = max(1, round(config.warmup * config.steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, config.steps - warm)))
 
 
 def _sample_batch(
@@ -205,15 +219,6 @@ def _sample_batch(
     hu, classes = transform_cubes(hu, classes, sample_transforms(length_mm, augment, generator))
     places = sample_places(classes, config.block, generator)
     return vary_hu(hu, config.augment, generator), places
-
-
-@torch.no_grad()
-def _follow(training: LocalizerTraining, config: LocalizerConfig) -> None:
-    """Move the averaged weights towards the new ones; at first faster, away from noise."""
-    kept = min(config.ema_decay, (1 + training.step) / (10 + training.step))
-    pairs = zip(training.ema.parameters(), training.network.parameters(), strict=True)
-    for mean, new in pairs:
-        mean.lerp_(new, 1 - kept)
 
 
 def _evaluate(

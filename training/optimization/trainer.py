@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -28,7 +27,14 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from storage_schemas.errors import RunError, UsageError
 from training.config import TrainConfig
 from training.devices import device
-from training.optimization.checkpoints import Progress, read_checkpoint, write_checkpoint
+from training.optimization.averaging import start_ema
+from training.optimization.checkpoints import (
+    Progress,
+    TrainingState,
+    read_checkpoint,
+    write_checkpoint,
+)
+from training.optimization.schedule import warmup_cosine
 from training.ranks import gather_rows, is_first, rank, ranks
 
 Log = Callable[[Mapping[str, Any]], None]
@@ -37,7 +43,6 @@ Loss = Callable[[Any, dict[str, Tensor], torch.Generator], Tensor]
 that is drawn; a mean over the batch."""
 _LOGS_A_ROUND = 50
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|stages|blocks)\.(\d+)\.")
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -122,8 +127,11 @@ def fit(
     model.accepts_loss_kwargs = False
     model.to(device())
     optimizer = AdamW(parameter_groups(model, config, work), fused=True)
-    ema = _Ema(model, work)
-    done = _restore(model, optimizer, ema, work)
+    keep = 1 - 1 / max(1.0, work.ema * work.steps)
+    ema = start_ema(model, keep) if work.ema else None
+    state = TrainingState(model, optimizer, ema)
+    done = _restore(state, work)
+    rise = math.ceil(config.warmup * work.steps)
     with TemporaryDirectory(prefix="cspine-trainer-") as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -149,13 +157,13 @@ def fit(
             args=arguments,
             train_dataset=examples,
             data_collator=lambda batch: batch,
-            optimizers=(optimizer, _schedule(optimizer, config, work, done.step)),
-            callbacks=[ema, _RoundLog(work.log, done.step, work.steps)],
+            optimizers=(optimizer, warmup_cosine(optimizer, rise, work.steps, done.step)),
+            callbacks=[_Ema(state), _RoundLog(work.log, done.step, work.steps)],
             order=order[done.step :],
             loss=loss,
             first_batch=done.step * parts * ranks(),
         )
-        writer = _CheckpointWriter(model, optimizer, ema, config, work, done, trainer)
+        writer = _CheckpointWriter(state, config, work, done, trainer)
         trainer.add_callback(writer)
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
@@ -163,7 +171,10 @@ def fit(
     mean = writer.loss() / work.steps
     if not math.isfinite(mean):
         raise RunError("training-diverged", f"the mean loss is {mean}")
-    return Trained(mean, ema.weights)
+    if ema is None:
+        return Trained(mean, None)
+    weights = {name: weight.detach() for name, weight in ema.module.named_parameters()}
+    return Trained(mean, weights)
 
 
 def _divide(step: int, most: int) -> int:
@@ -177,7 +188,7 @@ def _divide(step: int, most: int) -> int:
     return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
 
 
-# ---- optimizer and schedule ----------------------------------------------------------------------
+# ---- optimizer -----------------------------------------------------------------------------------
 
 
 def parameter_groups(
@@ -211,20 +222,6 @@ def _levels(names: list[str]) -> dict[str, int]:
     return {
         name: found[name] + 1 if name in found else 0 if "embed" in name else top for name in names
     }
-
-
-def _schedule(optimizer: AdamW, config: TrainConfig, work: RoundWork, done: int) -> LambdaLR:
-    """Rise along a line, then fall to nothing along a cosine."""
-    rise = math.ceil(config.warmup * work.steps)
-
-    def share(step: int) -> float:
-        step += done
-        if step < rise:
-            return step / rise
-        fallen = (step - rise) / max(1, work.steps - rise)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, fallen)))
-
-    return LambdaLR(optimizer, share)
 
 
 # ---- what happens along the steps ----------------------------------------------------------------
@@ -267,28 +264,14 @@ class _RoundTrainer(Trainer):
 
 
 class _Ema(TrainerCallback):
-    """The moving average of the weights (Polyak and Juditsky, 1992), exponential."""
+    """Updates the EMA of the weights, where there is one."""
 
-    def __init__(self, model: PreTrainedModel, work: RoundWork) -> None:
-        self._model = model
-        self._keep = 1 - 1 / max(1.0, work.ema * work.steps)
-        self._steps = 0
-        self.weights: dict[str, Tensor] | None = None
-        if work.ema:
-            self.weights = {n: p.detach().clone() for n, p in model.named_parameters()}
-
-    def resume(self, weights: dict[str, Tensor], steps: int) -> None:
-        """Take up an average where it was left."""
-        self.weights, self._steps = weights or None, steps
+    def __init__(self, state: TrainingState) -> None:
+        self._state = state
 
     def on_step_end(self, *args: Any, **_: Any) -> None:
-        self._steps += 1
-        if self.weights is None:
-            return
-        # Short at first, so that the start is soon forgotten.
-        keep = min(self._keep, self._steps / (self._steps + 9))
-        for name, parameter in self._model.named_parameters():
-            self.weights[name].lerp_(parameter.detach(), 1 - keep)
+        if self._state.ema is not None:
+            self._state.ema.update_parameters(self._state.model)
 
 
 class _RoundLog(TrainerCallback):
@@ -322,15 +305,13 @@ class _CheckpointWriter(TrainerCallback):
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        optimizer: AdamW,
-        ema: _Ema,
+        state: TrainingState,
         config: TrainConfig,
         work: RoundWork,
         done: Progress,
         trainer: _RoundTrainer,
     ) -> None:
-        self._parts = (model, optimizer, ema)
+        self._state = state
         self._every = config.checkpoint_steps
         self._work = work
         self._done = done
@@ -347,31 +328,14 @@ class _CheckpointWriter(TrainerCallback):
             return
         progress = Progress(self._work.number, self._work.steps, step, self.loss())
         if is_first():
-            write_checkpoint(self._work.checkpoint, progress, _tensors(*self._parts))
+            write_checkpoint(self._work.checkpoint, progress, self._state.tensors())
 
 
-def _tensors(model: PreTrainedModel, optimizer: AdamW, ema: _Ema) -> dict[str, Tensor]:
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        state = optimizer.state[parameter]
-        tensors |= {f"{moment}.{name}": state[moment] for moment in _MOMENTS if state}
-    tensors |= {f"average.{name}": tensor for name, tensor in (ema.weights or {}).items()}
-    return tensors
-
-
-def _restore(model: PreTrainedModel, optimizer: AdamW, ema: _Ema, work: RoundWork) -> Progress:
+def _restore(state: TrainingState, work: RoundWork) -> Progress:
     """Take up the round where its checkpoint left it; says how far that is."""
-    start = Progress(work.number, work.steps, 0, 0.0)
     found = read_checkpoint(work.checkpoint) if work.checkpoint else None
     if found is None or (found[0].number, found[0].steps) != (work.number, work.steps):
-        return start
+        return Progress(work.number, work.steps, 0, 0.0)
     progress, tensors = found
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        parts.setdefault(part, {})[rest] = tensor.to(device())
-    model.load_state_dict(parts["model"], strict=True)
-    for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {moment: parts[moment][name] for moment in _MOMENTS}
-    ema.resume(parts.get("average", {}), progress.step)
+    state.restore(tensors, progress.step)
     return progress

@@ -1,8 +1,10 @@
 """A localizer from a store to its file: scores that tell, training that goes on, a true file."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,9 +36,9 @@ from training.localizer.scores import (
     score_classes,
     score_levels,
 )
-from training.localizer.state import LocalizerTraining, SavedTraining
 from training.localizer.train import train_localizer
 from training.localizer.unet import LocalizerNetwork, build_network, fold_blocks, unfold_blocks
+from training.optimization.checkpoints import TrainingState
 
 TINY = LocalizerConfig(
     size=SIDE,
@@ -257,15 +259,15 @@ def test_a_stopped_training_goes_on_to_the_same_localizer(
     exported = weights_of(monkeypatch)
     train_localizer(store, tmp_path / "whole.onnx", TINY)
     out = tmp_path / "stopped.onnx"
-    save = SavedTraining.save
+    save = stage.write_training
 
-    def save_and_stop(saved: SavedTraining, training: LocalizerTraining) -> None:
-        save(saved, training)
-        if training.step == 2:
+    def save_and_stop(path: Path, state: TrainingState, step: int, settings: Any) -> None:
+        save(path, state, step, settings)
+        if step == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(SavedTraining, "save", save_and_stop)
+        patched.setattr(stage, "write_training", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
             train_localizer(store, out, TINY)
     with pytest.raises(UsageError, match="other settings"):
@@ -311,8 +313,8 @@ def test_the_last_steps_see_cubes_as_they_are_but_for_left_and_right(
 
 def test_a_damaged_state_is_refused_by_name(store: StudyStore, tmp_path: Path) -> None:
     out = tmp_path / "localizer.onnx"
-    state = SavedTraining(out, {}).path
-    begun = LocalizerTraining.begin(TINY, torch.device("cpu"))
+    state = tmp_path / ".localizer.onnx.training.safetensors"
+    begun = build_network(TINY, 0)
     # A whole file of another making, one that lacks a weight, and no such file at all.
     save_file({}, state)
     others = state.read_bytes()
@@ -321,7 +323,7 @@ def test_a_damaged_state_is_refused_by_name(store: StudyStore, tmp_path: Path) -
         "folds": sha256_json(assign_folds(read_masked(store), TINY.folds, TINY.seed)),
     }
     save_file(
-        {f"average.{name}": value for name, value in begun.ema.state_dict().items()},
+        {f"average.{name}": value for name, value in begun.state_dict().items()},
         state,
         metadata={"cspine": json.dumps({**settings, "step": 2})},
     )
@@ -347,7 +349,7 @@ def test_a_file_that_cannot_be_written_is_refused_first(
 def test_a_loss_that_is_no_number_stops_the_training(
     store: StudyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "_rate", lambda *_: float("nan"))
+    monkeypatch.setattr(stage, "place_loss", lambda logits, places: logits.sum() * math.nan)
     with pytest.raises(RunError) as refused:
         train_localizer(store, tmp_path / "localizer.onnx", TINY)
     assert refused.value.kind == "training-diverged"
