@@ -45,7 +45,7 @@ from storage_schemas.store import VOLUMES, StudyStore
 from training.data.cohort import Study, labelled, read_cohort
 from training.data.crop_buffer import CropBuffer, open_buffer
 from training.data.inputs import SliceIndex, index_slices
-from training.models.slice_training import SliceDataset
+from training.models.slice_training import slice_examples
 
 PACKAGES = ("torch", "numpy", "numcodecs", "monai", "webdataset")
 BATCH = 32
@@ -92,7 +92,7 @@ def collate(samples: Sequence[NDArray[np.int16]]) -> Tensor:
 
 def this_loader(buffer: CropBuffer, index: SliceIndex, order: NDArray[np.int64]) -> Read:
     """The loader that trains."""
-    dataset = SliceDataset(buffer, index)
+    dataset = slice_examples(buffer, index)
 
     def read() -> Iterator[Tensor]:
         loader = DataLoader(

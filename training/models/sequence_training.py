@@ -17,8 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from storage_schemas.vertebrae import CERVICAL
@@ -26,7 +25,6 @@ from training.config import InputConfig, RunConfig
 from training.data.cohort import Study
 from training.data.crop_buffer import CropBuffer
 from training.data.inputs import cover_patches, index_slices
-from training.devices import to_device
 from training.models.encoders import build_encoder, read_classifier, run_encoder, start_encoder
 from training.models.patches import box_loss, has_patch_logits, patch_logits
 from training.models.sequence_inputs import (
@@ -46,13 +44,9 @@ from training.models.sequence_model import (
 )
 from training.models.sequence_scoring import find_features, is_frozen
 from training.models.slice_model import is_cspine_model, load_model, read_model_type
-from training.models.slice_training import (
-    STATISTICS_BATCHES,
-    keeps_statistics,
-    recomputed_statistics,
-    sample_order,
-)
-from training.optimization.trainer import Loss, RoundWork, Trained, fit
+from training.models.slice_training import sample_order
+from training.optimization.averaging import keeps_statistics, recount_statistics
+from training.optimization.trainer import Examples, Loss, RoundWork, Trained, fit, replay
 from training.ranks import ranks
 
 _ALONE = LossWeights(patient=0.0)
@@ -125,54 +119,6 @@ def count_positions(study: Study, config: RunConfig) -> int:
 # ---- training -----------------------------------------------------------------------------------
 
 
-class PatientDataset(Dataset[Any]):
-    """Patients of a round, or single vertebrae, map-style; whole batches are gathered at once."""
-
-    def __init__(
-        self, buffer: CropBuffer, index: PatientIndex, targets: PatientTargets, inputs: InputConfig
-    ) -> None:
-        self._buffer = buffer
-        self._index = index
-        self._targets = targets
-        self._inputs = inputs
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __getitem__(self, item: int) -> dict[str, Tensor]:
-        return self.__getitems__([item])
-
-    def __getitems__(self, items: list[int]) -> dict[str, Tensor]:
-        rows = np.array(items)
-        batch = gather_patients(self._buffer, self._index[rows], self._inputs)
-        return batch | self._targets[rows].tensors()
-
-
-class FeatureDataset(Dataset[Any]):
-    """Patients of a round as features that the encoder gave once."""
-
-    def __init__(
-        self, features: NDArray[np.float16], index: PatientIndex, targets: PatientTargets
-    ) -> None:
-        self._features = features
-        self._index = index
-        self._targets = targets
-
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __getitem__(self, item: int) -> dict[str, Tensor]:
-        return self.__getitems__([item])
-
-    def __getitems__(self, items: list[int]) -> dict[str, Tensor]:
-        rows = np.array(items)
-        return {
-            "features": torch.from_numpy(self._features[rows].astype(np.float32)),
-            "valid": torch.from_numpy(self._index[rows].valid),
-            **self._targets[rows].tensors(),
-        }
-
-
 def train_sequences(
     model: PreTrainedModel,
     inputs: InputConfig,
@@ -185,10 +131,16 @@ def train_sequences(
     if is_frozen(model):
         return _train_heads(model, inputs, buffer, config, work)
     round_ = _plan(model, inputs, buffer, config, work)
-    dataset = PatientDataset(buffer, round_.index, round_.targets, inputs)
     loss = _vertebra_loss(model, inputs, config)
     with _frozen(model.positions, model.patient):
-        trained = fit(model, dataset, round_.order, loss, config=config.train, work=work)
+        trained = fit(
+            model,
+            _examples(buffer, round_, inputs),
+            round_.order,
+            loss,
+            config=config.train,
+            work=work,
+        )
     if not config.sequence.head_epochs:
         return trained
     patients = sum(1 for study in buffer.studies if study.labels)
@@ -212,6 +164,14 @@ class _Round:
     index: PatientIndex
     targets: PatientTargets
     order: NDArray[np.int64]
+
+
+def _examples(buffer: CropBuffer, round_: _Round, inputs: InputConfig) -> Examples:
+    def gather(rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        batch = gather_patients(buffer, round_.index[rows], inputs)
+        return batch | round_.targets[rows].tensors()
+
+    return Examples(len(round_.index), gather)
 
 
 def _plan(
@@ -306,10 +266,17 @@ def _train_heads(
             wrapped(features=part["features"], valid=part["valid"]), part, LossWeights()
         )
 
+    def gather(rows: NDArray[np.int64]) -> dict[str, Tensor]:
+        return {
+            "features": torch.from_numpy(features[rows].astype(np.float32)),
+            "valid": torch.from_numpy(index[rows].valid),
+            **targets[rows].tensors(),
+        }
+
     with _frozen(model.encoder):
         return fit(
             model,
-            FeatureDataset(features, index, targets),
+            Examples(len(index), gather),
             order,
             loss,
             config=replace(config.train, batch_size=batch),
@@ -338,16 +305,26 @@ def refresh_sequences(
     config: RunConfig,
     work: RoundWork,
 ) -> None:
-    """Let the encoder's batch normalisations count anew, see `training.models.slice_training`."""
+    """Let the encoder's batch normalisations count anew; see `recount_statistics`."""
     model = cast(CervicalSequenceModel, model)
     if not keeps_statistics(model.encoder) or is_frozen(model):
         return
     round_ = _plan(model, inputs, buffer, config, work)
-    dataset = PatientDataset(buffer, round_.index, round_.targets, inputs)
-    with torch.no_grad(), recomputed_statistics(model.encoder):
-        for number, items in enumerate(round_.order[:STATISTICS_BATCHES]):
-            batch = to_device(dataset.__getitems__(items.tolist()))
-            generator = torch.Generator().manual_seed(work.seed * 1_000_003 + number)
-            transforms = sample_vertebra_transforms(batch, config.augment, generator)
-            pixels = make_patient_pixels(batch, inputs, transforms, config.augment, generator)
-            run_encoder(model.encoder, pixels)
+
+    def see(batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        transforms = sample_vertebra_transforms(batch, config.augment, generator)
+        return make_patient_pixels(batch, inputs, transforms, config.augment, generator)
+
+    seen = replay(_examples(buffer, round_, inputs), round_.order, see, work)
+    recount_statistics(_Reader(model.encoder), seen)
+
+
+class _Reader(nn.Module):
+    """An encoder that is called with pixels alone."""
+
+    def __init__(self, encoder: PreTrainedModel) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixels: Tensor) -> Any:
+        return run_encoder(self.encoder, pixels)

@@ -14,8 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from training.config import InputConfig, RunConfig
@@ -31,30 +29,19 @@ from training.data.inputs import (
     sample_transforms,
     vary_intensity,
 )
-from training.devices import device
 from training.models.patches import PatchReader, box_loss
-from training.optimization.trainer import Loss, RoundWork, Trained, fit
-
-STATISTICS_BATCHES = 16
-"""Batches that tell a batch normalisation anew what it sees."""
+from training.optimization.averaging import keeps_statistics, recount_statistics
+from training.optimization.trainer import Examples, Loss, RoundWork, Trained, fit, replay
 
 
-class SliceDataset(Dataset[Any]):
-    """The inputs of a round, map-style; whole batches are gathered at once."""
+def slice_examples(buffer: CropBuffer, index: SliceIndex) -> Examples:
+    """The inputs of a round with their targets."""
 
-    def __init__(self, buffer: CropBuffer, index: SliceIndex) -> None:
-        self._buffer = buffer
-        self._index = index
+    def gather(items: NDArray[np.int64]) -> dict[str, Tensor]:
+        batch = gather_slices(buffer, index.crop[items], index.z[items])
+        return batch | {"labels": torch.from_numpy(index.target[items, None])}
 
-    def __len__(self) -> int:
-        return len(self._index)
-
-    def __getitem__(self, item: int) -> dict[str, Tensor]:
-        return self.__getitems__([item])
-
-    def __getitems__(self, items: list[int]) -> dict[str, Tensor]:
-        batch = gather_slices(self._buffer, self._index.crop[items], self._index.z[items])
-        return batch | {"labels": torch.from_numpy(self._index.target[items, None])}
+    return Examples(len(index), gather)
 
 
 def count_slices(study: Study, config: RunConfig) -> int:
@@ -75,12 +62,12 @@ def train_slices(
 ) -> Trained:
     """Train a slice model, in place, on the slices whose target is known; see `fit`."""
     index, order = _plan(buffer, inputs, config, work)
-    dataset = SliceDataset(buffer, index)
     with _slice_loss(model, inputs, config) as loss:
-        return fit(model, dataset, order, loss, config=config.train, work=work)
+        return fit(
+            model, slice_examples(buffer, index), order, loss, config=config.train, work=work
+        )
 
 
-@torch.no_grad()
 def refresh_statistics(
     model: PreTrainedModel,
     inputs: InputConfig,
@@ -90,42 +77,18 @@ def refresh_statistics(
 ) -> None:
     """Let batch normalisations count anew, where weights were put together and not trained.
 
-    The mean of two networks' statistics is not what the network between them sees (Izmailov et al.,
-    Averaging Weights Leads to Wider Optima, UAI 2018, section 3.2). All ranks count alike.
+    See `recount_statistics`. All ranks count alike.
     """
     if not keeps_statistics(model):
         return
     index, order = _plan(buffer, inputs, config, work)
-    dataset = SliceDataset(buffer, index)
-    with recomputed_statistics(model):
-        for number, items in enumerate(order[:STATISTICS_BATCHES]):
-            batch = {k: v.to(device()) for k, v in dataset.__getitems__(items.tolist()).items()}
-            generator = torch.Generator().manual_seed(work.seed * 1_000_003 + number)
-            transforms = sample_transforms(len(items), config.augment, generator)
-            pixels = vary_intensity(
-                make_pixels(batch, inputs, transforms), config.augment, generator
-            )
-            model(pixel_values=normalise(pixels, inputs))
 
+    def see(batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        transforms = sample_transforms(len(batch["labels"]), config.augment, generator)
+        pixels = vary_intensity(make_pixels(batch, inputs, transforms), config.augment, generator)
+        return normalise(pixels, inputs)
 
-def keeps_statistics(model: PreTrainedModel) -> bool:
-    """Whether a model has batch normalisations."""
-    return any(isinstance(module, _BatchNorm) for module in model.modules())
-
-
-@contextmanager
-def recomputed_statistics(model: PreTrainedModel) -> Iterator[None]:
-    """Let batch normalisations take the plain mean over the batches that pass within the block."""
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    model.to(device()).train()
-    yield
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.eval()
+    recount_statistics(model, replay(slice_examples(buffer, index), order, see, work))
 
 
 def _plan(

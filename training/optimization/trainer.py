@@ -9,7 +9,7 @@ mean.
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +26,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from storage_schemas.errors import RunError, UsageError
 from training.config import TrainConfig
-from training.devices import device
+from training.devices import device, to_device
 from training.optimization.averaging import start_ema
 from training.optimization.checkpoints import (
     Progress,
@@ -41,6 +41,8 @@ Log = Callable[[Mapping[str, Any]], None]
 Loss = Callable[[Any, dict[str, Tensor], torch.Generator], Tensor]
 """Of the model as `Trainer` wraps it, one batch on its device, and a generator on the CPU for all
 that is drawn; a mean over the batch."""
+STATISTICS_BATCHES = 16
+"""Steps whose inputs set the statistics of batch normalisations anew."""
 _LOGS_A_ROUND = 50
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|stages|blocks)\.(\d+)\.")
 
@@ -93,6 +95,33 @@ class Trained:
     ema: Mapping[str, Tensor] | None
 
 
+class Examples(Dataset[Any]):
+    """Examples that are gathered a whole batch at once, for `fit` and any ``DataLoader``.
+
+    Parameters
+    ----------
+    count : int
+        How many there are.
+    gather : callable
+        Takes numbers of examples, int64, and returns their batch as a dict of tensors.
+    """
+
+    def __init__(
+        self, count: int, gather: Callable[[NDArray[np.int64]], dict[str, Tensor]]
+    ) -> None:
+        self._count = count
+        self._gather = gather
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, item: int) -> dict[str, Tensor]:
+        return self.__getitems__([item])
+
+    def __getitems__(self, items: Sequence[int]) -> dict[str, Tensor]:
+        return self._gather(np.asarray(items))
+
+
 def fit(
     model: PreTrainedModel,
     examples: Dataset[Any],
@@ -108,7 +137,8 @@ def fit(
     ----------
     model : PreTrainedModel
     examples : Dataset
-        Map-style; its ``__getitems__`` gathers a whole batch as a dict of tensors.
+        Map-style; its ``__getitems__`` gathers a whole batch as a dict of tensors, as `Examples`
+        does.
     order : ndarray, shape (steps, batch_size * accumulation), int64
         The examples of each step, the same on all ranks.
     loss : callable
@@ -175,6 +205,26 @@ def fit(
         return Trained(mean, None)
     weights = {name: weight.detach() for name, weight in ema.module.named_parameters()}
     return Trained(mean, weights)
+
+
+def replay(
+    examples: Examples,
+    order: NDArray[np.int64],
+    see: Callable[[dict[str, Tensor], torch.Generator], Tensor],
+    work: RoundWork,
+) -> Iterator[Tensor]:
+    """Yield the inputs of a round's first steps; the random numbers follow the step alone.
+
+    Parameters
+    ----------
+    examples, order, work
+        As for `fit`.
+    see : callable
+        Makes the model's input of a batch on the device and a generator on the CPU.
+    """
+    for number, items in enumerate(order[:STATISTICS_BATCHES]):
+        generator = torch.Generator().manual_seed(work.seed * 1_000_003 + number)
+        yield see(to_device(examples.__getitems__(items.tolist())), generator)
 
 
 def _divide(step: int, most: int) -> int:
