@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from training.models.encoders import read_classifier, read_features
+from training.models.families import FAMILIES
+
 _ENOUGH = 3
 """Patches of a fracture that are to be worth a slice's whole logit, where a model takes means."""
-_BY_TOKEN, _BY_MEAN = ("vit", "dinov2"), ("resnet", "swin")
-"""Families whose pooled feature is a token, or the mean of the patches."""
 _INSIDE, _OUTSIDE = 0.15, 0.02
 """How much of a patch a box covers, at least and at most; what lies between is not judged."""
 _SHARPNESS = 1.5
@@ -26,7 +27,7 @@ _PATCH_WEIGHT = 0.3
 
 def has_patch_logits(encoder: PreTrainedModel) -> bool:
     """Whether the classifier of an encoder's pooled features reads those of a patch as well."""
-    return encoder.config.model_type in (*_BY_TOKEN, *_BY_MEAN)
+    return encoder.config.model_type in FAMILIES
 
 
 def patch_logits(patches: Tensor, head: nn.Linear, encoder: PreTrainedModel) -> Tensor:
@@ -43,7 +44,7 @@ def patch_logits(patches: Tensor, head: nn.Linear, encoder: PreTrainedModel) -> 
         The classifier, of one logit.
     encoder : PreTrainedModel
     """
-    if encoder.config.model_type in _BY_TOKEN:
+    if FAMILIES[encoder.config.model_type].pooled == "token":
         return head(patches)[..., 0]
     share = _ENOUGH / patches.shape[1]
     return share * (patches @ head.weight[0]) + head.bias[0]
@@ -66,7 +67,8 @@ class PatchReader:
     @staticmethod
     def reads(model: PreTrainedModel) -> bool:
         """Whether the features of this model have a place in the input."""
-        return model.config.model_type in ("vit", "resnet")
+        family = FAMILIES.get(model.config.model_type)
+        return family is not None and family.boxes
 
     def close(self) -> None:
         """Leave the model as it was."""
@@ -74,20 +76,13 @@ class PatchReader:
         self._features = None
 
     def _keep(self, module: Any, arguments: Any, output: Any) -> None:
-        features = output[0]
-        if self._model.config.model_type == "vit":
-            self._features = features[:, 1:]
-        else:
-            self._features = features.flatten(2).transpose(1, 2)
+        self._features = read_features(output).patches
 
     def logits(self) -> Tensor:
         """The logit of each patch of the last input; see `patch_logits`."""
         if self._features is None:
             raise RuntimeError("the model did not run yet")
-        head = self._model.classifier
-        if not isinstance(head, nn.Linear):
-            head = head[-1]
-        return patch_logits(self._features, head, self._model)
+        return patch_logits(self._features, read_classifier(self._model), self._model)
 
 
 def box_loss(logits: Tensor, covered: Tensor, intact: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ Nothing here asks the network, and nothing reads a pickle.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,16 +20,13 @@ from transformers import (
     AutoConfig,
     AutoModelForImageClassification,
     PreTrainedModel,
-    ResNetConfig,
-    ResNetForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
     ViTImageProcessorPil,
 )
 
 from storage_schemas.errors import UsageError
 from training.config import InputConfig, ModelConfig, inputs_from_json
 from training.durable import write_folder
+from training.models.families import FAMILIES
 
 LABEL = "fractured"
 PRIOR = 0.05
@@ -65,47 +62,12 @@ def build_model(config: ModelConfig, inputs: InputConfig, seed: int) -> PreTrain
             "config-invalid", f"patches of {config.patch} px do not fill {inputs.size} px"
         )
     torch.manual_seed(seed)
-    model = _FAMILIES[config.family](config, inputs)
+    build = FAMILIES[config.family].build
+    assert build is not None, "each `Family` of the settings can be made"
+    model = build(config, inputs, _ONE_LOGIT)
     *_, bias = model.classifier.parameters()
     torch.nn.init.constant_(bias, math.log(PRIOR / (1 - PRIOR)))
     return _declare_mean_loss(model)
-
-
-def _build_vit(config: ModelConfig, inputs: InputConfig) -> PreTrainedModel:
-    return ViTForImageClassification(
-        ViTConfig(
-            image_size=inputs.size,
-            patch_size=config.patch,
-            hidden_size=config.width,
-            intermediate_size=4 * config.width,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.heads,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            **_ONE_LOGIT,
-        )
-    )
-
-
-def _build_resnet(config: ModelConfig, inputs: InputConfig) -> PreTrainedModel:
-    # The stem sees every fourth pixel, and each stage after the first every second of those.
-    stages = int(math.log2(config.patch)) - 1
-    widths = [config.width >> stage for stage in reversed(range(stages))]
-    return ResNetForImageClassification(
-        ResNetConfig(
-            embedding_size=widths[0],
-            hidden_sizes=widths,
-            depths=[config.depth] * stages,
-            layer_type="basic",
-            **_ONE_LOGIT,
-        )
-    )
-
-
-_FAMILIES: Mapping[str, Callable[[ModelConfig, InputConfig], PreTrainedModel]] = {
-    "vit": _build_vit,
-    "resnet": _build_resnet,
-}
 
 
 def start_model(
