@@ -36,10 +36,11 @@ from pipeline.vertebrae.anatomy import name_vertebrae
 from pipeline.vertebrae.cropping import crop_box
 from pipeline.vertebrae.locate import LocatedVertebra, locate_by_network
 from pipeline.vertebrae.onnx_network import Network, choose_network, open_network
-from pipeline.vertebrae.overview import make_overview, shrink_overview
+from pipeline.vertebrae.overview import make_overview
 from storage_schemas import crops
 from storage_schemas.catalog import make_table
 from storage_schemas.crops import AIR_HU
+from storage_schemas.cubes import shrink_cube
 from storage_schemas.errors import StudyError
 from storage_schemas.geometry import StackGeometry
 from storage_schemas.localizer_card import LOCALIZED_LEVELS
@@ -186,7 +187,7 @@ def score_patient(
     except StudyError:
         located = {}
     seconds = time.process_time() - started
-    cube, affine = shrink_overview(*overview, network.size)
+    cube, affine = shrink_cube(*overview, network.size)
     named, _ = name_vertebrae(network.look(cube), affine)
     parts = {vertebra.part.level: vertebra.part for vertebra in named}
     factor = len(overview[0]) // network.size

@@ -15,7 +15,8 @@ from pipeline.vertebrae.anatomy import name_vertebrae
 from pipeline.vertebrae.maskparts import MaskPart, resample_levels, resample_part, split_mask
 from pipeline.vertebrae.nifti import LabelMask
 from pipeline.vertebrae.onnx_network import Network
-from pipeline.vertebrae.overview import overview_geometry, shrink_overview
+from pipeline.vertebrae.overview import overview_geometry
+from storage_schemas.cubes import shrink_cube
 from storage_schemas.errors import StudyError
 from storage_schemas.geometry import Box, StackGeometry
 from storage_schemas.localizer_card import LOCALIZED_LEVELS
@@ -152,7 +153,7 @@ def locate_by_network(
     StudyError
         ``vertebra-not-found`` where none of the levels is found.
     """
-    cube, affine = shrink_overview(*overview, network.size)
+    cube, affine = shrink_cube(*overview, network.size)
     named, missing = name_vertebrae(network.look(cube), affine)
     index_from_lps = np.asarray(np.linalg.inv(affine))
     located = []

@@ -44,31 +44,6 @@ def make_overview(
     return cube, _affine(geometry, size)
 
 
-def shrink_overview(
-    cube: NDArray[np.int16], affine: NDArray[np.float64], size: int
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Average an overview down by a whole factor.
-
-    Parameters
-    ----------
-    cube : ndarray, shape (n, n, n), int16, HU
-    affine : ndarray, shape (4, 4)
-        Of the cube.
-    size : int
-        Voxels along each side of the smaller cube; it divides n.
-
-    Returns
-    -------
-    ndarray, shape (size, size, size), float32, HU, and its affine
-    """
-    factor = len(cube) // size
-    runs = cube.reshape(size, factor, size, factor, size, factor)
-    larger = affine.copy()
-    larger[:3, :3] *= factor
-    larger[:3, 3] += affine[:3, :3].sum(1) * (factor - 1) / 2
-    return runs.mean((1, 3, 5), dtype=np.float32), larger
-
-
 def overview_geometry(affine: NDArray[np.float64], size: int = SIZE) -> StackGeometry:
     """Return the geometry of an overview.
 

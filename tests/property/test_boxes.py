@@ -18,7 +18,8 @@ from pipeline.vertebrae.locate import (
 )
 from pipeline.vertebrae.nifti import LabelMask, read_mask
 from pipeline.vertebrae.onnx_network import Network, NetworkFile
-from pipeline.vertebrae.overview import make_overview, shrink_overview
+from pipeline.vertebrae.overview import make_overview
+from storage_schemas.cubes import shrink_cube
 from storage_schemas.geometry import StackGeometry
 from storage_schemas.localizer_card import CLASSES
 from tests import made_dicom
@@ -186,7 +187,7 @@ def test_the_box_holds_the_vertebra_and_its_margin_on_any_stack(
 @settings(max_examples=15, deadline=None)
 @given(volume=scans)
 def test_a_vertebra_seen_in_the_overview_is_cropped_where_it_lies(volume: StudyVolume) -> None:
-    _, affine = shrink_overview(*make_overview(volume.hu, volume.geometry), 32)
+    _, affine = shrink_cube(*make_overview(volume.hu, volume.geometry), 32)
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     check_box(volume, by_sight(volume), float(sides.max()))
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from storage_schemas.crops import AIR_HU
+from storage_schemas.cubes import shrink_cube
 from storage_schemas.errors import StoreError, UsageError
 from storage_schemas.localizer_card import CLASSES
 from storage_schemas.objects import for_each
@@ -145,10 +146,10 @@ def open_overviews(
             if cube.shape != levels.shape or len(set(cube.shape)) > 1 or cube.shape[0] % size:
                 what = f"{cube.shape} with levels {levels.shape}, for {size}"
                 raise StoreError("array-mismatch", what, key=studies[number])
-            factor = cube.shape[0] // size
-            hu[number] = shrink_hu(cube, factor)
-            classes[number] = shrink_classes(level_classes(levels), factor)
-            spacing[number] = np.linalg.norm(affine[:3, :3], axis=0) * factor
+            shrunk, larger = shrink_cube(cube, affine, size)
+            hu[number] = np.rint(shrunk)  # half the memory; the pipeline does not round
+            classes[number] = shrink_classes(level_classes(levels), cube.shape[0] // size)
+            spacing[number] = np.linalg.norm(larger[:3, :3], axis=0)
 
         for_each(read, range(len(studies)), advance)
         yield Overviews(tuple(studies), hu, classes, spacing)
@@ -159,27 +160,15 @@ def level_classes(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.minimum(levels, len(CLASSES) - 1)
 
 
-def shrink_hu(cube: NDArray[np.int16], factor: int) -> NDArray[np.int16]:
-    """Average blocks of voxels."""
-    if factor == 1:
-        return cube
-    return np.rint(_blocks(cube, factor).mean(axis=-1, dtype=np.float32)).astype(np.int16)
-
-
 def shrink_classes(classes: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     """Take of each block of voxels the class that most of them have."""
     if factor == 1:
         return classes
-    blocks = _blocks(classes, factor)
+    z, y, x = (side // factor for side in classes.shape)
+    split = classes.reshape(z, factor, y, factor, x, factor)
+    blocks = split.transpose(0, 2, 4, 1, 3, 5).reshape(z, y, x, factor**3)
     counts = np.stack([(blocks == number).sum(axis=-1) for number in range(len(CLASSES))])
     return counts.argmax(axis=0).astype(np.uint8)
-
-
-def _blocks(cube: NDArray, factor: int) -> NDArray:
-    """The voxels of each block along a last axis."""
-    z, y, x = (side // factor for side in cube.shape)
-    split = cube.reshape(z, factor, y, factor, x, factor)
-    return split.transpose(0, 2, 4, 1, 3, 5).reshape(z, y, x, factor**3)
 
 
 def sample_transforms(
