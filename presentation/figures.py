@@ -7,8 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
+import matplotlib.image
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 BLUE, ORANGE, GREEN, GREY = "#3d8fd1", "#e08a00", "#2a9d77", "#8b95a0"
 """Colours that can be told apart on light and dark backgrounds and with colour blindness."""
@@ -51,6 +54,19 @@ def new_figure(width: float = 6.4, height: float = 3.2) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     axes.patch.set_alpha(0)
     return figure, axes
+
+
+def png_of(picture: NDArray[np.float64]) -> bytes:
+    """Return a picture as a PNG file of the same pixels.
+
+    Parameters
+    ----------
+    picture : ndarray, shape (rows, columns, 3), float64
+        Red, green and blue, 0 to 1; what lies outside is clipped.
+    """
+    stream = io.BytesIO()
+    matplotlib.image.imsave(stream, np.clip(picture, 0, 1), format="png")
+    return stream.getvalue()
 
 
 def svg_of(figure: Figure, name: str) -> str:

@@ -4,6 +4,9 @@ A page is one self-contained file. ``templates/page.html.j2`` is its layout and
 ``templates/style.css`` its style; the packages extend them with templates of their own.
 """
 
+import base64
+from typing import Literal
+
 import jinja2
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -32,6 +35,11 @@ def page_templates(package: str) -> jinja2.Environment:
         "time": format_duration,
     }
     return environment
+
+
+def data_url(data: bytes, form: Literal["jpeg", "png"]) -> str:
+    """Return a picture's file as the URL of an ``<img>``, so that a page refers to no file."""
+    return f"data:image/{form};base64,{base64.b64encode(data).decode()}"
 
 
 def format_bytes(size: float) -> str:

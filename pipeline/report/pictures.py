@@ -5,7 +5,6 @@ picture takes a few kilobytes. Not here: which studies are shown (`pipeline.repo
 of numbers (`pipeline.report.plots`).
 """
 
-import base64
 import io
 from dataclasses import dataclass
 from itertools import cycle
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from presentation.pages import data_url
 from storage_schemas.records import CROPPED, StudyRecord
 from storage_schemas.store import Crop, StudyStore
 
@@ -243,7 +243,7 @@ def _strip(crop: Crop, size_mm: tuple[float, float], slices: int) -> SliceStrip:
     if crop.mask is not None:
         inside = [_resized(crop.mask[z], rows, columns) > 0.5 for z in shown]
         lines = [np.pad(mask & ~ndimage.binary_erosion(mask), below) for mask in inside]
-        outline = _data_url(Image.fromarray(np.concatenate(lines)), "PNG", optimize=True)
+        outline = data_url(_file(Image.fromarray(np.concatenate(lines)), "png"), "png")
     return SliceStrip(
         image=_jpeg(Image.fromarray(np.concatenate(greys)), _STRIP_QUALITY),
         outline=outline,
@@ -290,11 +290,10 @@ def _grey(hu: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def _jpeg(picture: Image.Image, quality: int = 80) -> str:
-    return _data_url(picture, "JPEG", quality=quality, optimize=True)
+    return data_url(_file(picture, "jpeg", quality=quality), "jpeg")
 
 
-def _data_url(picture: Image.Image, form: str, **settings: object) -> str:
+def _file(picture: Image.Image, form: str, **settings: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **settings)
-    text = base64.b64encode(buffer.getvalue()).decode()
-    return f"data:image/{form.lower()};base64,{text}"
+    picture.save(buffer, form, optimize=True, **settings)
+    return buffer.getvalue()

@@ -7,9 +7,9 @@ over it. A heat map shows what moved the model, not what is broken.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import matplotlib.image
 from transformers import PreTrainedModel
 
+from presentation.figures import png_of
 from storage_schemas.vertebrae import CERVICAL
 from training.config import InputConfig
 from training.data.cohort import Study
@@ -92,7 +92,7 @@ class ExampleCases:
                     pictures = {"plain": grey(example.key.picture), "heat": shade(example.key)}
                     for name, picture in pictures.items():
                         entry[name] = f"{number:02}-{name}.png"
-                        matplotlib.image.imsave(folder / entry[name], picture, format="png")
+                        (folder / entry[name]).write_bytes(png_of(picture))
                 listed.append(entry)
         run.write(LIST, listed)
 

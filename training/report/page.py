@@ -4,14 +4,13 @@ All of it stands in the run folder already. Not here: scoring (`training.evaluat
 drawing (`training.report.plots`), and what the journals say (`training.rounds.journal`).
 """
 
-import base64
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from markdown_it import MarkdownIt
 
-from presentation.pages import page_templates
+from presentation.pages import data_url, page_templates
 from storage_schemas.errors import UsageError, reason_of
 from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.data.splits import SIDES
@@ -149,7 +148,7 @@ def _picture(run: RunFolder, name: str) -> str:
     except OSError as error:
         reason = f"{reason_of(error)}: evaluate RUN again"
         raise UsageError("config-invalid", reason, key=str(path)) from None
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return data_url(data, "png")
 
 
 def _card(run: RunFolder) -> str:

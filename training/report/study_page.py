@@ -1,16 +1,11 @@
 """What is told of one new study: a JSON document, and one self-contained HTML page."""
 
-import base64
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.image
-import numpy as np
-from numpy.typing import NDArray
-
-from presentation.pages import page_templates
+from presentation.figures import png_of
+from presentation.pages import data_url, page_templates
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.explanation.attribution import LevelAttribution
@@ -100,8 +95,8 @@ def render_page(page: StudyPage, origins: Origins) -> str:
                 "bars": _bars(attribution),
                 "keys": [
                     {
-                        "picture": _png(shade(key)),
-                        "plain": _png(grey(key.picture)),
+                        "picture": data_url(png_of(shade(key)), "png"),
+                        "plain": data_url(png_of(grey(key.picture)), "png"),
                         "weight": attribution.weights[attribution.slices.index(key.z)],
                         **_origin(origins, attribution.level, key.z),
                     }
@@ -123,10 +118,3 @@ def _bars(attribution: LevelAttribution) -> list[dict[str, Any]]:
         {"height": w / most if most else 0.0, "slice": z, "weight": w, "key": z in keys}
         for z, w in zip(attribution.slices, attribution.weights, strict=True)
     ]
-
-
-def _png(picture: NDArray[np.float64]) -> str:
-    """A data URL; pixels are drawn as squares."""
-    stream = io.BytesIO()
-    matplotlib.image.imsave(stream, np.clip(picture, 0, 1), format="png")
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}"
