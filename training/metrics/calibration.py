@@ -207,9 +207,11 @@ def _noisy_or(levels: Floats) -> Floats:
 
 
 def _sigmoid(z: Floats) -> Floats:
+    """`scipy.special.expit` differs in the last bit, and then recorded losses do."""
     return cast(Floats, np.exp(-np.logaddexp(0, -z)))
 
 
 def _logit(p: Floats) -> Floats:
+    """Finite at 0 and 1 too; `scipy.special.logit` differs in the last bit, see `_sigmoid`."""
     kept = np.clip(p, _EDGE, 1 - _EDGE)
     return cast(Floats, np.log(kept / (1 - kept)))

@@ -107,6 +107,21 @@ def test_a_killed_round_ends_with_the_weights_of_one_that_was_not(
     assert trained.loss == pytest.approx(expected.loss)
 
 
+def test_a_killed_round_of_a_model_that_is_partly_frozen_goes_on(tmp_path: Path) -> None:
+    def build_frozen() -> PreTrainedModel:
+        model = build("vit")
+        model.base_model.embeddings.requires_grad_(False)
+        return model
+
+    whole, place = build_frozen(), tmp_path / "round.safetensors"
+    train(whole, None)
+    with pytest.raises(Killed):
+        train(build_frozen(), place, until=5)
+    resumed = build_frozen()
+    train(resumed, place)
+    assert_same(resumed.state_dict(), whole.state_dict())
+
+
 def test_a_checkpoint_of_another_round_is_not_gone_on_from(tmp_path: Path) -> None:
     place = tmp_path / "round.safetensors"
     with pytest.raises(Killed):
