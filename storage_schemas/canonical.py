@@ -1,4 +1,4 @@
-"""One way to turn values into bytes, so that equal values have equal bytes and equal digests."""
+"""Canonical bytes of JSON values and voxels: equal values have equal bytes and equal digests."""
 
 import hashlib
 import json
@@ -9,17 +9,28 @@ from numpy.typing import NDArray
 
 
 def canonical_json(document: Any) -> bytes:
-    """JSON with sorted keys and no spare space; raises ValueError on NaN or infinity."""
+    """Encode as JSON with sorted keys, without spaces, with a newline at the end.
+
+    Parameters
+    ----------
+    document : object
+        Plain JSON values.
+
+    Raises
+    ------
+    ValueError
+        On NaN or infinity.
+    """
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode() + b"\n"
 
 
 def sha256_json(document: Any) -> str:
-    """SHA-256 of the canonical JSON, as hex digits."""
+    """Return the SHA-256 of the canonical JSON, in hex digits."""
     return hashlib.sha256(canonical_json(document)).hexdigest()
 
 
 def sha256_voxels(data: NDArray[Any]) -> str:
-    """SHA-256 of an array's little-endian, C-order bytes, as hex digits."""
+    """Return the SHA-256 of an array's little-endian, C-order bytes, in hex digits."""
     little = np.ascontiguousarray(data, data.dtype.newbyteorder("<"))
     return hashlib.sha256(little.data.cast("B")).hexdigest()

@@ -1,21 +1,23 @@
-"""The vertebra array: how it is made, described, read back and proven.
+"""Arrays of the store: one Zarr v3 array in one shard object, and one crop as an OME-Zarr image.
 
-One array is one shard object of Zarr v3 (``sharding_indexed``): slabs of whole slices of about
-1 MiB, each Blosc-compressed and closed by its crc32c, then the index with its own crc32c. So every
-byte of the object is under a checksum, and the fill value is one that no voxel can have: nothing
-lost or changed can be read as a value. zarr-python describes an array; the shard is made and read
-below, to the very bytes that zarr-python would write: without its copies, in one request an array,
-and with the name of a chunk that is damaged.
+A shard (``sharding_indexed``) holds inner chunks of whole slices, about 1 MiB each, which are
+Blosc-compressed and followed by their crc32c, then the index with its crc32c. Every byte is under a
+checksum, and the fill value is one that no voxel has, so data that are lost or changed are never
+read as values.
 
-Not here: where objects are kept (`storage_schemas.store`).
+zarr-python writes the metadata. Shards are written and read here, byte for byte as zarr-python
+writes them, because that saves copies, needs one request for each array, and can name the chunk
+that is damaged.
+
+Not here: keys and requests (`storage_schemas.store`).
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import google_crc32c
+import msgspec
 import numpy as np
 import zarr
 from numcodecs import blosc
@@ -26,33 +28,41 @@ from zarr.storage import MemoryStore
 from storage_schemas.canonical import canonical_json
 from storage_schemas.errors import StoreError
 from storage_schemas.geometry import StackGeometry
+from storage_schemas.strict_json import Side, convert, decode
 
 SCHEMA = "cspine-crop/1"
 AIR_HU = -1024
-"""What padded voxels, which the scanner never measured, are set to."""
+"""HU of padding, which the scanner did not measure."""
 HU_RANGE = (-32767, 32767)
-"""The Hounsfield units that an array can hold; -32768 is kept to mean "lost"."""
+"""Range of HU that an array can hold; -32768 is the fill value, which no voxel may have."""
 CHUNK_BYTES = 1 << 20
+"""Most bytes of an inner chunk before compression, unless a single slice has more."""
 MAX_VOXELS = 1 << 31
-"""No crop of a CT comes near; a metadata file that claims more is damaged."""
+"""Most voxels of an array; no CT has as many, so metadata that claim more are damaged."""
 
 Dtype = Literal["int16", "uint8"]
 Voxels = NDArray[np.int16] | NDArray[np.uint8]
 _FILL: Mapping[str, int] = {"int16": -32768, "uint8": 255}
 _AXES = ["z", "y", "x"]
 _DAMAGED_INDEX = "shard index"
+_Row = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class ArrayLayout:
-    """What follows from an array's shape and dtype alone.
+    """Chunks and shard of an array, which follow from its shape and dtype.
 
     Parameters
     ----------
     shape : tuple of int
-        (z, y, x).
+        Number of voxels along (z, y, x).
     dtype : {"int16", "uint8"}
         int16 for Hounsfield units, uint8 for a mask.
+
+    Raises
+    ------
+    ValueError
+        Where a side is below 1, or the array has more than `MAX_VOXELS`.
     """
 
     shape: tuple[int, int, int]
@@ -64,7 +74,7 @@ class ArrayLayout:
 
     @property
     def slab(self) -> int:
-        """Slices in an inner chunk: as many as fill about 1 MiB, at least one."""
+        """Number of slices in an inner chunk: as many as fit in `CHUNK_BYTES`, at least one."""
         itemsize = np.dtype(self.dtype).itemsize
         fitting = CHUNK_BYTES // (self.shape[1] * self.shape[2] * itemsize)
         return min(self.shape[0], max(1, fitting))
@@ -81,12 +91,47 @@ class ArrayLayout:
 
     @property
     def shard_shape(self) -> tuple[int, int, int]:
-        """Shape of the shard: the array's, filled up to whole chunks."""
+        """Shape of the shard: that of the array, rounded up to whole chunks."""
         return (self.slab * self.slabs, *self.shape[1:])
 
 
+class CropBlock(msgspec.Struct):
+    """Fields of a vertebra group's ``cspine`` block that readers need.
+
+    Parameters
+    ----------
+    masked : bool
+        Whether the group has a mask, ``labels/vertebra``.
+    geometry : StackGeometry
+        Geometry of the crop.
+    """
+
+    masked: bool
+    geometry: StackGeometry
+
+
+class _OverviewBlock(msgspec.Struct):
+    affine: tuple[_Row, _Row, _Row, _Row]
+
+
+class _Node(msgspec.Struct):
+    """A ``zarr.json`` of a group or an array."""
+
+    attributes: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class _ArrayNode(msgspec.Struct):
+    """A ``zarr.json`` of an array."""
+
+    shape: tuple[Side, Side, Side]
+    data_type: Dtype
+    fill_value: int
+    chunk_grid: Any
+    codecs: Any
+
+
 def create_array(path: str, data: Voxels, attributes: Mapping[str, Any]) -> dict[str, bytes]:
-    """Make the objects of one array.
+    """Encode one array.
 
     Parameters
     ----------
@@ -95,12 +140,12 @@ def create_array(path: str, data: Voxels, attributes: Mapping[str, Any]) -> dict
     data : ndarray, shape (z, y, x), int16 or uint8
         Voxels; the dtype's fill value must not occur.
     attributes : mapping
-        Plain JSON values.
+        Attributes of the array, plain JSON values.
 
     Returns
     -------
     dict of str to bytes
-        ``<path>/zarr.json`` and ``<path>/c/0/0/0``.
+        The objects ``<path>/zarr.json`` and ``<path>/c/0/0/0``.
 
     Raises
     ------
@@ -140,7 +185,7 @@ def _encode_shard(data: Voxels, layout: ArrayLayout, path: str) -> bytes:
     for start in range(0, layout.shape[0], layout.slab):
         slab = np.ascontiguousarray(data[start : start + layout.slab], little)
         if _holds_fill(slab, layout):
-            raise ValueError(f"{path}: a voxel has the value that is kept to mean 'lost'")
+            raise ValueError(f"{path}: a voxel has the fill value")
         if len(slab) < layout.slab:
             rest = (layout.slab - len(slab), *layout.shape[1:])
             slab = np.concatenate([slab, np.full(rest, _FILL[layout.dtype], little)])
@@ -152,12 +197,12 @@ def _encode_shard(data: Voxels, layout: ArrayLayout, path: str) -> bytes:
 
 
 def _holds_fill(slab: Voxels, layout: ArrayLayout) -> bool:
-    # The fill value is the lowest int16 and the highest uint8; looking for an end is cheapest.
+    # The fill value is the lowest int16 and the highest uint8; a minimum or maximum is fastest.
     return bool((slab.min() if layout.dtype == "int16" else slab.max()) == _FILL[layout.dtype])
 
 
 def _checksum(body: bytes | memoryview) -> bytes:
-    # The library takes no memoryview, but numpy's view of one; a copy would cost as much again.
+    # The library takes a numpy view, but no memoryview; a copy would double the time.
     return int(google_crc32c.value(np.frombuffer(body, np.uint8))).to_bytes(4, "little")
 
 
@@ -168,20 +213,25 @@ def create_crop(
     geometry: StackGeometry,
     attributes: Mapping[str, Any],
 ) -> dict[str, bytes]:
-    """Make the objects of one vertebra: an OME-Zarr image and, where known, its label.
+    """Encode one vertebra: an OME-Zarr image and, where there is a mask, an OME-Zarr label.
 
     Parameters
     ----------
     path : str
         ``<study>/<level>``.
     hu : ndarray, shape (z, y, x), int16, HU
-        The crop, native voxels.
+        Voxels of the crop, not resampled.
     mask : ndarray, shape (z, y, x), uint8, or None
         1 inside the vertebra, 0 outside.
     geometry : StackGeometry
-        Of the crop.
+        Geometry of the crop.
     attributes : mapping
-        What else is known (see docs/data-format.md); plain JSON values by allow-list.
+        Further fields of the group's ``cspine`` block (see docs/data-format.md), plain JSON values.
+
+    Returns
+    -------
+    dict of str to bytes
+        The objects by key below ``volumes.zarr``.
     """
     block = {"schema": SCHEMA, "geometry": geometry.to_json(), **attributes}
     objects = _group(path, {"ome": _multiscales(path, geometry), "cspine": block})
@@ -196,56 +246,131 @@ def create_crop(
 
 
 def create_group(path: str, attributes: Mapping[str, Any]) -> dict[str, bytes]:
-    """Make the object of a Zarr group, ``<path>/zarr.json``."""
+    """Encode a Zarr group: the object ``<path>/zarr.json``."""
     return _group(path, attributes)
 
 
 def read_attributes(metadata: bytes, path: str) -> dict[str, Any]:
-    """Read the attributes of a ``zarr.json``; StoreError ``metadata-damaged`` where it is none."""
-    return cast(dict[str, Any], _parse_metadata(metadata, path).get("attributes", {}))
+    """Read the attributes of a group or an array.
+
+    Parameters
+    ----------
+    metadata : bytes
+        Content of its ``zarr.json``.
+    path : str
+        Its key, for the message.
+
+    Raises
+    ------
+    StoreError
+        ``metadata-damaged`` where the bytes are no JSON object.
+    """
+    try:
+        return decode(metadata, _Node).attributes
+    except ValueError as error:
+        raise StoreError("metadata-damaged", f"zarr.json: {error}", key=path) from None
+
+
+def check_schema(attributes: Mapping[str, Any], expected: str, path: str) -> None:
+    """Raise StoreError ``schema-unsupported`` unless the ``cspine`` block is of this schema."""
+    block = attributes.get("cspine")
+    found = block.get("schema") if isinstance(block, dict) else None
+    if found != expected:
+        raise StoreError("schema-unsupported", f"{found!r}, not {expected!r}", key=path)
+
+
+def read_crop_block(attributes: Mapping[str, Any], path: str) -> CropBlock:
+    """Read the ``cspine`` block of a vertebra's group.
+
+    Parameters
+    ----------
+    attributes : mapping
+        From `read_attributes`.
+    path : str
+        Key of the group, for the message.
+
+    Raises
+    ------
+    StoreError
+        ``schema-unsupported`` where another version wrote it, ``metadata-damaged`` where a field is
+        missing or wrong.
+    """
+    check_schema(attributes, SCHEMA, path)
+    try:
+        return convert(attributes["cspine"], CropBlock)
+    except ValueError as error:
+        raise StoreError("metadata-damaged", f"its attributes: {error}", key=path) from None
+
+
+def read_affine(attributes: Mapping[str, Any], path: str) -> NDArray[np.float64]:
+    """Read the matrix of an overview.
+
+    Parameters
+    ----------
+    attributes : mapping
+        From `read_attributes`.
+    path : str
+        Key of the array, for the message.
+
+    Returns
+    -------
+    ndarray, shape (4, 4), float64
+        From homogeneous (z, y, x) indices to LPS (x, y, z) in mm.
+
+    Raises
+    ------
+    StoreError
+        ``metadata-damaged`` where there is none.
+    """
+    try:
+        return np.array(convert(attributes.get("cspine"), _OverviewBlock).affine)
+    except ValueError as error:
+        raise StoreError("metadata-damaged", f"no affine: {error}", key=path) from None
 
 
 def read_layout(metadata: bytes, path: str) -> ArrayLayout:
-    """Read and check a ``zarr.json`` against the one way in which this store writes arrays.
+    """Read the layout of an array, and check that it is the one that this store writes.
+
+    Parameters
+    ----------
+    metadata : bytes
+        Content of its ``zarr.json``.
+    path : str
+        Its key, for the message.
 
     Raises
     ------
     StoreError
         ``metadata-damaged`` where it is unreadable or describes any other layout.
     """
-    document = _parse_metadata(metadata, path)
     try:
-        z, y, x = (int(n) for n in document["shape"])
-        layout = ArrayLayout((z, y, x), document["data_type"])
-        expected = {
-            "fill_value": _FILL[layout.dtype],
-            "chunk_grid": _named("regular", chunk_shape=list(layout.shard_shape)),
-            "codecs": _codecs(layout),
-        }
-        found = {name: document[name] for name in expected}
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(
-            "metadata-damaged", f"no array of this store is described so ({error})", key=path
-        ) from None
-    for name, value in expected.items():
-        if found[name] != value:
+        found = decode(metadata, _ArrayNode)
+        layout = ArrayLayout(found.shape, found.data_type)
+    except ValueError as error:
+        raise StoreError("metadata-damaged", f"zarr.json: {error}", key=path) from None
+    for name, expected in (
+        ("fill_value", _FILL[layout.dtype]),
+        ("chunk_grid", _named("regular", chunk_shape=list(layout.shard_shape))),
+        ("codecs", _codecs(layout)),
+    ):
+        if (value := getattr(found, name)) != expected:
             raise StoreError(
-                "metadata-damaged", f"{name} is {found[name]}, expected {value}", key=path
+                "metadata-damaged", f"{name} is {value}, expected {expected}", key=path
             )
     return layout
 
 
 def decode_shard(shard: bytes, layout: ArrayLayout, path: str) -> Voxels:
-    """Decode a whole shard, every chunk under its checksum.
+    """Decode a shard, and check every checksum.
 
     Parameters
     ----------
     shard : bytes
-        The object ``<path>/c/0/0/0``.
+        Content of the object ``<path>/c/0/0/0``.
     layout : ArrayLayout
         From `read_layout`.
     path : str
-        Key of the array, for errors.
+        Key of the array, for the message.
 
     Returns
     -------
@@ -259,7 +384,7 @@ def decode_shard(shard: bytes, layout: ArrayLayout, path: str) -> Voxels:
     decoded = np.empty(layout.shape, layout.dtype)
     for number, chunk in enumerate(_chunks(shard, layout, path)):
         place = decoded[number * layout.slab : (number + 1) * layout.slab]
-        # The last chunk is stored whole, and may reach beyond the array.
+        # The last chunk is stored at full size and may extend beyond the array.
         whole = len(place) == layout.slab
         slab = place if whole else np.empty(layout.chunk_shape, layout.dtype)
         found = _decompress(chunk, slab, layout, number, path)
@@ -269,12 +394,18 @@ def decode_shard(shard: bytes, layout: ArrayLayout, path: str) -> Voxels:
 
 
 def decode_slabs(shard: bytes, layout: ArrayLayout, path: str) -> Iterator[Voxels]:
-    """Decode a shard chunk by chunk, for one who has no need of the whole at once.
+    """Decode a shard chunk by chunk.
+
+    Parameters
+    ----------
+    shard, layout, path
+        Those of `decode_shard`.
 
     Yields
     ------
     ndarray, shape (slices, y, x), int16 or uint8
-        z ascending; each is written over the one before.
+        Slices of the next chunk, z ascending. All chunks share one buffer: the next one overwrites
+        this one.
 
     Raises
     ------
@@ -287,7 +418,7 @@ def decode_slabs(shard: bytes, layout: ArrayLayout, path: str) -> Iterator[Voxel
 
 
 def _chunks(shard: bytes, layout: ArrayLayout, path: str) -> Iterator[memoryview]:
-    """The compressed chunks of a shard, z ascending, each under its checksum."""
+    """Yield the compressed chunks of a shard, z ascending, after a check of their checksums."""
     index_bytes = 16 * layout.slabs
     if len(shard) < index_bytes + 4 or not _checksum_holds(shard[-index_bytes - 4 :]):
         raise _damaged(path, _DAMAGED_INDEX)
@@ -305,8 +436,8 @@ def _chunks(shard: bytes, layout: ArrayLayout, path: str) -> Iterator[memoryview
 def _decompress(
     chunk: memoryview, slab: Voxels, layout: ArrayLayout, number: int, path: str
 ) -> Voxels:
-    """Decompress a chunk into a slab; returns the part of it that belongs to the array."""
-    # The Blosc header states the decompressed size at byte 4; never trust it with memory.
+    """Decompress a chunk into a slab, and return the part of it that belongs to the array."""
+    # Byte 4 of the Blosc header begins the decompressed size; check it before any memory is used.
     if int.from_bytes(chunk[4:8], "little") != slab.nbytes:
         raise _damaged(path, f"chunk {number}/0/0")
     blosc.decompress(chunk, slab)
@@ -321,7 +452,7 @@ def _damaged(path: str, part: str) -> StoreError:
 
 
 def _checksum_holds(closed: bytes | memoryview) -> bool:
-    """Whether the last four bytes are the crc32c of those before."""
+    """Return whether the last four bytes are the crc32c of all others."""
     return _checksum(closed[:-4]) == closed[-4:]
 
 
@@ -337,7 +468,7 @@ def _named(name: str, **configuration: Any) -> dict[str, Any]:
 
 
 def _codecs(layout: ArrayLayout) -> list[dict[str, Any]]:
-    """The codec pipeline as it stands in ``zarr.json``."""
+    """Return the codec pipeline as ``zarr.json`` has it."""
     itemsize = np.dtype(layout.dtype).itemsize
     to_bytes = _named("bytes", endian="little") if itemsize > 1 else {"name": "bytes"}
     index_to_bytes = _named("bytes", endian="little")
@@ -354,16 +485,6 @@ def _codecs(layout: ArrayLayout) -> list[dict[str, Any]]:
             index_location="end",
         )
     ]
-
-
-def _parse_metadata(metadata: bytes, path: str) -> dict[str, Any]:
-    try:
-        document = json.loads(metadata)
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        raise StoreError("metadata-damaged", "zarr.json is no JSON object", key=path)
-    return document
 
 
 def _multiscales(name: str, geometry: StackGeometry) -> dict[str, Any]:
@@ -384,7 +505,7 @@ def _group(path: str, attributes: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _objects_below(stored: Mapping[str, Any], path: str) -> dict[str, bytes]:
-    """The array's own objects; zarr-python adds empty groups above, which others write."""
+    """Return the array's objects, without the groups above it that zarr-python adds."""
     return {
         key: buffer.to_bytes()
         for key, buffer in sorted(stored.items())

@@ -1,17 +1,16 @@
-"""The one tree of errors, grouped by what a handler does, each with a stable ``kind``.
+"""The exceptions of all packages, grouped by how they are handled, each with a stable ``kind``.
 
 ::
 
     CspineError
-    ├── UsageError     the command was asked for something it cannot do   -> exit code 2
+    ├── UsageError     an option, a configuration or a table is wrong     -> exit code 2
     ├── RunError       the run could not finish                           -> exit code 3
-    ├── StoreError     what is stored is missing, damaged or foreign      -> name it, go on, exit 1
+    ├── StoreError     a stored object is missing, damaged or unsupported -> report, go on, exit 1
     ├── StudyError     a whole study is refused                           -> quarantine the study
-    └── SliceError     one object or frame is refused                     -> quarantine it, keep its
-                                                                             neighbours
+    └── SliceError     one object or frame is refused                     -> quarantine the object
 
-A class says *who* handles the error; a ``kind`` says *what* happened. Kinds are part of the storage
-contract: they stand in records and tables, so an old one is never renamed or given a new meaning.
+The class says how the error is handled, the ``kind`` what happened. Kinds are part of the storage
+contract: records and tables hold them, so a kind is never renamed or given another meaning.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,16 +18,16 @@ from typing import ClassVar
 
 
 class CspineError(Exception):
-    """An error with a stable kind, the object it is about, and what to do next.
+    """An error of a stable kind, with the object that it concerns and what to do about it.
 
     Parameters
     ----------
     kind : str
         One of the keys of ``type(self).kinds``.
     detail : str
-        What was found against what was allowed, in one line, without patient data.
+        Value that was found and values that are allowed, in one line, without patient data.
     key : str, optional
-        The object, array, study or file that it is about.
+        Object, array, study or file that the error concerns.
     """
 
     kinds: ClassVar[Mapping[str, str]] = {}
@@ -47,7 +46,7 @@ class CspineError(Exception):
         return f"{where}{self.detail} [{self.kind}]; {self.kinds[self.kind]}"
 
     def __reduce__(self) -> tuple[Callable[..., "CspineError"], tuple[type, str, str, str]]:
-        # Errors cross process boundaries, and keyword arguments do not survive plain pickling.
+        # Workers send errors to other processes, and default pickling loses keyword arguments.
         return _rebuild, (type(self), self.kind, self.detail, self.key)
 
 
@@ -75,7 +74,7 @@ def reason_of(error: BaseException) -> str:
 
 
 class UsageError(CspineError):
-    """The command line, the configuration or a table that the user gave is wrong."""
+    """The command line, the configuration or a table of the user is wrong."""
 
     exit_code: ClassVar[int] = 2
     kinds: ClassVar[Mapping[str, str]] = {
@@ -96,7 +95,7 @@ class UsageError(CspineError):
 
 
 class RunError(CspineError):
-    """The run as a whole could not finish; what is committed stays."""
+    """The run could not finish; what is committed stays."""
 
     exit_code: ClassVar[int] = 3
     kinds: ClassVar[Mapping[str, str]] = {
@@ -110,7 +109,7 @@ class RunError(CspineError):
 
 
 class StoreError(CspineError):
-    """What is stored is missing, damaged, or of another schema. Never read as a value."""
+    """A stored object is missing, damaged or of another schema; it is never read as a value."""
 
     exit_code: ClassVar[int] = 1
     kinds: ClassVar[Mapping[str, str]] = {
@@ -129,7 +128,7 @@ class StoreError(CspineError):
 
 
 class StudyError(CspineError):
-    """A whole study is refused; it goes to the quarantine table under this kind."""
+    """A whole study is refused and listed in the quarantine table under this kind."""
 
     kinds: ClassVar[Mapping[str, str]] = {
         "study-key-invalid": "name the folder by its StudyInstanceUID, or use --layout scan",
@@ -150,7 +149,7 @@ class StudyError(CspineError):
 
 
 class SliceError(CspineError):
-    """One object, or one frame of it, is refused; its neighbours live."""
+    """One object, or one frame of it, is refused; the other slices of the study are kept."""
 
     kinds: ClassVar[Mapping[str, str]] = {
         "not-dicom": "the object is no DICOM file (part 10), or its first bytes are lost",

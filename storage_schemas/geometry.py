@@ -1,9 +1,9 @@
-"""Where the voxels of a stack lie in the patient, in mm.
+"""The geometry of a stack of slices: voxel indices and patient coordinates in mm.
 
-Coordinates are DICOM's patient coordinates, LPS: x grows to the patient's left, y to the back, z to
-the head (DICOM PS3.3 C.7.6.2.1.1). Arrays are indexed (z, y, x); points are written (x, y, z).
-A stack need not be regular: every slice keeps the exact position of its first voxel, so tilted and
-uneven stacks map exactly too.
+Coordinates are DICOM's patient coordinates, LPS: x increases to the patient's left, y to the back,
+z to the head (DICOM PS3.3 C.7.6.2.1.1). Arrays are indexed (z, y, x); points are written (x, y, z).
+Each slice has the exact position of its first voxel, so stacks that are tilted or unevenly spaced
+map exactly, too.
 """
 
 from dataclasses import dataclass, replace
@@ -13,11 +13,14 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from storage_schemas.strict_json import Side, Spacing, convert
+
 Floats = NDArray[np.float64]
 Box = tuple[slice, slice, slice]
 
 GEOMETRY_CLASSES = ("regular", "uneven", "missing", "duplicate", "tilted")
-"""What a stack may be; all but ``regular`` may hold together."""
+"""Classes of a stack's geometry; ``regular`` excludes all others."""
+Point = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class StackGeometry:
     Parameters
     ----------
     shape : tuple of int
-        (slices, rows, columns).
+        Number of (slices, rows, columns), at least 1 each.
     positions : tuple of (float, float, float)
         LPS position in mm of the centre of the first voxel of each slice, z ascending.
     row_direction, column_direction : (float, float, float)
@@ -35,14 +38,19 @@ class StackGeometry:
     pixel_spacing : (float, float)
         Distance in mm between rows (along y) and between columns (along x).
     classes : tuple of str
-        From `GEOMETRY_CLASSES`.
+        Classes from `GEOMETRY_CLASSES`.
+
+    Raises
+    ------
+    ValueError
+        Where the number of positions is not that of the slices, or a class is unknown.
     """
 
-    shape: tuple[int, int, int]
-    positions: tuple[tuple[float, float, float], ...]
-    row_direction: tuple[float, float, float]
-    column_direction: tuple[float, float, float]
-    pixel_spacing: tuple[float, float]
+    shape: tuple[Side, Side, Side]
+    positions: tuple[Point, ...]
+    row_direction: Point
+    column_direction: Point
+    pixel_spacing: tuple[Spacing, Spacing]
     classes: tuple[str, ...] = ("regular",)
 
     def __post_init__(self) -> None:
@@ -58,7 +66,7 @@ class StackGeometry:
 
     @cached_property
     def offsets(self) -> Floats:
-        """Distance of each slice along the normal, in mm, shape (slices,)."""
+        """Distance of each slice from the origin along the normal, in mm, shape (slices,)."""
         return np.asarray(self.positions, np.float64) @ self.normal
 
     @cached_property
@@ -70,12 +78,12 @@ class StackGeometry:
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Voxel size in mm, (z, y, x); z measured from positions, never from SliceThickness."""
+        """Voxel size (z, y, x) in mm; z is measured from positions, not from SliceThickness."""
         return (self.slice_spacing, *self.pixel_spacing)
 
     @cached_property
     def tilt_degrees(self) -> float:
-        """Angle between the normal and the way from the first slice to the last, in degrees."""
+        """Angle between the normal and the line through first and last slice, in degrees."""
         way = np.subtract(self.positions[-1], self.positions[0])
         length = float(np.linalg.norm(way))
         if length == 0:
@@ -86,8 +94,8 @@ class StackGeometry:
     def affine(self) -> Floats:
         """Matrix (4, 4) from homogeneous (z, y, x) indices to LPS (x, y, z) in mm.
 
-        Exact for evenly spaced stacks, sheared ones included; for uneven ones it joins the first
-        slice to the last. `to_lps` and `to_index` are exact for every stack.
+        Exact for evenly spaced stacks, also where they are sheared; for uneven ones it is linear
+        from the first slice to the last. `to_lps` and `to_index` are exact for every stack.
         """
         step = self.normal * self.slice_spacing
         if self.shape[0] > 1:
@@ -100,7 +108,17 @@ class StackGeometry:
         return matrix
 
     def to_lps(self, indices: ArrayLike) -> Floats:
-        """Map (z, y, x) indices, whole or fractional, shape (..., 3), to LPS mm, (..., 3)."""
+        """Map (z, y, x) indices to LPS points.
+
+        Parameters
+        ----------
+        indices : array_like, shape (..., 3)
+            Indices of voxels, also fractional ones.
+
+        Returns
+        -------
+        ndarray, shape (..., 3), float64, mm
+        """
         z, y, x = np.moveaxis(np.asarray(indices, np.float64), -1, 0)
         origin = self._slice_origin(z)
         return cast(
@@ -111,9 +129,17 @@ class StackGeometry:
         )
 
     def to_index(self, points: ArrayLike) -> Floats:
-        """Map LPS points in mm, shape (..., 3), to fractional (z, y, x) indices, (..., 3).
+        """Map LPS points to (z, y, x) indices.
 
-        Beyond the first and the last slice the stack is continued with its slice spacing.
+        Parameters
+        ----------
+        points : array_like, shape (..., 3), mm
+
+        Returns
+        -------
+        ndarray, shape (..., 3), float64
+            Fractional indices. Beyond the first and the last slice the stack is continued with its
+            slice spacing.
         """
         points = np.asarray(points, np.float64)
         z = self._slice_index(points @ self.normal)
@@ -123,7 +149,13 @@ class StackGeometry:
         return np.stack([z, y, x], axis=-1)
 
     def crop(self, box: Box) -> "StackGeometry":
-        """The geometry of ``volume[box]``; `box` is three plain slices with given ends."""
+        """Return the geometry of ``volume[box]``.
+
+        Parameters
+        ----------
+        box : tuple of slice
+            Slices along (z, y, x) with start and stop given and no step.
+        """
         z, y, x = box
         corner = self.to_lps([z.start, y.start, x.start])
         shift = corner - np.asarray(self.positions[z.start])
@@ -137,7 +169,7 @@ class StackGeometry:
         )
 
     def _slice_origin(self, z: Floats) -> Floats:
-        """LPS position of the first voxel at fractional slice index z, shape (..., 3)."""
+        """Return the LPS position of the first voxel at fractional slice indices, (..., 3)."""
         positions = np.asarray(self.positions, np.float64)
         count = self.shape[0]
         known = np.clip(z, 0, count - 1)
@@ -151,16 +183,16 @@ class StackGeometry:
 
     @cached_property
     def _outward_step(self) -> Floats:
-        """The way from one slice to the next where the stack is continued beyond its ends."""
+        """Vector from one slice to the next where the stack is continued beyond its ends."""
         if self.shape[0] < 2:
             return self.normal * self.slice_spacing
         way = np.subtract(self.positions[-1], self.positions[0])
         return way * (self.slice_spacing / float(way @ self.normal))
 
     def ome_transforms(self) -> list[dict[str, Any]]:
-        """OME-Zarr 0.5 coordinate transformations of one level: scale, then translation, in mm.
+        """Return OME-Zarr 0.5 coordinate transformations: scale, then translation, in mm.
 
-        OME-Zarr 0.5 knows no rotation or shear; the exact geometry stands beside it, see `to_json`.
+        OME-Zarr 0.5 has no rotation or shear; `to_json` has the exact geometry.
         """
         return [
             {"type": "scale", "scale": list(self.spacing)},
@@ -168,7 +200,7 @@ class StackGeometry:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """The geometry as plain JSON values; `from_json` reads it back exactly."""
+        """Return plain JSON values; `from_json` reads them back exactly."""
         return {
             "shape": list(self.shape),
             "positions": [list(p) for p in self.positions],
@@ -180,18 +212,6 @@ class StackGeometry:
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "StackGeometry":
-        """Read what `to_json` wrote; raises KeyError, TypeError or ValueError on anything else."""
-        return cls(
-            shape=_triple(data["shape"], int),
-            positions=tuple(_triple(p, float) for p in data["positions"]),
-            row_direction=_triple(data["row_direction"], float),
-            column_direction=_triple(data["column_direction"], float),
-            pixel_spacing=(float(data["pixel_spacing"][0]), float(data["pixel_spacing"][1])),
-            classes=tuple(data["classes"]),
-        )
-
-
-def _triple(values: Any, kind: type) -> tuple[Any, Any, Any]:
-    a, b, c = (kind(v) for v in values)
-    return (a, b, c)
+    def from_json(cls, data: Any) -> "StackGeometry":
+        """Read what `to_json` returned; raises ValueError, with the place, on anything else."""
+        return convert(data, cls)

@@ -1,9 +1,9 @@
-"""A folder of objects at a URL: whole-object requests with bounded, counted retries.
+"""Objects below a URL: whole-object requests with a limited number of retries, all counted.
 
-Every access to a source or a store goes through here, so that all of it behaves alike: passing
-faults (throttling, server errors, resets, stalls) are tried again a few times with growing,
-jittered waits, and what will not pass (missing, forbidden, full) fails at once under its key.
-Credentials come from the environment of the process that asks, and are kept nowhere.
+All access to sources and stores goes through this module. Transient faults (throttling, server
+errors, lost connections, stalls) are retried a few times with growing, jittered waits; lasting ones
+(missing, forbidden, disk full) fail at once. Credentials come from the environment of the process
+and are never stored.
 """
 
 import errno
@@ -24,7 +24,7 @@ import fsspec
 T = TypeVar("T")
 
 REQUESTS = 16
-"""Requests in flight, where many objects are read or written."""
+"""Number of concurrent requests where many objects are read or written."""
 
 _LASTING = (
     FileNotFoundError,
@@ -42,21 +42,23 @@ _LASTING_ERRNOS = {
     errno.EDQUOT,
     errno.EROFS,
 }
-# What network libraries raise beside OSError; their errors of configuration are told by name.
+# Libraries that raise other exceptions than OSError on network faults. Their configuration errors,
+# which no retry mends, are recognised by name.
 _NETWORK_LIBRARIES = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "google", "azure", "requests"}
 _CONFIGURATION_ERRORS = ("Credential", "Validation", "Config", "Profile", "Region")
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and how patiently a passing fault is tried again.
+    """Number of attempts and waits between them for transient faults.
 
     Parameters
     ----------
     attempts : int
-        In all, the first one counted.
+        Number of attempts, the first one included.
     first_wait_s, longest_wait_s : float
-        Waits double from the first to the longest, each drawn from its upper half.
+        Waits in seconds double from the first to the longest; each is drawn at random between half
+        of that and all of it.
     """
 
     attempts: int = 6
@@ -64,22 +66,22 @@ class RetryPolicy:
     longest_wait_s: float = 10.0
 
     def wait(self, attempt: int) -> float:
-        """Seconds to wait after the given attempt, counted from 0."""
+        """Return the seconds to wait after an attempt, counted from 0."""
         longest = min(self.longest_wait_s, self.first_wait_s * 2.0**attempt)
-        # Many workers that were throttled together must not come back together.
+        # Jitter, so that workers that were throttled together do not retry together.
         return longest * random.uniform(0.5, 1.0)
 
 
 @dataclass
 class RequestCounts:
-    """What was asked of a folder so far.
+    """Number of requests so far.
 
     Parameters
     ----------
     get, put, list, remove : int
-        Requests by kind, retries included.
+        Requests of each kind, retries included.
     retries : int
-        Of these, those made again after a fault.
+        Requests that repeated an earlier one after a fault.
     """
 
     get: int = 0
@@ -92,28 +94,29 @@ class RequestCounts:
 def for_each(
     work: Callable[[int], None], items: Iterable[int], advance: Callable[[], None]
 ) -> None:
-    """Do work for each item, `REQUESTS` at once; where one fails, those that wait are not begun.
+    """Call a function for each item, `REQUESTS` at once; after a failure no further call begins.
 
     Parameters
     ----------
     work : callable
-        Called with each item.
+        Called with each item, in a thread.
     items : iterable of int
+        Arguments of `work`.
     advance : callable
-        Called after each item, in their order.
+        Called after each item, in the order of the items.
     """
     with ThreadPoolExecutor(REQUESTS) as pool:
         try:
             for _ in pool.map(work, items):
                 advance()
         except BaseException:
-            # Without this, the pool would first do all the others.
+            # Otherwise the pool would first run all waiting calls.
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def as_text(key: str) -> str:
-    """A key that any encoding holds: bytes of a file name that are no UTF-8 become ``\\xNN``."""
+    """Return a key as valid Unicode: bytes of a file name that are no UTF-8 become ``\\xNN``."""
     return key.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
@@ -123,9 +126,9 @@ class ObjectFolder:
     Parameters
     ----------
     url : str
-        Any that fsspec knows: a path, ``s3://bucket/prefix``, ``memory://name``.
+        fsspec URL: a path, ``s3://bucket/prefix``, ``memory://name``.
     policy : RetryPolicy, optional
-        For passing faults.
+        Retries of transient faults.
     """
 
     def __init__(self, url: str, policy: RetryPolicy | None = None) -> None:
@@ -135,17 +138,24 @@ class ObjectFolder:
         self._lock = threading.Lock()
         self.fs, root = fsspec.core.url_to_fs(url, **_options(url))
         if hasattr(self.fs, "retries"):
-            self.fs.retries = 1  # s3fs would try again by itself, uncounted
+            self.fs.retries = 1  # otherwise s3fs retries by itself, uncounted
         self.root = str(root).rstrip("/")
         self._local = "file" in _protocols(self.fs)
 
     def get(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
         """Read an object, or a range of its bytes, in one request.
 
+        Parameters
+        ----------
+        key : str
+            Key below the URL.
+        start, end : int, optional
+            Range of bytes, the end exclusive.
+
         Raises
         ------
         OSError
-            FileNotFoundError and PermissionError at once, others when the retries are spent.
+            FileNotFoundError and PermissionError at once, others after the last retry.
         """
 
         def read(path: str) -> bytes:
@@ -157,7 +167,7 @@ class ObjectFolder:
         return self._ask("get", key, read)
 
     def get_all(self, keys: Iterable[str]) -> Iterator[tuple[str, bytes | OSError]]:
-        """Read objects, `REQUESTS` in flight, in the order of the keys; errors take their place."""
+        """Read objects, `REQUESTS` at once; yields key and bytes, or key and error, in order."""
 
         def get(key: str) -> tuple[str, bytes | OSError]:
             try:
@@ -169,51 +179,51 @@ class ObjectFolder:
             yield from pool.map(get, keys)
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object so that it appears whole or not at all; raises OSError."""
+        """Write an object atomically; raises OSError."""
         write = _write_atomically if self._local else self.fs.pipe_file
         self._ask("put", key, lambda path: write(path, data))
 
     def put_all(self, objects: Mapping[str, bytes]) -> None:
-        """Write objects, `REQUESTS` in flight, each whole or not at all; raises OSError."""
+        """Write objects, `REQUESTS` at once, each atomically; raises OSError."""
         with ThreadPoolExecutor(1 if self._local else REQUESTS) as pool:
             for _ in pool.map(self.put, objects, objects.values()):
                 pass
 
     def find(self, prefix: str = "") -> dict[str, dict[str, Any]]:
-        """List all objects below a prefix: what fsspec knows of each, by key, sorted."""
+        """List all objects below a prefix: fsspec's details of each by key, sorted by key."""
         self.fs.invalidate_cache()
         found = self._ask("list", prefix, lambda path: self.fs.find(path, detail=True))
         return {name.removeprefix(f"{self.root}/"): info for name, info in sorted(found.items())}
 
     def children(self) -> list[str]:
-        """Names of what lies directly in the folder, sorted."""
+        """List the names of files and folders directly below the URL, sorted."""
         self.fs.invalidate_cache()
         found = self._ask("list", "", lambda path: self.fs.ls(path, detail=False))
         return sorted(str(name).rstrip("/").rsplit("/", 1)[-1] for name in found)
 
     def exists(self, key: str) -> bool:
-        """Whether there is an object, or any below it."""
+        """Return whether there is an object of this key, or any below it."""
         self.fs.invalidate_cache()
         return bool(self._ask("list", key, self.fs.exists))
 
     def is_folder(self, key: str = "") -> bool:
-        """Whether there are objects below a key."""
+        """Return whether there are objects below a key."""
         return bool(self._ask("list", key, self.fs.isdir))
 
     def remove(self, key: str) -> None:
-        """Remove an object, or all below it; nothing there is fine."""
+        """Remove an object, or all below it; does nothing where there is none."""
         if self.exists(key):
             self._ask("remove", key, lambda path: self.fs.rm(path, recursive=True))
 
     def url_of(self, key: str) -> str:
-        """The URL of an object, with its protocol."""
+        """Return the URL of an object, with its protocol."""
         return str(self.fs.unstrip_protocol(self._path(key)))
 
     def _path(self, key: str) -> str:
         return f"{self.root}/{key}" if key else self.root
 
     def _ask(self, kind: str, key: str, request: Callable[[str], T]) -> T:
-        """Make one request, and again where the fault may pass."""
+        """Make one request, and repeat it after transient faults."""
         for attempt in range(self.policy.attempts):
             self._count(kind)
             try:
@@ -235,7 +245,7 @@ class ObjectFolder:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Whether a fault may be gone on the next try: throttling, a server's error, a lost link."""
+    """Return whether a fault is transient: throttling, a server error, a lost connection."""
     if isinstance(error, OSError):
         return not isinstance(error, _LASTING) and error.errno not in _LASTING_ERRNOS
     name = type(error).__name__
@@ -247,15 +257,15 @@ def _of_network(error: Exception) -> bool:
 
 
 def _as_os_error(error: Exception, key: str, prefix: str = "") -> OSError:
-    """An OSError also where a network library raised something else."""
+    """Convert any exception to an OSError."""
     text = " ".join(str(error).split())
     code = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
     return OSError(code, f"{prefix}{type(error).__name__}: {text}", key)
 
 
 def _check_regular(path: str) -> None:
-    """Refuse pipes, sockets and devices: to read from one may never end."""
-    mode = os.stat(path).st_mode  # noqa: PTH116 - a Path for each slice costs more than the call
+    """Refuse pipes, sockets and devices, because reading from one may never end."""
+    mode = os.stat(path).st_mode  # noqa: PTH116 - making a Path takes longer than the call
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise OSError(errno.EINVAL, "no regular file", path)
 
@@ -268,13 +278,13 @@ def _write_atomically(path: str, data: bytes) -> None:
         partial.write_bytes(data)
         partial.replace(target)
     finally:
-        # Those of writers that were killed as well.
+        # Also those of writers that were killed.
         for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
             left.unlink(missing_ok=True)
 
 
 def _options(url: str) -> dict[str, Any]:
-    """Options that hand retries and time-outs of S3 clients over to us, so that all are counted."""
+    """Return options that leave retries and time-outs of S3 clients to this module."""
     if fsspec.core.split_protocol(url)[0] not in ("s3", "s3a"):
         return {}
     given = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
@@ -284,7 +294,7 @@ def _options(url: str) -> dict[str, Any]:
         "read_timeout": 30,
         "max_pool_connections": 2 * REQUESTS,
     }
-    # Concurrent reads of one object would cost a request each, and one more for its size.
+    # A concurrent read of one object needs one request for each part, and one for its size.
     return {"config_kwargs": ours | given, "use_listings_cache": False, "max_concurrency": 1}
 
 

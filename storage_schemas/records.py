@@ -1,30 +1,38 @@
-"""The commit record of one study: what went in, how it was read, and what came out.
+"""The record of one study: its input objects, how they were decoded, and the arrays it wrote.
 
-A study exists for readers only when its record does. A record holds no time and no host name, so
-running again on the same input gives the same bytes. Quarantined studies have a record too: that is
-how nothing is lost, and how the tables can be rebuilt from records alone.
+The record is written after all arrays of the study; a study without a record does not exist for
+readers. A record holds neither times nor host names, so the same input gives the same bytes.
+Quarantined studies have a record too, so every listed study has one and the tables can be rebuilt
+from the records alone.
 """
 
 import hashlib
-import json
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, is_dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
 
 from storage_schemas.canonical import canonical_json, sha256_json
-from storage_schemas.errors import StoreError, StudyError
+from storage_schemas.errors import StoreError
 from storage_schemas.geometry import StackGeometry
+from storage_schemas.strict_json import Count, Side, Size, decode
 from storage_schemas.study_key import StudyKey
 
 SCHEMA = "cspine-record/1"
 
 Outcome = Literal["committed", "quarantined"]
 STORED = "stored"
-"""The outcome of an input object whose pixels are in the volume; any other outcome is a kind."""
+"""Outcome of an input object whose pixels are in the volume; any other outcome is the kind of the
+error that refused it."""
 
 CROPPED = "cropped"
-"""The outcome of a vertebra that has a crop."""
+"""Outcome of a vertebra that has a crop."""
 NOT_LOCALIZED = "not-localized"
-"""The outcome of a vertebra that nothing has looked for yet; any other outcome is a kind."""
+"""Outcome of a vertebra in a study without a mask, in a run without a localizer; any other outcome
+is the kind of the error that refused it."""
+
+Bounds = tuple[Count, Count, Count, Count, Count, Count]
+"""(z0, z1, y0, y1, x0, x1) in voxels of the volume, ends exclusive."""
 
 
 @dataclass(frozen=True)
@@ -34,21 +42,23 @@ class InputObject:
     Parameters
     ----------
     key : str
-        Path below the source.
+        Path below the source, or a digest of it.
     size : int
-        Bytes.
+        Length in bytes.
     sha256 : str
-        Of its bytes; empty where it could not be fetched.
+        SHA-256 of the object's bytes; empty where it could not be fetched.
     outcome : str
-        ``stored``, or the kind under which it stands in quarantine.
+        ``stored``, or the kind of the error that refused it.
     reason : str
-        Why, in one line; empty where stored.
-    transfer_syntax, decoder : str
-        How its pixels were read; empty where refused.
+        Text of that error, in one line; empty where stored.
+    transfer_syntax : str
+        UID of its transfer syntax; empty where refused.
+    decoder : str
+        Name of the decoder that read its pixels; empty where refused.
     """
 
     key: str
-    size: int
+    size: Size
     sha256: str
     outcome: str = STORED
     reason: str = ""
@@ -58,41 +68,41 @@ class InputObject:
 
 @dataclass(frozen=True)
 class StoredSlice:
-    """One slice of the volume; its index in `StudyRecord.slices` is its z.
+    """One slice of the volume; its index in `StudyVolumeRecord.slices` is its z.
 
     Parameters
     ----------
     key : str
-        The object that it came from.
+        Key of the input object that holds its pixels.
     frame : int
         Frame in that object, from 0.
     instance_number : int or None
-        As in the header; provenance only, nothing is ordered by it.
+        InstanceNumber of the header; never used for ordering.
     """
 
     key: str
-    frame: int
-    instance_number: int | None
+    frame: Count
+    instance_number: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | None
 
 
 @dataclass(frozen=True)
 class Vertebra:
-    """What became of one level.
+    """Outcome of one level that the run was to crop.
 
     Parameters
     ----------
     level : str
-        From `storage_schemas.vertebrae.LEVELS`.
+        Name from `storage_schemas.vertebrae.LEVELS`.
     outcome : str
         ``cropped``, or a kind such as ``vertebra-not-found``.
     reason : str
         Why there is no crop; empty where there is one.
     box : tuple of int or None
-        Crop in the volume: (z0, z1, y0, y1, x0, x1), ends exclusive.
+        Place of the crop in the volume; None where there is no crop.
     extent : tuple of int or None
-        The same of the mask alone, without margin.
+        Bounding box of the mask in the volume, without the margin of the crop.
     voxels : int
-        Voxels of the mask.
+        Number of voxels of the mask.
     mean_hu : float or None
         Mean HU inside the mask; bone lies above about 150.
     score : float or None
@@ -102,58 +112,58 @@ class Vertebra:
     level: str
     outcome: str
     reason: str = ""
-    box: tuple[int, int, int, int, int, int] | None = None
-    extent: tuple[int, int, int, int, int, int] | None = None
-    voxels: int = 0
+    box: Bounds | None = None
+    extent: Bounds | None = None
+    voxels: Size = 0
     mean_hu: float | None = None
     score: float | None = None
 
 
 @dataclass(frozen=True)
 class StoredArray:
-    """One array that the study's commit wrote.
+    """One array of the study.
 
     Parameters
     ----------
     path : str
         Key below ``volumes.zarr``.
     shape : tuple of int
-        (z, y, x).
-    dtype : str
-        ``int16`` or ``uint8``.
+        Number of voxels along (z, y, x).
+    dtype : {"int16", "uint8"}
+        Type of the voxels.
     sha256 : str
-        Of the array's little-endian, C-order bytes.
+        SHA-256 of the array's little-endian, C-order bytes.
     size : int
-        Bytes of the shard object.
+        Length of the shard object in bytes.
     """
 
     path: str
-    shape: tuple[int, int, int]
-    dtype: str
+    shape: tuple[Side, Side, Side]
+    dtype: Literal["int16", "uint8"]
     sha256: str
-    size: int
+    size: Size
 
 
 @dataclass(frozen=True)
 class StudyVolumeRecord:
-    """The canonical volume before cropping.
+    """The canonical volume of a study, before cropping.
 
     Parameters
     ----------
     series : str
         SeriesInstanceUID of the stack.
     scanner : str
-        Digest of the technical header fields: groups the studies of one machine, names none.
+        Digest of technical header fields that is equal for studies of the same scanner.
     geometry : StackGeometry
-        Of the volume.
+        Geometry of the volume.
     transposed : bool
-        Whether rows and columns were exchanged.
+        Whether rows and columns of the source were exchanged.
     flipped : tuple of bool
-        Which axes (z, y, x) were flipped then.
+        Whether each of the axes (z, y, x) was flipped after that.
     slices : tuple of StoredSlice
-        z ascending.
+        Slices of the volume, z ascending.
     hu_sha256 : str
-        Of the int16 volume, padding masked.
+        SHA-256 of the int16 volume's little-endian, C-order bytes, padding set to air.
     """
 
     series: str
@@ -172,23 +182,27 @@ class StudyRecord:
     Parameters
     ----------
     study : StudyKey
-        The StudyInstanceUID, or a stand-in where the source names none.
+        StudyInstanceUID, or a key made from the folder's URL where the source names none.
     patient : str
-        Groups studies of one patient: a salted hash of PatientID, else the study itself.
+        Equal for studies of one patient: a salted hash of PatientID, else the study.
     outcome : {"committed", "quarantined"}
+        Whether the study has arrays, or was refused as a whole.
     config_sha256, input_sha256 : str
-        Digests of the settings and of the inputs' keys, sizes and versions; resume compares them.
+        Digests of the settings and of the inputs' keys, sizes and versions. A study whose digests
+        have changed is processed again.
     inputs : tuple of InputObject
-        Every object that was listed, by key.
+        Every object of the study that the source listed, sorted by key.
     kind, reason : str
-        Why the study is in quarantine; empty where committed.
+        Kind and text of the error that quarantined the study; empty where committed.
     localizer : str
-        What found the vertebrae, with its version or digest; empty where nothing did.
+        Source of the vertebrae: the mask convention, or the digest of a network; empty where
+        nothing located them.
     volume : StudyVolumeRecord or None
-        None where quarantined.
+        Canonical volume; None where quarantined.
     vertebrae : tuple of Vertebra
-        One entry for each level that was asked for.
+        Outcome of each level that the run was to crop.
     arrays : tuple of StoredArray
+        Arrays of the study.
     metadata : tuple of (str, str)
         Key and SHA-256 of every ``zarr.json`` of the study.
     """
@@ -208,7 +222,7 @@ class StudyRecord:
     metadata: tuple[tuple[str, str], ...] = ()
 
     def to_bytes(self) -> bytes:
-        """The record as canonical JSON with a digest of itself."""
+        """Return the record as canonical JSON, with the SHA-256 of all other fields."""
         document = _plain(self) | {"schema": SCHEMA}
         return canonical_json(document | {"sha256": sha256_json(document)})
 
@@ -216,32 +230,40 @@ class StudyRecord:
     def from_bytes(cls, data: bytes, key: str) -> "StudyRecord":
         """Read and check a record.
 
+        Parameters
+        ----------
+        data : bytes
+            The file's content.
+        key : str
+            The file, for the message.
+
         Raises
         ------
         StoreError
-            ``record-invalid`` where the bytes are no record or do not have their own digest;
-            ``schema-unsupported`` where another version wrote it.
+            ``record-invalid`` where the bytes are no record, contradict themselves, or do not have
+            their own digest; ``schema-unsupported`` where another version wrote it.
         """
-        document = _parse(data, key)
-        del document["schema"], document["sha256"]
+        _check_envelope(data, key)
         try:
-            return _from_document(document)
-        except (KeyError, TypeError, ValueError, StudyError) as error:
-            raise StoreError("record-invalid", f"{error}", key=key) from None
+            record = decode(data, cls)
+            _check_consistency(record)
+        except ValueError as error:
+            raise StoreError("record-invalid", str(error), key=key) from None
+        return record
 
 
 @dataclass(frozen=True)
 class RecordHead:
-    """What resume needs of a record, at a fraction of the cost of the whole.
+    """The part of a record that a run needs to resume, read in a fraction of the time.
 
     Parameters
     ----------
     study, outcome, kind, reason, config_sha256, input_sha256
-        As in `StudyRecord`.
+        Fields of `StudyRecord`.
     objects : int
-        Number of its inputs.
+        Number of input objects.
     sha256 : str
-        The record's digest of itself.
+        Digest of the whole record.
     """
 
     study: StudyKey
@@ -256,23 +278,44 @@ class RecordHead:
     @classmethod
     def from_bytes(cls, data: bytes, key: str) -> "RecordHead":
         """Read and check a record; raises StoreError as `StudyRecord.from_bytes` does."""
-        document = _parse(data, key)
+        sha256 = _check_envelope(data, key)
         try:
-            return cls(
-                study=StudyKey(document["study"]),
-                objects=len(document["inputs"]),
-                **{
-                    name.name: document[name.name]
-                    for name in fields(cls)
-                    if name.name not in ("study", "objects")
-                },
-            )
-        except (KeyError, TypeError, StudyError) as error:
-            raise StoreError("record-invalid", f"{error}", key=key) from None
+            head = decode(data, _Head)
+        except ValueError as error:
+            raise StoreError("record-invalid", str(error), key=key) from None
+        return cls(
+            head.study,
+            head.outcome,
+            head.kind,
+            head.reason,
+            head.config_sha256,
+            head.input_sha256,
+            len(head.inputs),
+            sha256,
+        )
+
+
+class _Envelope(msgspec.Struct):
+    """What every version of a record has."""
+
+    schema: Any
+    sha256: Any = None
+
+
+class _Head(msgspec.Struct):
+    """The fields of a record that `RecordHead` takes; the inputs are counted, not read."""
+
+    study: StudyKey
+    outcome: Outcome
+    kind: str
+    reason: str
+    config_sha256: str
+    input_sha256: str
+    inputs: list[msgspec.Raw]
 
 
 def _plain(value: Any) -> Any:
-    """What JSON takes; `asdict` would copy every number of every slice."""
+    """Convert to JSON values; `dataclasses.asdict` would copy every number of every slice."""
     if isinstance(value, StackGeometry):
         return value.to_json()
     if isinstance(value, tuple):
@@ -280,55 +323,47 @@ def _plain(value: Any) -> Any:
     return {k: _plain(v) for k, v in vars(value).items()} if is_dataclass(value) else value
 
 
-def _parse(data: bytes, key: str) -> dict[str, Any]:
-    """Read a record's JSON, its schema and digest checked."""
+def _check_envelope(data: bytes, key: str) -> str:
+    """Check a record's schema and digest, and return the digest."""
     try:
-        document: dict[str, Any] = json.loads(data)
-        schema, claimed = document["schema"], document.get("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError):
+        envelope = decode(data, _Envelope)
+    except ValueError:
         raise StoreError("record-invalid", "no JSON record", key=key) from None
-    if schema != SCHEMA:
-        raise StoreError("schema-unsupported", f"{schema!r}, expected {SCHEMA!r}", key=key)
-    # Canonical JSON has one form, so the document without its digest is found in the bytes: no
-    # quotation mark of a value stands there without a backslash.
+    if envelope.schema != SCHEMA:
+        raise StoreError("schema-unsupported", f"{envelope.schema!r}, expected {SCHEMA!r}", key=key)
+    # Canonical JSON has one form, so the document without its digest is found in the bytes: a
+    # quotation mark inside a value has a backslash before it.
     before = f'"schema":"{SCHEMA}",'.encode()
-    head, found, tail = data.partition(before + f'"sha256":"{claimed}",'.encode())
-    if not found or hashlib.sha256(head + before + tail).hexdigest() != claimed:
+    digest = str(envelope.sha256)
+    head, found, tail = data.partition(before + f'"sha256":"{digest}",'.encode())
+    if not found or hashlib.sha256(head + before + tail).hexdigest() != digest:
         raise StoreError("record-invalid", "its digest does not hold", key=key)
-    return document
+    return digest
 
 
-def _from_document(document: dict[str, Any]) -> StudyRecord:
-    volume = document.pop("volume")
-    return StudyRecord(
-        inputs=tuple(InputObject(**row) for row in document.pop("inputs")),
-        volume=None if volume is None else _volume(volume),
-        vertebrae=tuple(_vertebra(row) for row in document.pop("vertebrae")),
-        arrays=tuple(_array(row) for row in document.pop("arrays")),
-        metadata=tuple((key, digest) for key, digest in document.pop("metadata")),
-        study=StudyKey(document.pop("study")),
-        **document,
-    )
+def _check_consistency(record: StudyRecord) -> None:
+    """Raise ValueError where one part of a record contradicts another, or names foreign arrays."""
+    paths = [array.path for array in record.arrays]
+    for name in (*paths, *(name for name, _ in record.metadata)):
+        if not name.startswith(f"{record.study}/") or ".." in name.split("/"):
+            raise ValueError(f"{name!r} is no object of the study")
+    volume = record.volume
+    if volume is None:
+        if record.vertebrae:
+            raise ValueError("vertebrae without a volume")
+        return
+    if len(volume.slices) != volume.geometry.shape[0]:
+        raise ValueError(f"{len(volume.slices)} slices, shape {volume.geometry.shape}")
+    for vertebra in record.vertebrae:
+        if vertebra.outcome != CROPPED:
+            continue
+        if f"{record.study}/{vertebra.level}/0" not in paths:
+            raise ValueError(f"{vertebra.level} is cropped, but has no array")
+        for box in (vertebra.box, vertebra.extent):
+            if box is None or not _lies_within(box, volume.geometry.shape):
+                raise ValueError(f"{vertebra.level} has the box {box}")
 
 
-def _volume(row: dict[str, Any]) -> StudyVolumeRecord:
-    z, y, x = row.pop("flipped")
-    return StudyVolumeRecord(
-        geometry=StackGeometry.from_json(row.pop("geometry")),
-        flipped=(z, y, x),
-        slices=tuple(StoredSlice(**entry) for entry in row.pop("slices")),
-        **row,
-    )
-
-
-def _vertebra(row: dict[str, Any]) -> Vertebra:
-    for name in ("box", "extent"):
-        if row[name] is not None:
-            z0, z1, y0, y1, x0, x1 = row[name]
-            row[name] = (z0, z1, y0, y1, x0, x1)
-    return Vertebra(**row)
-
-
-def _array(row: dict[str, Any]) -> StoredArray:
-    z, y, x = row.pop("shape")
-    return StoredArray(shape=(z, y, x), **row)
+def _lies_within(box: Bounds, shape: tuple[int, int, int]) -> bool:
+    starts, stops = box[::2], box[1::2]
+    return all(a < b <= most for a, b, most in zip(starts, stops, shape, strict=True))

@@ -1,17 +1,18 @@
-"""The store: its keys, and how studies are committed, listed, read and proven.
+"""The store: keys of its objects, and operations to commit, list, read and verify studies.
 
-Nothing else knows a path. The layout is
+No other module builds a key. The layout is
 
 ::
 
-    volumes.zarr/<study>/overview           the study in one small cube
+    volumes.zarr/<study>/overview           the study downsampled to one small cube
     volumes.zarr/<study>/overview_levels    its vertebrae on the same grid, where it has a mask
     volumes.zarr/<study>/<level>            the crop: an OME-Zarr image, with its mask as a label
     records/<study>.json                    written last: a study exists when its record does
     catalog/<table>.parquet                 derived from the records
     logs/<start>.jsonl                      timings of each run; only reports read them
 
-Any fsspec URL will do. Not here: what the objects hold (`crops`, `records`, `catalog`).
+A store may be at any fsspec URL. Not here: the content of the objects (`crops`, `records`,
+`catalog`).
 """
 
 import hashlib
@@ -48,18 +49,18 @@ _RECORD_END = ".json"
 
 @dataclass(frozen=True)
 class Crop:
-    """A vertebra as it was stored.
+    """One vertebra, as it is stored.
 
     Parameters
     ----------
     hu : ndarray, shape (z, y, x), int16, HU
-        z ascends from feet to head, y runs to the back, x to the patient's left.
+        Voxels of the crop. z increases to the head, y to the back, x to the patient's left.
     mask : ndarray, shape (z, y, x), uint8, or None
-        1 inside the vertebra; None where no mask is known.
+        1 inside the vertebra, 0 outside; None where no mask is stored.
     geometry : StackGeometry
-        Of the crop, in mm, LPS.
+        Geometry of the crop, LPS, in mm.
     attributes : mapping
-        The rest of the group's ``cspine`` block.
+        The group's ``cspine`` block (see docs/data-format.md).
     """
 
     hu: NDArray[np.int16]
@@ -74,7 +75,8 @@ class StudyStore:
     Parameters
     ----------
     url : str
-        For example ``out/store`` or ``s3://bucket/store``. Credentials come from the environment.
+        fsspec URL, for example ``out/store`` or ``s3://bucket/store``. Credentials come from the
+        environment.
     """
 
     def __init__(self, url: str) -> None:
@@ -83,12 +85,19 @@ class StudyStore:
 
     @classmethod
     def create(cls, url: str) -> "StudyStore":
-        """Open the store, making it where there is none yet.
+        """Open a store for writing; create it where there is none.
+
+        Parameters
+        ----------
+        url : str
+            fsspec URL.
 
         Raises
         ------
         UsageError
             ``store-unwritable`` where nothing can be written there.
+        StoreError
+            ``schema-unsupported`` where another version wrote it.
         """
         store = cls._at(url, "store-unwritable")
         try:
@@ -104,6 +113,11 @@ class StudyStore:
     @classmethod
     def open(cls, url: str) -> "StudyStore":
         """Open a store for reading.
+
+        Parameters
+        ----------
+        url : str
+            fsspec URL.
 
         Raises
         ------
@@ -133,22 +147,28 @@ class StudyStore:
 
     def _check_schema(self) -> None:
         path = f"{VOLUMES}/zarr.json"
-        block = crops.read_attributes(self._get(path, path), path).get("cspine", {})
-        if block.get("schema") != STORE_SCHEMA:
-            found = block.get("schema")
-            raise StoreError("schema-unsupported", f"{found!r}, not {STORE_SCHEMA!r}", key=path)
+        crops.check_schema(crops.read_attributes(self._get(path, path), path), STORE_SCHEMA, path)
 
     # ---- studies -------------------------------------------------------------------------------
 
     def commit(self, record: StudyRecord, objects: Mapping[str, bytes]) -> None:
-        """Make a study exist: its objects first, its record last.
+        """Write a study: its objects first, its record last.
+
+        An earlier version of the study is removed before that, its record first.
 
         Parameters
         ----------
         record : StudyRecord
-            What stands there under the same key is removed first, its record before all else.
+            Record of the study.
         objects : mapping of str to bytes
-            Keys below ``volumes.zarr``, all of them below the study's own.
+            Objects by key below ``volumes.zarr``; every key begins with the study.
+
+        Raises
+        ------
+        ValueError
+            Where a key is not below the study.
+        OSError
+            Where an object cannot be written; then the study has no record.
         """
         study = record.study
         if strays := [key for key in objects if not key.startswith(f"{study}/")]:
@@ -158,7 +178,7 @@ class StudyStore:
         self.objects.put(_record_key(study), record.to_bytes())
 
     def discard(self, study: str) -> None:
-        """Remove a study's record, then whatever is left of its arrays; nothing there is fine."""
+        """Remove a study's record, then its arrays; does nothing where there are none."""
         key = StudyKey(study)
         self.objects.remove(_record_key(key))
         self.objects.remove(f"{VOLUMES}/{key}")
@@ -174,24 +194,53 @@ class StudyStore:
         return sorted(StudyKey(study) for study in studies if StudyKey.is_valid(study))
 
     def record(self, study: str) -> StudyRecord:
-        """Read one record.
+        """Read the record of a study.
+
+        Parameters
+        ----------
+        study : str
+            Key of the study.
 
         Raises
         ------
         StoreError
             ``record-missing``, ``record-invalid`` or ``schema-unsupported``.
+        StudyError
+            ``study-key-invalid`` where `study` is no key.
         """
         key = _record_key(StudyKey(study))
         return _check_study(StudyRecord.from_bytes(self._get_record(key), key), study, key)
 
     def records(self, studies: Iterable[str] | None = None) -> Iterator[StudyRecord]:
-        """Read many records, several in flight, in the order of the studies."""
+        """Read the records of some studies, `REQUESTS` at once.
+
+        Parameters
+        ----------
+        studies : iterable of str, optional
+            Keys of the studies; all studies of the store by default.
+
+        Yields
+        ------
+        StudyRecord
+            In the order of `studies`.
+
+        Raises
+        ------
+        StoreError, StudyError
+            Those of `record`.
+        """
         chosen = self.studies() if studies is None else list(studies)
         with ThreadPoolExecutor(REQUESTS) as pool:
             yield from pool.map(self.record, chosen)
 
     def heads(self) -> Iterator[RecordHead | StoreError]:
-        """What resume needs of each record, several in flight; or what is wrong with it."""
+        """Read the head of every record, `REQUESTS` at once.
+
+        Yields
+        ------
+        RecordHead or StoreError
+            In the order of the studies; the error where a record cannot be read.
+        """
 
         def read(study: StudyKey) -> RecordHead | StoreError:
             key = _record_key(study)
@@ -206,7 +255,12 @@ class StudyStore:
     # ---- arrays --------------------------------------------------------------------------------
 
     def read_array(self, path: str) -> crops.Voxels:
-        """Read an array by its key below ``volumes.zarr``, every byte of it checked.
+        """Read an array, and check every checksum.
+
+        Parameters
+        ----------
+        path : str
+            Key of the array below ``volumes.zarr``.
 
         Returns
         -------
@@ -221,72 +275,103 @@ class StudyStore:
         return crops.decode_shard(self._get_shard(path), layout, path)
 
     def read_slabs(self, path: str, layout: crops.ArrayLayout) -> Iterator[crops.Voxels]:
-        """Read an array whose shape and dtype are known, from a table or a record: one request.
+        """Read an array of known layout chunk by chunk, in one request.
+
+        Parameters
+        ----------
+        path : str
+            Key of the array below ``volumes.zarr``.
+        layout : ArrayLayout
+            Shape and dtype, from a table or a record.
 
         Yields
         ------
-        ndarray, shape (slices, y, x)
-            z ascending; each is written over the one before.
+        ndarray, shape (slices, y, x), int16 or uint8
+            Slices of the next chunk, z ascending. All chunks share one buffer: the next one
+            overwrites this one.
 
         Raises
         ------
         StoreError
-            ``array-missing`` or ``array-damaged``; a wrong layout reads as damage too.
+            ``array-missing``, or ``array-damaged``, also where the layout is not the array's.
         """
         return crops.decode_slabs(self._get_shard(path), layout, path)
 
     def read_crop(self, study: str, level: str, *, mask: bool = True) -> Crop:
-        """Read one vertebra, with its mask where one is stored (and `mask` asks for it).
+        """Read one vertebra.
+
+        Parameters
+        ----------
+        study : str
+            Key of the study.
+        level : str
+            Name of the level, for example ``C1``.
+        mask : bool
+            Whether to read the mask, where one is stored.
 
         Raises
         ------
         StoreError
-            As `read_array`.
+            Those of `read_array`; ``array-mismatch`` where an array does not fit the geometry.
+        StudyError
+            ``study-key-invalid`` where `study` is no key.
         """
         path = f"{StudyKey(study)}/{level}"
-        block = self.read_attributes(path).get("cspine", {})
-        if block.get("schema") != crops.SCHEMA:
-            found = block.get("schema")
-            raise StoreError("schema-unsupported", f"{found!r}, not {crops.SCHEMA!r}", key=path)
+        attributes = self.read_attributes(path)
+        block = crops.read_crop_block(attributes, path)
         hu = self.read_array(f"{path}/0")
-        inside = self.read_array(f"{path}/labels/vertebra/0") if mask and block["masked"] else None
-        try:
-            geometry = StackGeometry.from_json(block["geometry"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise StoreError("metadata-damaged", f"geometry: {error}", key=path) from None
+        inside = self.read_array(f"{path}/labels/vertebra/0") if mask and block.masked else None
+        expected = block.geometry.shape
         for array in (hu, inside):
-            if array is not None and array.shape != geometry.shape:
-                raise StoreError(
-                    "array-mismatch", f"{array.shape}, expected {geometry.shape}", key=path
-                )
+            if array is not None and array.shape != expected:
+                raise StoreError("array-mismatch", f"{array.shape}, expected {expected}", key=path)
         return Crop(
             hu=hu.astype(np.int16, copy=False),
             mask=None if inside is None else inside.astype(np.uint8, copy=False),
-            geometry=geometry,
-            attributes=block,
+            geometry=block.geometry,
+            attributes=attributes["cspine"],
         )
 
     def read_overview(self, study: str) -> tuple[NDArray[np.int16], NDArray[np.float64]]:
-        """Read the overview and its matrix (4, 4) from (z, y, x) indices to LPS mm."""
-        path = f"{StudyKey(study)}/{OVERVIEW}"
-        block = self.read_attributes(path).get("cspine", {})
-        affine = np.asarray(block.get("affine"), np.float64)
-        if affine.shape != (4, 4):
-            raise StoreError("metadata-damaged", "no affine", key=path)
-        return self.read_array(path).astype(np.int16, copy=False), affine
+        """Read the overview of a study: the whole volume, downsampled to one cube.
 
-    def read_overview_levels(self, study: str) -> NDArray[np.uint8]:
-        """Read the vertebrae of the study's mask, on the grid of its overview.
+        Parameters
+        ----------
+        study : str
+            Key of the study.
 
         Returns
         -------
-        ndarray, shape of the overview, uint8
-            `storage_schemas.vertebrae.LEVEL_NUMBERS`, 0 elsewhere.
+        hu : ndarray, shape (z, y, x), int16, HU
+        affine : ndarray, shape (4, 4), float64
+            Matrix from homogeneous (z, y, x) indices to LPS (x, y, z) in mm.
 
         Raises
         ------
         StoreError
-            ``array-missing`` where the study had no mask, else as `read_array`.
+            Those of `read_array`.
+        """
+        path = f"{StudyKey(study)}/{OVERVIEW}"
+        affine = crops.read_affine(self.read_attributes(path), path)
+        return self.read_array(path).astype(np.int16, copy=False), affine
+
+    def read_overview_levels(self, study: str) -> NDArray[np.uint8]:
+        """Read the vertebrae of a study's mask, on the grid of its overview.
+
+        Parameters
+        ----------
+        study : str
+            Key of the study.
+
+        Returns
+        -------
+        ndarray, shape (z, y, x), uint8
+            Number of the level from `storage_schemas.vertebrae.LEVEL_NUMBERS`, 0 elsewhere.
+
+        Raises
+        ------
+        StoreError
+            ``array-missing`` where the study had no mask, else those of `read_array`.
         """
         path = f"{StudyKey(study)}/{OVERVIEW_LEVELS}"
         return self.read_array(path).astype(np.uint8, copy=False)
@@ -296,12 +381,17 @@ class StudyStore:
         return crops.read_attributes(self._get(f"{VOLUMES}/{path}/zarr.json", path), path)
 
     def check(self, record: StudyRecord) -> list[StoreError]:
-        """Prove every array and metadata file of a study against its record.
+        """Compare every array and ``zarr.json`` of a study with its record.
+
+        Parameters
+        ----------
+        record : StudyRecord
+            Record of the study.
 
         Returns
         -------
         list of StoreError
-            One for each array or ``zarr.json`` that is missing, damaged or another; empty if whole.
+            One for each object that is missing, damaged or not the one of the record.
         """
         damage = []
         for array in record.arrays:
@@ -327,24 +417,37 @@ class StudyStore:
     # ---- tables and other documents ------------------------------------------------------------
 
     def write_table(self, name: str, table: pa.Table) -> None:
-        """Write one table of `storage_schemas.catalog.TABLES`, whole or not at all."""
+        """Write a table atomically.
+
+        Parameters
+        ----------
+        name : str
+            From `storage_schemas.catalog.TABLES`.
+        table : pyarrow.Table
+            From `storage_schemas.catalog.make_table`.
+        """
         buffer = io.BytesIO()
         pq.write_table(check_table(name, table, name), buffer, compression="zstd")
         self.objects.put(_table_key(name), buffer.getvalue())
 
     def write_log(self, name: str, lines: list[str]) -> None:
-        """Write the log of a run, one JSON line an event; the only place for times and rates."""
+        """Write the log of a run: one line of JSON for each event, with its times and rates."""
         self.objects.put(f"logs/{name}.jsonl", "".join(f"{line}\n" for line in lines).encode())
 
     def logs(self) -> Iterator[tuple[str, list[str]]]:
-        """The logs of all runs, oldest first: each one's name and lines."""
+        """Read the logs of all runs, oldest first; yields the name and the lines of each."""
         for key in self.objects.find("logs"):
             if key.endswith(".jsonl"):
                 lines = self.objects.get(key).decode(errors="replace").splitlines()
                 yield key.removeprefix("logs/").removesuffix(".jsonl"), lines
 
     def read_table(self, name: str) -> pa.Table:
-        """Read one table.
+        """Read a table.
+
+        Parameters
+        ----------
+        name : str
+            From `storage_schemas.catalog.TABLES`.
 
         Raises
         ------
@@ -357,8 +460,8 @@ class StudyStore:
         except FileNotFoundError:
             raise StoreError("table-missing", "no such table", key=key) from None
         try:
-            # By this thread alone: one of Arrow's own that still held the file when the interpreter
-            # ends would abort the process.
+            # In this thread alone: a thread of Arrow that still holds the file when the interpreter
+            # exits aborts the process.
             table = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
         except (pa.ArrowInvalid, OSError) as error:
             raise StoreError("table-invalid", f"no Parquet file: {error}", key=key) from None

@@ -88,7 +88,7 @@ def test_chunks_are_slabs_of_about_a_mebibyte_in_one_shard() -> None:
 def test_the_fill_value_is_refused_as_a_voxel() -> None:
     data = voxels((2, 3, 4))
     data[0, 0, 0] = -32768
-    with pytest.raises(ValueError, match="lost"):
+    with pytest.raises(ValueError, match="fill value"):
         crops.create_array(PATH, data, {})
 
 
@@ -159,6 +159,13 @@ def test_a_chunk_that_holds_fill_values_is_damage_even_under_a_good_checksum() -
     ("change", "value"),
     [
         ("shape", [3, 4]),
+        ("shape", ["3", 4, 5]),
+        ("shape", [3.5, 4, 5]),
+        ("shape", [-3, 4, 5]),
+        ("shape", None),
+        ("shape", [10**30, 4, 5]),
+        ("data_type", ["int16"]),
+        ("fill_value", True),
         ("shape", [3, 4, 1 << 40]),
         ("shape", [0, 4, 5]),
         ("shape", [3, 4, 6]),
@@ -175,10 +182,57 @@ def test_changed_metadata_is_named_damage(change: str, value: object) -> None:
     assert (caught.value.kind, caught.value.key) == ("metadata-damaged", PATH)
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"a": ' + b"[" * 100_000]
+)
 def test_metadata_that_is_no_json_object_is_named_damage(data: bytes) -> None:
     with pytest.raises(StoreError, match="metadata-damaged"):
         crops.read_layout(data, PATH)
+    with pytest.raises(StoreError, match="metadata-damaged"):
+        crops.read_attributes(data, PATH)
+
+
+@pytest.mark.parametrize("value", [b"3", b"[]", b"NaN", b"1e400", b'{"a": NaN}', b'{"a": 1e400}'])
+def test_attributes_that_are_no_json_object_are_named_damage(value: bytes) -> None:
+    with pytest.raises(StoreError, match="metadata-damaged"):
+        crops.read_attributes(b'{"attributes": ' + value + b"}", PATH)
+
+
+GEOMETRY = StackGeometry((1, 4, 5), ((0.0, 0.0, 1.0),), (1.0, 0, 0), (0, 1.0, 0), (0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"schema": "cspine-crop/9"}, "schema-unsupported"),
+        ({"schema": None}, "schema-unsupported"),
+        ({"masked": None}, "metadata-damaged"),
+        ({"masked": 1}, "metadata-damaged"),
+        ({"geometry": None}, "metadata-damaged"),
+        ({"geometry": GEOMETRY.to_json() | {"shape": [2, 4, 5]}}, "metadata-damaged"),
+        ({"geometry": GEOMETRY.to_json() | {"positions": [[0, 0]]}}, "metadata-damaged"),
+    ],
+)
+def test_a_crops_attributes_are_read_strictly(change: dict[str, object], kind: str) -> None:
+    block = {"schema": crops.SCHEMA, "masked": True, "geometry": GEOMETRY.to_json()}
+    assert crops.read_crop_block({"cspine": block}, PATH).geometry == GEOMETRY
+    with pytest.raises(StoreError) as caught:
+        crops.read_crop_block({"cspine": block | change}, PATH)
+    assert (caught.value.kind, caught.value.key) == (kind, PATH)
+
+
+@pytest.mark.parametrize("block", [None, 3, [], "cspine"])
+def test_an_attribute_block_that_is_no_object_is_of_no_schema(block: object) -> None:
+    with pytest.raises(StoreError, match="schema-unsupported"):
+        crops.read_crop_block({"cspine": block}, PATH)
+    with pytest.raises(StoreError, match="metadata-damaged"):
+        crops.read_affine({"cspine": block}, PATH)
+
+
+@pytest.mark.parametrize("affine", [None, [[1] * 4] * 3, [[1] * 3] * 4, [["1"] * 4] * 4, 3])
+def test_an_affine_that_is_no_matrix_is_named_damage(affine: object) -> None:
+    with pytest.raises(StoreError, match="metadata-damaged"):
+        crops.read_affine({"cspine": {"affine": affine}}, PATH)
 
 
 def test_a_crop_is_a_valid_ome_zarr_image_with_a_label() -> None:

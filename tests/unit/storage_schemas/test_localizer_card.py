@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 
 from storage_schemas.errors import UsageError
-from storage_schemas.localizer_card import CLASSES, LevelScore, LocalizerCard
-from storage_schemas.vertebrae import CERVICAL
+from storage_schemas.localizer_card import CLASSES, LOCALIZED_LEVELS, LevelScore, LocalizerCard
 
 
 def make_card(**changes: Any) -> LocalizerCard:
-    found = {level: LevelScore(4, 0.9, 1.0) for level in CERVICAL}
+    found = {level: LevelScore(4, 0.9, 1.0) for level in LOCALIZED_LEVELS}
     values: dict[str, Any] = {
         "size": 64,
         "folds": (("1.2.1", "1.2.2"), ("1.2.3", "1.2.4"), ("1.2.5",)),
@@ -47,13 +46,16 @@ def test_channels_are_background_then_c1_to_c7_then_other_vertebrae() -> None:
         ({"size": 96}, "size"),
         ({"size": 64.0}, "size"),
         ({"size": True}, "size"),
-        ({"classes": ["background", *reversed(CERVICAL), "other"]}, "classes"),
+        ({"classes": ["background", *reversed(LOCALIZED_LEVELS), "other"]}, "classes"),
         ({"held_out": 3}, "held_out"),
         ({"folds": [["1.2.1"], ["1.2.1"]]}, "two folds"),
         ({"folds": [["../etc"], ["1.2.1"]]}, "UID"),
         ({"folds": [[], ["1.2.1"]]}, "no study"),
         ({"folds": [["1.2.1", "1.2.9"], ["1.2.3"]]}, "digest"),
-        ({"folds": 7}, "iterable"),
+        ({"folds": 7}, r"\$\.folds"),
+        ({"folds": [["1.2.1", 2]]}, r"\$\.folds\[0\]\[1\]"),
+        ({"size": 10**30}, "size"),
+        ({"training": {"studies": "3", "sha256": ""}}, r"\$\.training\.studies"),
         ({"margin_mm": -1}, "margin_mm"),
         ({"difference": float("nan")}, "difference"),
         ({"misnamed": -1}, "misnamed"),
@@ -81,7 +83,20 @@ def test_a_card_with_a_field_missing_is_refused(missing: str) -> None:
         LocalizerCard.from_json(document)
 
 
-@pytest.mark.parametrize("text", ["", "no json", "[1, 2]", "null", "[" * 100_000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no json",
+        "[1, 2]",
+        "null",
+        "[" * 100_000,
+        '{"schema": ' + "[" * 100_000,
+        "\ud800",
+        '{"schema": 1e400}',
+        '{"schema": NaN}',
+    ],
+)
 def test_text_that_is_no_card_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="card"):
         LocalizerCard.from_text(text)

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,12 +10,14 @@ from storage_schemas.errors import StoreError
 from storage_schemas.geometry import StackGeometry
 from storage_schemas.records import (
     InputObject,
+    RecordHead,
     StoredArray,
     StoredSlice,
     StudyRecord,
     StudyVolumeRecord,
     Vertebra,
 )
+from storage_schemas.study_key import StudyKey
 
 FROZEN = Path(__file__).parents[2] / "data" / "record.json"
 
@@ -28,7 +31,7 @@ def example() -> StudyRecord:
         pixel_spacing=(0.5, 0.5),
     )
     return StudyRecord(
-        study="1.2.3",
+        study=StudyKey("1.2.3"),
         patient="1.2.3",
         outcome="committed",
         config_sha256="c0",
@@ -103,3 +106,115 @@ def test_a_quarantined_study_has_a_record_without_volume() -> None:
         example(), outcome="quarantined", kind="no-axial-stack", volume=None, vertebrae=()
     )
     assert StudyRecord.from_bytes(record.to_bytes(), "k") == record
+
+
+def sealed(document: dict[str, Any]) -> bytes:
+    """A record with whatever content, under its own true digest."""
+    document = {name: value for name, value in document.items() if name != "sha256"}
+    return canonical_json(document | {"sha256": sha256_json(document)})
+
+
+def put(document: Any, path: str, value: Any) -> None:
+    *steps, last = (int(step) if step.isdigit() else step for step in path.split("."))
+    for step in steps:
+        document = document[step]
+    document[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("study", 3, r"`str`, got `int` - at `\$\.study`"),
+        ("study", "../1.2", "no DICOM UID"),
+        ("outcome", "lost", r"\$\.outcome"),
+        ("kind", None, r"\$\.kind"),
+        ("inputs", {}, r"\$\.inputs"),
+        ("inputs.1", [], r"\$\.inputs\[1\]"),
+        ("inputs.1.size", -1, r"\$\.inputs\[1\]\.size"),
+        ("inputs.1.size", "7", r"\$\.inputs\[1\]\.size"),
+        ("inputs.1.size", 7.5, r"\$\.inputs\[1\]\.size"),
+        ("inputs.1.size", 10**30, r"\$\.inputs\[1\]\.size"),
+        ("inputs.1.size", True, r"\$\.inputs\[1\]\.size"),
+        ("volume", None, "without a volume"),
+        ("volume.flipped", [True], r"\$\.volume\.flipped"),
+        ("volume.slices.0.instance_number", 10**30, r"\$\.volume\.slices\[0\]"),
+        ("volume.slices.0.frame", -1, r"\$\.volume\.slices\[0\]\.frame"),
+        ("volume.slices", [], "0 slices"),
+        ("volume.geometry.shape", [2, 3, 10**12], r"\$\.volume\.geometry\.shape\[2\]"),
+        ("volume.geometry.shape", [3, 3, 4], "3 slices, but 2 positions"),
+        ("volume.geometry.positions.0.1", "far", r"\$\.volume\.geometry\.positions\[0\]\[1\]"),
+        ("volume.geometry.pixel_spacing.0", 0, r"\$\.volume\.geometry\.pixel_spacing\[0\]"),
+        ("volume.geometry.classes.0", "bent", "bent"),
+        ("vertebrae.0.box", None, "C1 has the box None"),
+        ("vertebrae.0.box", [0, 2, 0, 3, 0], r"\$\.vertebrae\[0\]\.box"),
+        ("vertebrae.0.box", [0, 2, 0, 3, 0, 40], "C1 has the box"),
+        ("vertebrae.0.extent", [1, 1, 0, 3, 0, 4], "C1 has the box"),
+        ("vertebrae.0.level", "C7", "no array"),
+        ("arrays.0.dtype", "float64", r"\$\.arrays\[0\]\.dtype"),
+        ("arrays.0.shape.1", 0, r"\$\.arrays\[0\]\.shape\[1\]"),
+        ("arrays.0.path", "1.2.4/C1/0", "no object of the study"),
+        ("arrays.0.path", "1.2.3/../../etc/passwd", "no object of the study"),
+        ("metadata.0.0", "/etc/passwd", "no object of the study"),
+        ("metadata.0", ["1.2.3/C1/zarr.json"], r"\$\.metadata\[0\]"),
+    ],
+)
+def test_a_wrong_value_under_a_true_digest_is_refused_with_its_place(
+    path: str, value: Any, said: str
+) -> None:
+    document = json.loads(example().to_bytes())
+    put(document, path, value)
+    with pytest.raises(StoreError, match=said) as caught:
+        StudyRecord.from_bytes(sealed(document), "records/1.2.3.json")
+    assert (caught.value.kind, caught.value.key) == ("record-invalid", "records/1.2.3.json")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"1e400",
+        b"-1e400",
+        b"NaN",
+        b"Infinity",
+        b"9" * 5000,
+        b"[" * 100_000,
+        b'"\\ud800"',
+        b'"\xff"',
+    ],
+)
+@pytest.mark.parametrize("kind", [StudyRecord, RecordHead])
+def test_hostile_json_is_a_record_that_is_invalid(
+    kind: type[StudyRecord] | type[RecordHead], value: bytes
+) -> None:
+    for name in (b'"mean_hu":412.5', b'"patient":"1.2.3"', b'"schema":"cspine-record/1"'):
+        field = name.partition(b":")[0]
+        hostile = example().to_bytes().replace(name, field + b":" + value)
+        assert hostile != example().to_bytes()
+        with pytest.raises(StoreError, match="record-invalid"):
+            kind.from_bytes(hostile, "k")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("study", "../1"),
+        ("study", None),
+        ("outcome", "lost"),
+        ("inputs", 3),
+        ("kind", 3),
+        ("reason", None),
+        ("config_sha256", 1),
+        ("input_sha256", []),
+    ],
+)
+def test_a_head_of_the_wrong_kind_is_refused(path: str, value: Any) -> None:
+    document = json.loads(example().to_bytes())
+    put(document, path, value)
+    with pytest.raises(StoreError, match=rf"\$\.{path}") as caught:
+        RecordHead.from_bytes(sealed(document), "k")
+    assert caught.value.kind == "record-invalid"
+
+
+def test_a_record_and_its_head_have_a_checked_key() -> None:
+    data = example().to_bytes()
+    assert type(StudyRecord.from_bytes(data, "k").study) is StudyKey
+    assert type(RecordHead.from_bytes(data, "k").study) is StudyKey
