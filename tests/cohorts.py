@@ -18,7 +18,7 @@ def make_vertebra(
     study: str = "1.2.1",
     level: str = "C1",
     fractured: int | None = 0,
-    seen: Sequence[int | None] | None = None,
+    slice_labels: Sequence[int | None] | None = None,
     boxes: Mapping[int, Rectangle] | None = None,
 ) -> VertebraCrop:
     return VertebraCrop(
@@ -27,7 +27,7 @@ def make_vertebra(
         shape=shape,
         spacing_mm=spacing_mm,
         fractured=fractured,
-        seen=tuple(seen) if seen else (None,) * shape[0],
+        slice_labels=tuple(slice_labels) if slice_labels else (None,) * shape[0],
         boxes=boxes or {},
     )
 

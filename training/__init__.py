@@ -1,1 +1,1 @@
-"""Vertebra crops become a model and predictions."""
+"""Train fracture classifiers on the vertebra crops of a store, and predict with them."""

@@ -1,4 +1,4 @@
-"""Where models run: the first GPU, or the CPU."""
+"""The device that models run on."""
 
 from collections.abc import Mapping
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def device() -> torch.device:
-    """Where models run: the first GPU, or the CPU."""
+    """Return the first GPU, or the CPU where there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def to_device(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A batch where models run."""
+    """Move every tensor of a batch to `device`."""
     return {name: part.to(device()) for name, part in batch.items()}

@@ -1,8 +1,9 @@
-"""Files and folders on a local disk that appear whole or not at all, and one error for a full disk.
+"""Atomic writes of files and folders to a local disk.
 
-The new content is written beside its place under a hidden name, flushed to the disk, and renamed. A
-process that is killed leaves what was there before, and the next write removes what it left. Not
-here: what a RUN holds (`training.runs`), and objects of a store (`storage_schemas.objects`).
+New content is written beside its target under a hidden name, flushed to the disk and renamed. A
+process that is killed leaves the previous content in place, and the next write removes its
+leftovers. A full or failing disk raises `RunError`. For the contents of a RUN see `training.runs`,
+for objects of a store `storage_schemas.objects`.
 """
 
 import os
@@ -18,17 +19,17 @@ from storage_schemas.errors import RunError, reason_of
 
 @contextmanager
 def unwritable(path: Path) -> Iterator[None]:
-    """Turn the error of a disk that is full or fails into a RunError.
+    """Turn an operating-system error inside the block into a `RunError`.
 
     Parameters
     ----------
     path : Path
-        What is written within the block.
+        File or folder that the block writes.
 
     Raises
     ------
     RunError
-        ``run-unwritable``, with the system's reason and the path as its key.
+        ``run-unwritable``, with the system's reason and `path` as the key.
     """
     try:
         yield
@@ -39,23 +40,23 @@ def unwritable(path: Path) -> Iterator[None]:
 
 @contextmanager
 def write_file(path: Path) -> Iterator[Path]:
-    """Replace a file by what the block writes, once the block is done.
+    """Replace a file atomically by what the block writes.
 
     Parameters
     ----------
     path : Path
-        The file; its folder is there.
+        Target file; its folder must exist.
 
     Yields
     ------
     Path
-        Where the block writes the file.
+        Temporary path that the block writes to.
 
     Raises
     ------
     RunError
-        ``run-unwritable``. Here, and where the block raises anything, what was there before stays,
-        and no part of a new file is left.
+        ``run-unwritable``. On any exception in the block the previous file is kept and the
+        temporary file is removed.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -65,40 +66,40 @@ def write_file(path: Path) -> Iterator[Path]:
             partial.replace(path)
             sync(path.parent)
     except BaseException:
-        partial.unlink(missing_ok=True)  # it takes room that is needed
+        partial.unlink(missing_ok=True)  # frees the space that other files need
         raise
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file by these bytes; see `write_file`."""
+    """Replace a file atomically by `data`; see `write_file`."""
     with write_file(path) as partial:
         partial.write_bytes(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by this text in UTF-8; see `write_file`."""
+    """Replace a file atomically by `text` in UTF-8; see `write_file`."""
     write_bytes(path, text.encode())
 
 
 @contextmanager
 def write_folder(path: Path) -> Iterator[Path]:
-    """Replace a folder by the one that the block fills, once the block is done.
+    """Replace a folder atomically by the one that the block fills.
 
     Parameters
     ----------
     path : Path
-        The folder; the one above it is made where it is missing.
+        Target folder; its parent is created if it is missing.
 
     Yields
     ------
     Path
-        An empty folder, which the block fills.
+        Temporary empty folder that the block fills.
 
     Raises
     ------
     RunError
-        ``run-unwritable``. Here, and where the block raises anything, what was there before stays,
-        and no part of a new folder is left.
+        ``run-unwritable``. On any exception in the block the previous folder is kept and the
+        temporary folder is removed.
     """
     partial, old = (path.with_name(f".{path.name}.{part}") for part in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)
@@ -110,11 +111,11 @@ def write_folder(path: Path) -> Iterator[Path]:
                 sync(entry)
             shutil.rmtree(old, ignore_errors=True)
             if path.exists():
-                path.rename(old)  # no system renames a folder over another one
+                path.rename(old)  # a folder cannot be renamed over another one
             partial.rename(path)
             sync(path.parent)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # it takes room that is needed
+        shutil.rmtree(partial, ignore_errors=True)  # frees the space that other files need
         if old.exists() and not path.exists():
             old.rename(path)
         raise

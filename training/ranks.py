@@ -1,7 +1,8 @@
-"""Several processes on one run, as ``torchrun`` starts them; one alone needs nothing of this.
+"""Data-parallel training: one process for each rank, as started by ``torchrun``.
 
-All ranks walk through the same program: they train together, share the scoring, and decide alike.
-Only the first one writes, and RUN lies where all of them can read it.
+All ranks execute the same program: they share the batches of a step and the scoring, and take the
+same decisions. Only rank 0 writes, so RUN must lie where every rank can read it. A single process
+needs none of this.
 """
 
 import gc
@@ -15,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import distributed
 
-_PATIENCE = timedelta(hours=12)
-"""How long a rank waits for the others: the first one may be reading a large round."""
+_TIMEOUT = timedelta(hours=12)
+"""How long a rank waits for the others while rank 0 reads a large round."""
 
 
 @contextmanager
 def joined_ranks() -> Iterator[None]:
-    """Meet the other ranks, where ``torchrun`` started several, and part from them in the end."""
+    """Initialize `torch.distributed` where ``torchrun`` started several ranks."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
@@ -29,41 +30,41 @@ def joined_ranks() -> Iterator[None]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         backend = "cpu:gloo,cuda:nccl"
-    distributed.init_process_group(backend, timeout=_PATIENCE)
+    distributed.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield
         wait()
     finally:
-        # Whatever still holds the group, as a wrapped model in a cycle does, would keep its threads
-        # beyond its end, and these abort a process that is otherwise done.
+        # Objects that still hold the group, such as a wrapped model in a reference cycle, keep its
+        # threads alive, and these abort the process at exit.
         gc.collect()
         distributed.destroy_process_group()
 
 
 def ranks() -> int:
-    """How many there are."""
+    """Return the number of ranks."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which one this is, from 0."""
+    """Return the index of this rank, from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def is_first() -> bool:
-    """Whether this is the one that writes."""
+    """Return whether this is rank 0, the only one that writes."""
     return rank() == 0
 
 
 def wait() -> None:
-    """Go on when all ranks are here."""
+    """Block until all ranks have arrived."""
     if ranks() > 1:
-        # A sum on the CPU: a barrier of NCCL would give up after minutes.
+        # A reduction on the CPU, because an NCCL barrier times out after minutes.
         distributed.all_reduce(torch.zeros(1))
 
 
 def gather_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Put together a table of which every rank filled some rows and left the others 0."""
+    """Sum a table over the ranks; each rank fills its own rows and leaves the others 0."""
     if ranks() == 1:
         return rows
     table = torch.from_numpy(rows)
@@ -71,13 +72,13 @@ def gather_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return table.numpy()
 
 
-def agree(text: str) -> str:
-    """What the first rank says, of at most 4,096 bytes."""
+def broadcast_text(text: str) -> str:
+    """Return the text of rank 0, at most 4,096 bytes, on every rank."""
     if ranks() == 1:
         return text
-    told = torch.zeros(4096, dtype=torch.uint8)
+    buffer = torch.zeros(4096, dtype=torch.uint8)
     if is_first():
         data = text.encode()
-        told[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    distributed.broadcast(told, src=0)
-    return bytes(told.tolist()).rstrip(b"\0").decode()
+        buffer[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    distributed.broadcast(buffer, src=0)
+    return bytes(buffer.tolist()).rstrip(b"\0").decode()

@@ -1,22 +1,22 @@
-"""The run folder: the one place that training writes to.
+"""The run folder, the only place that training writes to.
 
 ::
 
     RUN/
-      run.json                settings, the STORE's URL, the checkpoint that it started from
-      splits.json             the patients of each side, written before anything is trained
-      rounds.json             the patients of each round, new and replayed, likewise
-      rounds.jsonl            one line a finished round: what it saw, and what was decided
-      metrics.jsonl           the training loss along the steps; tensorboard/ holds the same
-      rounds/01/ ...          the model after each accepted round, with its calibration.json
-      rounds/01.safetensors   the weights that it trained, where its model is a mixture with them:
-                              the next round goes on from these, and then they are removed
-      judged/01.json ...      what that model says of the calibration and the guard patients
-      round.safetensors       the round that is being trained, from which a killed run goes on
-      model/                  the one that the run offers
-      stack.json              the mixture of rounds that is offered beside it
-      evaluation.json         written by evaluate, read by report
-      examples/               pictures of test slices, likewise
+      run.json                settings, URL of the STORE, starting checkpoint
+      splits.json             patients of each split; written before training starts
+      rounds.json             new and replayed studies of each round, also written before training
+      rounds.jsonl            journal: one line for each finished round, with its decision
+      metrics.jsonl           training loss and learning rate by step; also in tensorboard/
+      rounds/01/ ...          model of each accepted round, with its calibration.json
+      rounds/01.safetensors   last-step weights of the round, if its accepted model was averaged or
+                              interpolated; removed after the next round has started from them
+      judged/01.json ...      calibration and validation probabilities of each accepted model
+      round.safetensors       checkpoint of the round in progress, from which a killed run resumes
+      model/                  the final model of the run
+      stack.json              weights of the ensemble of accepted rounds
+      evaluation.json         test-set evaluation, written by `evaluate`, read by `report`
+      examples/               pictures of test slices, written by `evaluate`
 """
 
 import json
@@ -44,58 +44,62 @@ FOLDS = "folds.json"
 OUT_OF_FOLD = "out-of-fold.csv"
 FEATURES = "features"
 VOXELS = "voxels-"
-"""How folders begin that hold a round's voxels while it is trained."""
+"""Name prefix of the temporary folders that hold a round's voxels."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run on a local disk.
+    """A run folder on a local disk.
 
     Parameters
     ----------
     path : Path
+        Path of the folder, which need not exist yet.
     """
 
     path: Path
 
     @property
     def model(self) -> Path:
-        """Folder of the model that the run offers."""
+        """Folder of the run's final model."""
         return self.path / "model"
 
     def round_model(self, number: int) -> Path:
-        """Folder of the model after a round."""
+        """Folder of the model that was accepted in a round."""
         return self.path / "rounds" / f"{number:02}"
 
     def last_weights(self, number: int) -> Path:
-        """The weights that a round trained, where they are not those of its model."""
+        """File of the last-step weights of a round, if its accepted model differs from them."""
         return self.path / "rounds" / f"{number:02}.safetensors"
 
     def drop_last_weights(self, keep: Path | None = None) -> None:
-        """Remove those that no round goes on from."""
+        """Remove the last-step weights of all rounds, except the file `keep`."""
         for path in (self.path / "rounds").glob("*.safetensors*"):
             if path != keep:
                 path.unlink(missing_ok=True)
 
     @property
     def checkpoint(self) -> Path:
-        """The round that is being trained, half-way."""
+        """Checkpoint file of the round in progress."""
         return self.path / "round.safetensors"
 
     @property
     def tensorboard(self) -> Path:
-        """Folder of TensorBoard's events."""
+        """Folder of the TensorBoard event files."""
         return self.path / "tensorboard"
 
     @staticmethod
     def validation_file(number: int) -> str:
-        """Name of the document with what the model of a round says of the judges."""
+        """Name of the document with a round's validation result."""
         return f"judged/{number:02}.json"
 
     def create(self) -> None:
-        """Make the folder, and remove what a killed run could not.
+        """Create the folder and remove the temporary files of a killed run.
 
-        Raises UsageError ``config-invalid`` where that cannot be.
+        Raises
+        ------
+        UsageError
+            ``config-invalid`` if the folder cannot be created.
         """
         try:
             for part in ("rounds", "judged"):
@@ -103,15 +107,21 @@ class RunFolder:
             for left in self.path.glob(f"{VOXELS}*"):
                 shutil.rmtree(left)
         except OSError as error:
-            reason = f"the RUN folder cannot be made: {reason_of(error)}"
+            reason = f"cannot create the RUN folder: {reason_of(error)}"
             raise UsageError("config-invalid", reason, key=str(self.path)) from None
 
     def has(self, name: str) -> bool:
-        """Whether a document is there."""
+        """Return whether a document exists."""
         return (self.path / name).is_file()
 
     def read(self, name: str) -> Any:
-        """Read a document; raises UsageError ``config-invalid`` where it is missing or damaged."""
+        """Read a JSON document.
+
+        Raises
+        ------
+        UsageError
+            ``config-invalid`` if it is missing or damaged.
+        """
         try:
             return json.loads((self.path / name).read_text())
         except (FileNotFoundError, NotADirectoryError):
@@ -120,20 +130,20 @@ class RunFolder:
             raise UsageError("config-invalid", f"{name}: {error}", key=str(self.path)) from None
 
     def write(self, name: str, document: Any) -> None:
-        """Write a document, whole or not at all; raises RunError ``run-unwritable``."""
+        """Write a JSON document atomically; raises RunError ``run-unwritable``."""
         write_text(self.path / name, json.dumps(document, indent=1) + "\n")
 
     def append(self, name: str, line: Mapping[str, Any]) -> None:
-        """Add a line to a journal, and see it on the disk."""
+        """Append a line to a journal and flush it to the disk."""
         with unwritable(self.path / name), (self.path / name).open("ab") as stream:
             complete = (self.path / name).read_bytes().rfind(b"\n") + 1
-            stream.truncate(complete)  # a line that a kill cut short would spoil this one
+            stream.truncate(complete)  # remove a partial line that a killed process left
             stream.write(json.dumps(line).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The lines of a journal; a last line that a kill cut short is no line."""
+        """Read the complete lines of a journal; a last line without a newline is skipped."""
         if not self.has(name):
             return []
         complete, _, _ = (self.path / name).read_text().rpartition("\n")

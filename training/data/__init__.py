@@ -1,4 +1,4 @@
-"""What training reads from a store: studies and labels, patient splits, crops and model inputs.
+"""Training data from a store: studies and labels, patient splits, crops and model inputs.
 
-Not for pixels of DICOM files: the store holds all that is read here.
+DICOM files are not read here; the store holds everything that training needs.
 """

@@ -1,7 +1,6 @@
-"""What the store's tables say about studies, crops and labels: all that planning needs.
+"""Studies, crops and labels of a store, read from its tables.
 
-No pixel is read here (`training.data.crop_buffer`), and no patient is chosen
-(`training.data.splits`).
+Voxels are read by `training.data.crop_buffer`; patients are split by `training.data.splits`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -23,24 +22,26 @@ Rectangle = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class VertebraCrop:
-    """One crop.
+    """One crop with its labels.
 
     Parameters
     ----------
     study : StudyKey
+        Study that the vertebra belongs to.
     level : str
+        Name of the vertebra, such as ``C1``.
     shape : tuple of int
-        (z, y, x) of the crop.
+        Shape (z, y, x) of the crop in voxels.
     spacing_mm : tuple of float
-        (z, y, x).
+        Voxel spacing (z, y, x) in mm.
     fractured : int or None
-        0, 1 or, where unknown, None.
-    seen : tuple of (int or None)
-        For each slice of the crop, whether it shows the fracture; None where nobody said.
+        Label of the vertebra: 1 fractured, 0 intact, None unknown.
+    slice_labels : tuple of (int or None)
+        Label of each slice: 1 where the fracture is visible, 0 where it is not, None unknown.
     boxes : mapping of int to tuple of float
-        By slice, where its fracture was drawn: x, y, width and height in pixels of the crop.
+        Fracture bounding box of each annotated slice: x, y, width and height in pixels of the crop.
     masked : bool
-        Whether its mask is stored.
+        Whether the store holds a mask of the vertebra.
     """
 
     study: StudyKey
@@ -48,38 +49,52 @@ class VertebraCrop:
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
     fractured: int | None
-    seen: tuple[int | None, ...]
+    slice_labels: tuple[int | None, ...]
     boxes: Mapping[int, Rectangle]
     masked: bool = False
 
     @property
     def path(self) -> str:
-        """Key of its array below ``volumes.zarr``."""
+        """Key of the crop's array below ``volumes.zarr``."""
         return f"{self.study}/{self.level}/0"
 
     @property
     def layout(self) -> ArrayLayout:
-        """Of its array; with it the shard is one request."""
+        """Layout of the crop's array; with it, one request reads the shard."""
         return ArrayLayout(self.shape, "int16")
 
     @property
     def mask_path(self) -> str:
-        """Key of its mask below ``volumes.zarr``."""
+        """Key of the mask's array below ``volumes.zarr``."""
         return f"{self.study}/{self.level}/labels/vertebra/0"
 
     def slices(self, trim_mm: float) -> range:
-        """The slices that are inputs: all but `trim_mm` at either end, at least the middle one."""
+        """Return the slices that are model inputs.
+
+        Parameters
+        ----------
+        trim_mm : float
+            Length in mm that is dropped at the lower and the upper end of the crop. The middle
+            slice is always kept.
+        """
         trimmed = min(int(trim_mm / self.spacing_mm[0]), (self.shape[0] - 1) // 2)
         return range(trimmed, self.shape[0] - trimmed)
 
     def targets(self, weak_target: float) -> NDArray[np.float32]:
-        """What each slice should be taken for, shape (z,): 0 to 1, NaN where unknown.
+        """Return the training target of each slice.
 
-        A slice of a whole vertebra is 0; one of a broken vertebra is what the boxes say, and
-        `weak_target` where no box was drawn for the study.
+        Parameters
+        ----------
+        weak_target : float
+            Soft target for slices of a fractured vertebra that has no slice labels.
+
+        Returns
+        -------
+        ndarray, shape (z,), float32
+            Targets from 0 to 1, NaN where unknown. All slices of an intact vertebra are 0.
         """
         unknown = {None: np.nan, 0: 0.0, 1: weak_target}[self.fractured]
-        return np.array([unknown if s is None else s for s in self.seen], np.float32)
+        return np.array([unknown if s is None else s for s in self.slice_labels], np.float32)
 
 
 @dataclass(frozen=True)
@@ -89,11 +104,15 @@ class Study:
     Parameters
     ----------
     study : StudyKey
-    patient, scanner : str
+        Key of the study in the store.
+    patient : str
+        Patient key; studies of one patient share it.
+    scanner : str
+        Scanner name, empty where unknown.
     labels : tuple of int, or None
-        The eight targets in the order of `LABEL_COLUMNS`; None where any is unknown.
+        Labels in the order of the targets' label columns; None where any of them is unknown.
     vertebrae : tuple of VertebraCrop
-        Those of C1 to C7 that have a crop.
+        Crops of the study's vertebrae, sorted by level.
     """
 
     study: StudyKey
@@ -104,12 +123,12 @@ class Study:
 
     @property
     def fractured_levels(self) -> int:
-        """Number of broken levels."""
+        """Number of fractured levels, 0 where the labels are unknown."""
         return sum(self.labels[1:]) if self.labels else 0
 
 
 def read_cohort(store: StudyStore) -> tuple[Study, ...]:
-    """Read the committed studies of a store, by key.
+    """Read the committed studies of a store, sorted by key.
 
     Raises
     ------
@@ -135,12 +154,19 @@ def read_cohort(store: StudyStore) -> tuple[Study, ...]:
 
 
 def labelled(cohort: Iterable[Study], url: str) -> tuple[Study, ...]:
-    """The studies that can be learnt from and scored: with all labels and at least one crop.
+    """Return the studies that have all labels and at least one crop.
+
+    Parameters
+    ----------
+    cohort : iterable of Study
+        Studies of a store.
+    url : str
+        URL of the store, for the error message.
 
     Raises
     ------
     UsageError
-        ``labels-missing`` where there is none.
+        ``labels-missing`` if no study qualifies.
     """
     chosen = tuple(study for study in cohort if study.labels and study.vertebrae)
     if not chosen:
@@ -149,7 +175,7 @@ def labelled(cohort: Iterable[Study], url: str) -> tuple[Study, ...]:
 
 
 def label_table(studies: Iterable[Study]) -> NDArray[np.int64]:
-    """The labels of labelled studies, shape (studies, 8)."""
+    """Stack the labels of labelled studies, shape (studies, targets), int64."""
     return np.array([study.labels for study in studies], np.int64)
 
 
@@ -160,20 +186,20 @@ def _labels(row: dict[str, Any]) -> tuple[int, ...] | None:
 
 def _read_vertebrae(store: StudyStore) -> dict[str, list[VertebraCrop]]:
     slices = store.read_table("slices")
-    seen, boxes = _read_seen(slices), _read_boxes(slices)
+    slice_labels, boxes = _read_slice_labels(slices), _read_boxes(slices)
     found: dict[str, list[VertebraCrop]] = {}
     for row in store.read_table("vertebrae").to_pylist():
         if row["outcome"] != CROPPED or row["level"] not in CERVICAL:
             continue
         z, y, x = (row[f"{axis}1"] - row[f"{axis}0"] for axis in "zyx")
-        known = seen.get((row["study"], row["level"]), {})
+        known = slice_labels.get((row["study"], row["level"]), {})
         vertebra = VertebraCrop(
             study=StudyKey(row["study"]),
             level=row["level"],
             shape=(z, y, x),
             spacing_mm=(row["spacing_z_mm"], row["spacing_y_mm"], row["spacing_x_mm"]),
             fractured=row["fractured"],
-            seen=tuple(known.get(i) for i in range(z)),
+            slice_labels=tuple(known.get(i) for i in range(z)),
             boxes=boxes.get((row["study"], row["level"]), {}),
             masked=row["masked"],
         )
@@ -183,17 +209,17 @@ def _read_vertebrae(store: StudyStore) -> dict[str, list[VertebraCrop]]:
     }
 
 
-def _read_seen(slices: Any) -> dict[tuple[str, str], dict[int, int]]:
-    """For each crop the slices of which it is known whether they show its fracture."""
+def _read_slice_labels(slices: Any) -> dict[tuple[str, str], dict[int, int]]:
+    """Read the known slice labels of each crop: label by slice."""
     columns = slices.select(["study", "level", "crop_z", "fractured"]).drop_null().to_pydict()
-    seen: dict[tuple[str, str], dict[int, int]] = {}
+    slice_labels: dict[tuple[str, str], dict[int, int]] = {}
     for study, level, z, fractured in zip(*columns.values(), strict=True):
-        seen.setdefault((study, level), {})[z] = fractured
-    return seen
+        slice_labels.setdefault((study, level), {})[z] = fractured
+    return slice_labels
 
 
 def _read_boxes(slices: Any) -> dict[tuple[str, str], dict[int, Rectangle]]:
-    """For each crop the boxes drawn in it, by slice."""
+    """Read the bounding boxes of each crop, by slice."""
     names = ["study", "level", "crop_z", "box_x", "box_y", "box_width", "box_height"]
     columns = slices.select(names).drop_null().to_pydict()
     boxes: dict[tuple[str, str], dict[int, Rectangle]] = {}

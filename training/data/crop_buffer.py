@@ -1,7 +1,8 @@
-"""The crops of one round, read once each into a memory-mapped file.
+"""The crops of one round, read once into a memory-mapped file.
 
-A round fits on the disk, not always in memory: the operating system keeps what is used. Every shard
-is one request, and many are in flight; what is damaged stops the round and says its name.
+A round fits on the disk but not always in memory; the operating system caches the pages in use.
+Each shard is read with one request, many of them in parallel. A damaged array stops the round with
+an error that names it.
 """
 
 import os
@@ -21,30 +22,32 @@ from storage_schemas.objects import for_each
 from storage_schemas.store import StudyStore
 from training.data.cohort import Study, VertebraCrop
 from training.durable import unwritable
-from training.ranks import agree, is_first, ranks, wait
+from training.ranks import broadcast_text, is_first, ranks, wait
 from training.runs import VOXELS
 
 MASKS = "masks"
-"""The file of the masks, beside that of the voxels."""
+"""Name of the mask file beside the voxel file."""
 
 
 @dataclass(frozen=True)
 class CropBuffer:
-    """The voxels of many crops, one after another.
+    """The voxels of many crops in one array.
 
     Parameters
     ----------
     vertebrae : tuple of VertebraCrop
+        The crops, in the order of `voxels`.
     voxels : ndarray, shape (voxels,), int16, HU
-        Memory-mapped, read-only.
+        Voxels of all crops, concatenated; memory-mapped and read-only.
     offsets : ndarray, shape (vertebrae + 1,), int64
-        Where each crop begins.
+        Start of each crop in `voxels`, and the total length.
     masks : ndarray, shape (voxels,), uint8, or None
-        1 inside the vertebra, 0 outside or unknown; None where nobody asked for them.
+        1 inside the vertebra, 0 outside or where the mask is unknown; None where masks were not
+        read.
     folder : Path or None
-        Where what is made of the crops may be kept longer than they are.
+        Run folder, where data derived from the crops can be cached across rounds.
     studies : tuple of Study
-        Whose crops these are, with what is known of the patients.
+        Studies that the crops belong to.
     """
 
     vertebrae: tuple[VertebraCrop, ...]
@@ -55,11 +58,11 @@ class CropBuffer:
     studies: tuple[Study, ...] = ()
 
     def crop(self, index: int) -> NDArray[np.int16]:
-        """One crop, shape (z, y, x), int16, HU: a view, nothing is copied."""
+        """Return one crop, shape (z, y, x), int16, HU, as a view."""
         return self._view(self._plain, index)
 
     def mask(self, index: int) -> NDArray[np.uint8]:
-        """The mask of one crop, shape (z, y, x), uint8: a view, or zeros where none was read."""
+        """Return the mask of one crop, shape (z, y, x), uint8; zeros where masks were not read."""
         if self.masks is None:
             return np.zeros(self.vertebrae[index].shape, np.uint8)
         return self._view(self.masks, index)
@@ -70,12 +73,12 @@ class CropBuffer:
 
     @cached_property
     def shapes(self) -> NDArray[np.int64]:
-        """The shape of each crop, (vertebrae, 3), z, y, x."""
+        """Shape (z, y, x) of each crop, shape (vertebrae, 3), int64."""
         return np.array([vertebra.shape for vertebra in self.vertebrae], np.int64).reshape(-1, 3)
 
     @cached_property
     def spacings_mm(self) -> NDArray[np.float32]:
-        """The spacing of each crop, (vertebrae, 3), z, y, x."""
+        """Voxel spacing (z, y, x) of each crop in mm, shape (vertebrae, 3), float32."""
         spacings = [vertebra.spacing_mm for vertebra in self.vertebrae]
         return np.array(spacings, np.float32).reshape(-1, 3)
 
@@ -85,7 +88,7 @@ class CropBuffer:
 
     @cached_property
     def _plain(self) -> NDArray[np.int16]:
-        # Views of a memmap cost several times those of an array, and there is one for each crop.
+        # Slicing a memmap is several times slower than slicing an array.
         return self.voxels.view(np.ndarray)
 
 
@@ -98,27 +101,30 @@ def open_buffer(
     *,
     masks: bool = False,
 ) -> Iterator[CropBuffer]:
-    """Read the crops of some studies; the file under `folder` is gone when the block ends.
+    """Read the crops of some studies into a temporary memory-mapped file.
 
-    Of several ranks the first one reads, and all map the same file.
+    With several ranks, rank 0 reads and all ranks map the same file. The file is removed at the end
+    of the block.
 
     Parameters
     ----------
     store : StudyStore
+        Store to read from.
     studies : iterable of Study
+        Studies whose crops are read.
     folder : Path
-        On a disk with room for the voxels: two bytes each.
+        Folder for the temporary file; it needs two bytes of free space for each voxel.
     advance : callable
-        Called after each crop.
+        Called without arguments after each crop.
     masks : bool
-        Read the masks too, one byte a voxel.
+        Whether to read the masks too, one more byte for each voxel.
 
     Raises
     ------
     StoreError
         ``array-missing`` or ``array-damaged``, naming the array.
     RunError
-        ``run-unwritable`` where the disk has no room for them.
+        ``run-unwritable`` if the disk is too small.
     """
     studies = tuple(studies)
     vertebrae = tuple(vertebra for study in studies for vertebra in study.vertebrae)
@@ -136,13 +142,13 @@ def open_buffer(
                 if masks:
                     _reserve(path.with_name(MASKS), int(offsets[-1]))
             _read_crops(store, vertebrae, path, offsets, advance, masks)
-        path = Path(agree(str(path)))
+        path = Path(broadcast_text(str(path)))
         voxels = cast(NDArray[np.int16], _map(path, np.int16, offsets))
         inside = _map(path.with_name(MASKS), np.uint8, offsets) if masks else None
         yield CropBuffer(
             vertebrae, voxels, offsets, cast(NDArray[np.uint8] | None, inside), folder, studies
         )
-        wait()  # the first one removes the file
+        wait()  # rank 0 removes the file
 
 
 def _map(path: Path, dtype: type, offsets: NDArray[np.int64]) -> NDArray[Any]:
@@ -150,8 +156,10 @@ def _map(path: Path, dtype: type, offsets: NDArray[np.int64]) -> NDArray[Any]:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Make a file of so many bytes that the disk surely has: a hole in it would kill the process
-    that writes there."""
+    """Allocate a file of `size` bytes on the disk.
+
+    Writing to a hole of a sparse, memory-mapped file on a full disk would kill the process.
+    """
     with path.open("wb") as stream:
         if hasattr(os, "posix_fallocate") and size:
             os.posix_fallocate(stream.fileno(), 0, size)
@@ -175,7 +183,7 @@ def _read_crops(
             vertebra = vertebrae[index]
             voxels = store.read_slabs(vertebra.path, vertebra.layout)
             _write_at(files[0], voxels, 2 * int(offsets[index]))
-            # A new file is all zeros: unknown.
+            # A new file holds zeros, which mean unknown.
             if masks and vertebra.masked:
                 layout = ArrayLayout(vertebra.shape, "uint8")
                 inside = store.read_slabs(vertebra.mask_path, layout)
@@ -184,7 +192,7 @@ def _read_crops(
         for_each(read, range(len(vertebrae)), advance)
         if ranks() > 1:
             for file in files:
-                os.fsync(file)  # another machine may map it
+                os.fsync(file)  # another machine may map the file
 
 
 @contextmanager
@@ -197,8 +205,10 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _write_at(file: int, slabs: Iterable[NDArray[Any]], offset: int) -> None:
-    """Write arrays one after another from a place in a file: each page of a new file that is
-    written through a map would cost a fault."""
+    """Write arrays one after another, from `offset` on, without a memory map.
+
+    Each first write to a page of a mapped file would cause a page fault.
+    """
     for slab in slabs:
         rest = slab.data.cast("B")
         while rest:

@@ -1,8 +1,8 @@
-"""Native slices in, one square input out, batched, on the model's device.
+"""Model inputs from native slices, in batches on the model's device.
 
-Window, crop, resize and augmentation are one pass: every output pixel looks up its place in the
-native slice, in mm from the crop's centre, so nothing is resampled twice and the spacing of the
-scanner is gone. Training and prediction both come through `make_pixels`.
+Windowing, cropping, resizing and augmentation are one resampling step: each output pixel samples
+the native slice at a position in mm relative to the crop's centre. Nothing is resampled twice, and
+inputs do not depend on the scanner's pixel spacing. Training and prediction both use `make_pixels`.
 """
 
 import math
@@ -20,23 +20,25 @@ from training.config import AugmentConfig, InputConfig
 from training.data.crop_buffer import CropBuffer
 
 _OVERSAMPLE = 2
-"""Looks an output pixel takes along each axis, so that thin lines do not fall between two."""
-_PATCH_LOOKS = 4
-"""Looks along each side of a patch, to see how much of it a box covers."""
+"""Samples of an output pixel along each axis, so that thin fracture lines are not missed."""
+_PATCH_SAMPLES = 4
+"""Samples along each side of a patch, to measure how much of it a box covers."""
 
 Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class SliceIndex:
-    """The inputs of some crops.
+    """A list of inputs: slices of crops, with their targets.
 
     Parameters
     ----------
-    crop, z : ndarray, shape (inputs,), int64
-        Which crop of the `CropBuffer`, and which of its slices.
+    crop : ndarray, shape (inputs,), int64
+        Index of each input's crop in the `CropBuffer`.
+    z : ndarray, shape (inputs,), int64
+        Slice of the crop that is each input's centre.
     target : ndarray, shape (inputs,), float32
-        0 to 1, NaN where unknown.
+        Training target from 0 to 1, NaN where unknown.
     """
 
     crop: NDArray[np.int64]
@@ -49,14 +51,14 @@ class SliceIndex:
 
 @dataclass(frozen=True)
 class SliceTransforms:
-    """How each input of a batch looks at its slice.
+    """In-plane augmentation transform of each input of a batch.
 
     Parameters
     ----------
     matrix : Tensor, shape (batch, 2, 2), float32
-        Rotation, scale and mirror, of (x, y).
+        Rotation, scale and mirroring, in (x, y) order.
     shift_mm : Tensor, shape (batch, 2), float32
-        From the crop's centre, (x, y).
+        Shift (x, y) from the crop's centre in mm.
     """
 
     matrix: Tensor
@@ -66,7 +68,19 @@ class SliceTransforms:
 def index_slices(
     buffer: CropBuffer, crops: Sequence[int], trim_mm: float, weak_target: float = math.nan
 ) -> SliceIndex:
-    """List the inputs of some crops: see `Vertebra.slices` and `Vertebra.targets`."""
+    """List the inputs of some crops.
+
+    Parameters
+    ----------
+    buffer : CropBuffer
+        Buffer that holds the crops.
+    crops : sequence of int
+        Indices of the crops in the buffer.
+    trim_mm : float
+        Length in mm that is dropped at either end of a crop, see `VertebraCrop.slices`.
+    weak_target : float
+        Soft target for slices without labels, see `VertebraCrop.targets`; NaN leaves them unknown.
+    """
     chosen = [np.array(buffer.vertebrae[crop].slices(trim_mm), np.int64) for crop in crops]
     targets = [
         buffer.vertebrae[crop].targets(weak_target)[z]
@@ -80,9 +94,9 @@ def index_slices(
 
 
 def order_neighbours(count: int) -> tuple[int, ...]:
-    """The neighbours of a slice that are its channels, the three middle ones first.
+    """Return the offsets of `count` neighbouring slices as channels, the middle three first.
 
-    So the first three channels are those of any model of three, and channel 1 is the slice.
+    The first three channels then match a three-channel model, and channel 1 is the slice itself.
     """
     outer = range(2, count // 2 + 1)
     return (-1, 0, 1, *(sign * away for away in outer for sign in (-1, 1)))
@@ -96,15 +110,28 @@ def gather_slices(
     *,
     mask: bool = False,
 ) -> Batch:
-    """Copy native slices and their neighbours into one batch; beyond a crop, its last slice again.
+    """Copy native slices and their neighbours into one batch.
+
+    The end slices of a crop are repeated for neighbours beyond it.
+
+    Parameters
+    ----------
+    buffer : CropBuffer
+        Buffer that holds the crops.
+    crop, z : ndarray, shape (batch,), int64
+        Crop index and slice index of each input.
+    neighbours : int
+        Number of neighbouring slices to copy, odd.
+    mask : bool
+        Whether to add the vertebra's mask.
 
     Returns
     -------
     dict
-        ``hu`` (batch, neighbours, rows, columns), int16, filled up with air; ``shape`` (batch, 2),
-        the rows and columns that are real; ``spacing_mm`` (batch, 2), of rows and columns; ``box``
-        (batch, 4), x, y, width and height of the fracture in pixels, NaN where none was drawn;
-        where `mask` asks for it, ``mask`` (batch, 1, rows, columns), uint8.
+        ``hu`` (batch, neighbours, rows, columns), int16, padded with air; ``shape`` (batch, 2),
+        rows and columns without padding; ``spacing_mm`` (batch, 2), row and column spacing; ``box``
+        (batch, 4), x, y, width and height of the fracture's box in pixels, NaN where there is none;
+        with `mask`, ``mask`` (batch, 1, rows, columns), uint8.
     """
     shape = buffer.shapes[crop, 1:]
     around = np.array(order_neighbours(neighbours))
@@ -131,25 +158,25 @@ def gather_slices(
 def _neighbours(
     voxels: NDArray[np.int16], middle: int, around: NDArray[np.int64]
 ) -> NDArray[np.int16]:
-    """The slices around one, its last again beyond the crop; three that lie inside are a view."""
+    """Return the slices around one slice; a view where all three lie inside the crop."""
     if len(around) == 3 and 0 < middle < len(voxels) - 1:
         return voxels[middle - 1 : middle + 2]
     return voxels[np.clip(middle + around, 0, len(voxels) - 1)]
 
 
 def identity_transforms(count: int) -> SliceTransforms:
-    """Look straight at the centre."""
+    """Return transforms that change nothing."""
     return SliceTransforms(torch.eye(2).repeat(count, 1, 1), torch.zeros(count, 2))
 
 
 def sample_transforms(
     count: int, augment: AugmentConfig, generator: torch.Generator
 ) -> SliceTransforms:
-    """Draw rotation, scale, mirror and shift of each input; the generator is on the CPU."""
+    """Sample rotation, scale, mirroring and shift for each input, with a CPU generator."""
     uniform = torch.rand(count, 5, generator=generator) * 2 - 1
     angle = uniform[:, 0] * math.radians(augment.rotate_degrees)
     scale = 1 + uniform[:, 1] * augment.scale
-    # Left and right only: a neck upside down or back to front does not occur.
+    # Mirror left-right only; other flips do not occur in patients.
     mirror = torch.where(uniform[:, 2] < 0, -1.0, 1.0)
     cos, sin = angle.cos() * scale, angle.sin() * scale
     matrix = torch.stack([cos * mirror, -sin, sin * mirror, cos], dim=1).view(count, 2, 2)
@@ -157,20 +184,22 @@ def sample_transforms(
 
 
 def make_pixels(batch: Batch, inputs: InputConfig, transforms: SliceTransforms) -> Tensor:
-    """Turn native slices into pictures.
+    """Resample native slices to windowed model inputs.
 
     Parameters
     ----------
     batch : dict
-        From `gather_slices`, on the device where the pixels shall be.
+        Batch from `gather_slices`, on the device where pixels are needed.
     inputs : InputConfig
-    transforms : Pose
+        Size, window and channels of the input.
+    transforms : SliceTransforms
+        Augmentation transform of each input.
 
     Returns
     -------
     Tensor, shape (batch, channels, size, size), float32
-        Windowed to 0..1, and the share of each pixel that the mask covers where it is a channel; a
-        model wants them through `normalise`.
+        HU windowed to 0..1; a mask channel holds the covered fraction of each pixel. Apply
+        `normalise` before a model.
     """
     hu = batch["hu"].float()
     if len(inputs.windows) > 1:
@@ -181,12 +210,12 @@ def make_pixels(batch: Batch, inputs: InputConfig, transforms: SliceTransforms) 
         windowed = torch.cat([windowed, batch["mask"].float()], dim=1)
     grid = _look_up(batch, inputs, transforms, inputs.size * _OVERSAMPLE)
     pixels = functional.grid_sample(windowed, grid, align_corners=False)
-    # Halfway between two pixels is their mean; pooling says the same in four times the time.
+    # Equals average pooling, in a quarter of the time.
     return functional.interpolate(pixels, scale_factor=1 / _OVERSAMPLE, mode="bilinear")
 
 
 def vary_intensity(pixels: Tensor, augment: AugmentConfig, generator: torch.Generator) -> Tensor:
-    """Draw gain, offset and noise of each picture; the generator is on the CPU."""
+    """Sample gain, offset and noise for each input, with a CPU generator."""
     uniform = (torch.rand(len(pixels), 3, 1, 1, 1, generator=generator) * 2 - 1).to(pixels.device)
     gain, offset = 1 + uniform[:, 0] * augment.gain, uniform[:, 1] * augment.offset
     noise = torch.randn(pixels.shape, generator=generator).to(pixels.device)
@@ -194,10 +223,10 @@ def vary_intensity(pixels: Tensor, augment: AugmentConfig, generator: torch.Gene
 
 
 def normalise(pixels: Tensor, inputs: InputConfig) -> Tensor:
-    """Pictures of 0..1 to what the model wants: ``(pixels - mean) / std`` of each channel.
+    """Apply ``(pixels - mean) / std`` to each channel of windowed inputs.
 
-    A mask stays as it is. The channels of a pixel lie side by side in memory, which convolutions
-    are faster with.
+    A mask channel is left as it is. The result is in channels-last memory format, which is faster
+    for convolutions.
     """
     more, mask = inputs.neighbours - 3, [0.0] * inputs.mask
     mean = [*inputs.mean, *[sum(inputs.mean) / 3] * more, *mask]
@@ -209,34 +238,41 @@ def normalise(pixels: Tensor, inputs: InputConfig) -> Tensor:
 def cover_patches(
     batch: Batch, inputs: InputConfig, transforms: SliceTransforms, patches: int
 ) -> Tensor:
-    """How much of each patch of an input lies in the box of its fracture.
+    """Compute the fraction of each patch that the fracture's box covers.
 
     Parameters
     ----------
-    batch, inputs, transforms
-        As for `make_pixels`.
+    batch : dict
+        Batch from `gather_slices`.
+    inputs : InputConfig
+        Size and field of view of the input.
+    transforms : SliceTransforms
+        Transforms that `make_pixels` used for the batch.
     patches : int
-        Along each side of the input.
+        Number of patches along each side of the input.
 
     Returns
     -------
     Tensor, shape (batch, patches * patches), float32
-        0 to 1, row by row; 0 where no box was drawn.
+        Covered fraction from 0 to 1, row by row; 0 where there is no box.
     """
-    grid = _look_up(batch, inputs, transforms, patches * _PATCH_LOOKS)
+    grid = _look_up(batch, inputs, transforms, patches * _PATCH_SAMPLES)
     rows, columns = batch["hu"].shape[2:]
     half = torch.tensor([columns, rows], device=grid.device) / 2
-    # Corners of the box in the -1..1 of the padded slice; a pixel reaches half a pixel around.
+    # Box corners in -1..1 coordinates of the padded slice; pixel centres lie at half-integers.
     low = (batch["box"][:, :2] / half - 1)[:, None, None]
     high = low + (batch["box"][:, 2:] / half)[:, None, None]
     inside = ((grid >= low) & (grid <= high)).all(dim=-1)
-    return functional.avg_pool2d(inside[:, None].float(), _PATCH_LOOKS).flatten(1)
+    return functional.avg_pool2d(inside[:, None].float(), _PATCH_SAMPLES).flatten(1)
 
 
 def _look_up(batch: Batch, inputs: InputConfig, transforms: SliceTransforms, side: int) -> Tensor:
-    """Where each of side x side places of an input lies in the -1..1 of its padded native slice.
+    """Sampling grid of side x side points in the -1..1 coordinates of the padded slice.
 
-    Shape (batch, side, side, 2), float32, (x, y).
+    Returns
+    -------
+    Tensor, shape (batch, side, side, 2), float32
+        Coordinates (x, y), for `grid_sample`.
     """
     device = batch["hu"].device
     rows, columns = batch["hu"].shape[2:]
@@ -244,9 +280,9 @@ def _look_up(batch: Batch, inputs: InputConfig, transforms: SliceTransforms, sid
     real = batch["shape"].flip(1)
     of_mm = 2 / (batch["spacing_mm"].flip(1) * padded)
     matrix = transforms.matrix.to(device) * (inputs.crop_mm / 2) * of_mm[:, :, None]
-    # The centre of the real part, which the padding moved away from 0.
+    # Centre of the unpadded slice; padding shifts it away from 0.
     centre = real / padded - 1 + transforms.shift_mm.to(device) * of_mm
     steps = (torch.arange(side, device=device) * 2 + 1) / side - 1
     across, down = (steps[:, None] * matrix[:, None, :, axis] for axis in (0, 1))
-    # One sum that broadcasts, where `affine_grid` multiplies matrices.
+    # A broadcast sum, cheaper than the matrix products of `affine_grid`.
     return across[:, None] + (down + centre[:, None])[:, :, None]

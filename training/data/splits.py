@@ -1,8 +1,8 @@
-"""Patients on one side each: train, guard, calibration, test. Made once, then only read.
+"""Patient-level train, guard, calibration and test splits, made once for each run.
 
-Stratified one label at a time, the rarest first, each patient to the side that lacks it most
-(Sechidis, Tsoumakas and Vlahavas, On the Stratification of Multi-label Data, ECML PKDD 2011). The
-labels are the eight targets and the number of broken levels.
+Multi-label stratification assigns the patients of the rarest label first, each to the split that
+lacks that label most (Sechidis, Tsoumakas and Vlahavas, On the Stratification of Multi-label Data,
+ECML PKDD 2011). The labels are the competition's targets and the number of fractured levels.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,19 @@ SIDES = ("train", "guard", "calibration", "test")
 
 @dataclass(frozen=True)
 class Splits:
-    """The patients of each side, sorted."""
+    """The sorted patient keys of each split.
+
+    Parameters
+    ----------
+    train : tuple of str
+        Patients that rounds train on.
+    guard : tuple of str
+        Validation patients whose loss decides whether a round is accepted.
+    calibration : tuple of str
+        Patients that the probability calibration is fitted on.
+    test : tuple of str
+        Locked test patients, used by `evaluate` alone.
+    """
 
     train: tuple[str, ...]
     guard: tuple[str, ...]
@@ -31,20 +43,20 @@ class Splits:
     def __post_init__(self) -> None:
         everyone = [patient for side in SIDES for patient in getattr(self, side)]
         if len(everyone) != len(set(everyone)):
-            raise ValueError("a patient is on two sides")
+            raise ValueError("a patient is in two splits")
 
     def choose(self, studies: Iterable[Study], side: str) -> tuple[Study, ...]:
-        """The studies of one side's patients."""
+        """Return the studies of one split's patients."""
         patients = set(getattr(self, side))
         return tuple(study for study in studies if study.patient in patients)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` reads them back."""
+        """Return JSON values that `from_json` reads."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Splits":
-        """Read what `to_json` wrote; raises KeyError, TypeError or ValueError on anything else."""
+        """Read the output of `to_json`; raises KeyError, TypeError or ValueError otherwise."""
         return cls(**{side: tuple(document[side]) for side in SIDES})
 
 
@@ -54,15 +66,16 @@ def split_patients(studies: Iterable[Study], config: SplitConfig, seed: int) -> 
     Parameters
     ----------
     studies : iterable of Study
-        All labelled.
+        Labelled studies, in any order.
     config : SplitConfig
+        Size of each split, or the cross-validation fold.
     seed : int
-        The same studies and seed give the same sides, in whatever order the studies come.
+        Random seed; the same studies and seed give the same splits.
 
     Raises
     ------
     UsageError
-        ``cohort-too-small`` where a side lacks a broken or a whole patient.
+        ``cohort-too-small`` if a split lacks fractured or intact patients.
     """
     by_patient: dict[str, list[Study]] = {}
     for study in studies:
@@ -83,7 +96,7 @@ def split_patients(studies: Iterable[Study], config: SplitConfig, seed: int) -> 
         if not intact or not fractured:
             raise UsageError(
                 "cohort-too-small",
-                f"of {len(patients)} patients, {side} gets {fractured} broken and {intact} whole",
+                f"{side} has {fractured} fractured and {intact} intact of {len(patients)} patients",
             )
     return Splits(
         **{side: tuple(patients[sides == number].tolist()) for number, side in enumerate(SIDES)}
@@ -93,7 +106,7 @@ def split_patients(studies: Iterable[Study], config: SplitConfig, seed: int) -> 
 def _hold_out(
     strata: NDArray[np.bool_], sides: NDArray[np.int64], config: SplitConfig, seed: int
 ) -> NDArray[np.int64]:
-    """The sides where one fold is guard and calibration, and all others but the test train."""
+    """Make one fold guard and calibration, and everything but the test set the training set."""
     free = np.flatnonzero(sides != SIDES.index("test"))
     equal = np.full(config.folds, 1 / config.folds)
     folds = _stratify(strata[free], equal, np.random.default_rng([seed, 3]))
@@ -108,7 +121,7 @@ def _hold_out(
 def _stratify(
     strata: NDArray[np.bool_], shares: NDArray[np.float64], generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Give each row a side; the last column of `strata` holds everywhere."""
+    """Assign each row of `strata` to a split; the last column must be all true."""
     wanted = shares[:, None] * strata.sum(axis=0)
     sides = np.full(len(strata), -1)
     order = generator.permutation(len(strata))
@@ -116,7 +129,7 @@ def _stratify(
         left = strata[free].sum(axis=0)
         rarest = int(np.where(left > 0, left, np.inf).argmin())
         for row in free[strata[free, rarest]]:
-            # The side that lacks this label most; of equal ones, the one that lacks patients most.
+            # The split that lacks this label most; ties go to the one that lacks patients most.
             side = int(np.lexsort((wanted[:, -1], wanted[:, rarest]))[-1])
             sides[row] = side
             wanted[side, strata[row]] -= 1

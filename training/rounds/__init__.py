@@ -1,4 +1,4 @@
-"""Boosting rounds: the plan, the loop, the candidates, their validation, and the journal.
+"""Boosting rounds: planning, the round loop, candidates, validation and the journal.
 
-Not for the steps inside a round: `training.models` trains each kind of model.
+The optimizer steps inside a round belong to `training.models` and `training.optimization`.
 """

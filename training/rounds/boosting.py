@@ -1,18 +1,21 @@
-"""The round loop: one round after another on the same model, and who judges it.
+"""The boosting loop: train one model in rounds, and keep a round only if the guard loss improves.
 
-Patients are split and rounds are planned from the tables, and both are written down before anything
-is trained. Each round trains on new patients and some of the earlier ones again. What it trained,
-the moving average of that, and steps from the incumbent towards it are candidates: the calibration
-patients fit the probabilities of each, and the guard patients judge it by the competition's loss.
-The best one is the next incumbent where the guard gains more by it than the error of that gain (or
-as many times it as the policy asks for), and the next round goes on from all that this one trained:
-a mixture is the better model, but to start from it would give away what lies beyond it. Otherwise
-the round is rolled back as a whole, and the next one starts from the incumbent itself. So the loss
-on the guard never rises. Every decision is a line of the journal, written last. In the end the
-incumbent is the model that the run offers, and a mixture of the accepted rounds stands beside it.
+Patients are split and rounds are planned from the tables; both are saved before training starts.
+Each round trains on new patients and replays some earlier ones. Its candidates are the weights of
+the last step, their exponential moving average (EMA), and interpolations between the incumbent and
+the EMA. Each candidate is calibrated on the calibration patients and scored on the guard patients
+with the competition's loss.
 
-That is the recipe `boost`. `seed` and `joint` walk the same way and judge likewise, but replay
-nothing and accept everything.
+The best candidate becomes the incumbent if its mean gain over the guard patients exceeds
+``caution`` times the gain's standard error. The next round then continues from the weights of the
+last step: interpolated weights often have the lowest guard loss but undo part of the update.
+Otherwise the round is rolled back and the next one starts from the incumbent, so the guard loss
+never increases. The last action of a round is to append its decision to the journal. After all
+rounds, the incumbent is saved as the run's model, with an ensemble of the accepted rounds beside
+it.
+
+This describes the recipe `boost`. The recipes `seed` and `joint` use the same loop without replay
+and accept every round.
 """
 
 import time
@@ -54,18 +57,19 @@ from training.runs import HISTORY, METRICS, RunFolder
 
 @dataclass(frozen=True)
 class Incumbent:
-    """The model that the next round has to beat.
+    """The model that the candidates of the next round are compared with.
 
     Parameters
     ----------
     number : int
-        The round that made it; 0 is the start.
+        Round that the model was accepted in, 0 for the starting model.
     model : PreTrainedModel
+        Model with the incumbent's weights.
     result : ValidationResult or None
-        None of a start that has learnt nothing of fractures yet: the first round has nothing to
-        protect.
+        Validation result of the model; None for a starting model that was not trained on fractures,
+        after which the first round is always accepted.
     last_weights : Path or None
-        The weights that the next round goes on from; None where it starts from the model itself.
+        File of the weights that the next round starts from; None if it starts from the model.
     """
 
     number: int
@@ -75,28 +79,29 @@ class Incumbent:
 
 
 def boost(store: StudyStore, run: RunFolder, config: RunConfig, start: Path | None) -> None:
-    """Train all rounds that are not yet in the run folder; all ranks call it alike.
+    """Train all rounds of a run that are not finished yet; call it on every rank.
 
     Parameters
     ----------
     store : StudyStore
-        With tables that hold labels.
+        Store whose tables hold labels.
     run : RunFolder
-        New, or begun with the same settings; then finished rounds are kept, and one that was
-        killed half-way goes on from its checkpoint.
+        New run folder, or one that was started with the same settings. Finished rounds are kept; a
+        killed round resumes from its checkpoint.
     config : RunConfig
+        Settings of the run.
     start : Path or None
-        A local checkpoint; None makes a new model from ``config.model``.
+        Local checkpoint to start from; None builds a new model from ``config.model``.
 
     Raises
     ------
     UsageError
-        ``labels-missing``, ``cohort-too-small``, ``model-invalid``, or ``config-invalid`` where the
-        folder holds a run of other settings.
+        ``labels-missing``, ``cohort-too-small``, ``model-invalid``, or ``config-invalid`` if the
+        folder holds a run with other settings.
     StoreError
-        Of a shard that is missing or damaged.
+        ``array-missing`` or ``array-damaged`` if a shard cannot be read.
     RunError
-        ``run-unwritable``; ``training-diverged`` where nothing guards the rounds.
+        ``run-unwritable``; ``training-diverged`` if an unguarded round diverges.
     """
     cohort = read_cohort(store)
     studies = labelled(cohort, store.url)
@@ -116,7 +121,7 @@ def boost(store: StudyStore, run: RunFolder, config: RunConfig, start: Path | No
         plan.splits.choose(studies, side) for side in ("calibration", "guard", "train")
     )
     with (
-        _load(store, run, plan, calibration + guard, "read judges") as buffer,
+        _load(store, run, plan, calibration + guard, "read validation sets") as buffer,
         write_scalars(run.tensorboard) as scalars,
     ):
         sets = ValidationSets(calibration, guard, train, buffer)
@@ -132,7 +137,7 @@ def boost(store: StudyStore, run: RunFolder, config: RunConfig, start: Path | No
 def _find_incumbent(
     run: RunFolder, plan: RunPlan, first: PreTrainedModel, sets: ValidationSets
 ) -> Incumbent:
-    """The last accepted round, or the start, which is judged where it is a model of ours."""
+    """Load the last accepted model, or validate the starting model if it was trained here."""
     history = run.lines(HISTORY)
     number = history[-1]["incumbent"] if history else 0
     if number or run.has(run.validation_file(0)):
@@ -158,8 +163,8 @@ def _run_round(
     sets: ValidationSets,
     scalars: Scalars,
 ) -> Incumbent:
-    """Train, judge, and accept or roll back one round; its line in the journal is written last."""
-    began = time.monotonic()
+    """Train, validate, and accept or roll back one round; the journal line is written last."""
+    started = time.monotonic()
     model, before = incumbent.model, copy_weights(incumbent.model)
     base = sum(earlier.steps for earlier in plan.rounds[: entry.number - 1])
     if incumbent.last_weights is not None:
@@ -187,8 +192,8 @@ def _run_round(
             save_round(run, plan, entry.number, model, following.result, sets)
         if following.last_weights is not None:
             write_last_weights(following.last_weights, last_weights)
-        seconds = round(time.monotonic() - began, 1)
-        line = _line(plan, entry, following, decision, results, trained, sets, seconds)
+        seconds = round(time.monotonic() - started, 1)
+        line = _journal_line(plan, entry, following, decision, results, trained, sets, seconds)
         run.append(HISTORY, line)
         run.checkpoint.unlink(missing_ok=True)
         run.drop_last_weights(keep=following.last_weights)
@@ -203,12 +208,12 @@ def _work(
     run: RunFolder, plan: RunPlan, entry: RoundPlan, incumbent: Incumbent, log: Log
 ) -> RoundWork:
     policy, train = plan.policy, plan.config.train
-    learnt = incumbent.result is not None or plan.start is not None
+    pretrained = incumbent.result is not None or plan.start is not None
     return RoundWork(
         number=entry.number,
         steps=entry.steps,
         rate=train.learning_rate * policy.rate_fall ** (entry.number - 1),
-        layer_decay=policy.layer_decay if learnt else 1.0,
+        layer_decay=policy.layer_decay if pretrained else 1.0,
         ema=policy.ema_window,
         seed=1000 * plan.config.seed + entry.number,
         log=log,
@@ -219,7 +224,7 @@ def _work(
 def _train(
     plan: RunPlan, model: PreTrainedModel, buffer: CropBuffer, work: RoundWork
 ) -> Trained | None:
-    """Train the model, in place; None where it diverged and the guard will roll that back."""
+    """Train the model in place; return None if a guarded round diverged."""
     try:
         return plan.kind.train(model, plan.config.inputs, buffer, plan.config, work)
     except RunError as error:
@@ -237,7 +242,7 @@ def _validate_candidates(
     work: RoundWork,
     sets: ValidationSets,
 ) -> tuple[dict[str, ValidationResult], Weights]:
-    """What the judges say of each candidate, and the weights of the best one."""
+    """Validate each candidate; return the results and the weights of the best one."""
     results: dict[str, ValidationResult] = {}
     best: Weights = {}
     inputs = plan.config.inputs
@@ -250,11 +255,13 @@ def _validate_candidates(
             best = copy_weights(model)
         results[candidate.name] = result
     if not results and not plan.policy.guarded:
-        raise RunError("training-diverged", f"round {work.number} left weights that are no numbers")
+        raise RunError(
+            "training-diverged", f"round {work.number} ended with weights that are not finite"
+        )
     return results, best
 
 
-def _line(
+def _journal_line(
     plan: RunPlan,
     entry: RoundPlan,
     following: Incumbent,
@@ -264,7 +271,7 @@ def _line(
     sets: ValidationSets,
     seconds: float,
 ) -> dict[str, Any]:
-    """The round's line in the journal."""
+    """Return the journal line of a round."""
     return {
         "round": entry.number,
         "studies": len(entry.studies),

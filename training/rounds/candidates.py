@@ -1,8 +1,8 @@
-"""What could be the next incumbent after a round, and which of it is.
+"""Candidate weights of a round, and the decision which of them becomes the incumbent.
 
-Candidates lie on a line in the space of weights, from the incumbent towards what the round trained;
-near one minimum such mixtures are networks as good as their ends, and often better (Izmailov et
-al., UAI 2018; Wortsman et al., Robust Fine-Tuning of Zero-Shot Models, CVPR 2022).
+Candidates lie on a line in weight space, from the incumbent to the round's weights. Near a minimum,
+interpolated networks are as good as the end points, and often better (Izmailov et al., UAI 2018;
+Wortsman et al., Robust Fine-Tuning of Zero-Shot Models, CVPR 2022).
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,21 +18,21 @@ from training.rounds.validation import ValidationResult, ValidationSets, paired_
 
 Weights = Mapping[str, Tensor]
 RAW = "raw"
-"""Name of the candidate that is what the round trained, as it is."""
+"""Name of the candidate with the weights of the round's last step."""
 
 
 @dataclass(frozen=True)
 class CandidateWeights:
-    """One set of weights.
+    """The weights of one candidate.
 
     Parameters
     ----------
     name : str
-        ``raw``, ``average``, or ``step`` and its length.
+        ``raw`` (last step), ``average`` (EMA), or ``step`` and the interpolation length.
     weights : mapping of str to Tensor
-        Parameters and statistics, on the CPU.
+        Parameters and buffers by name, on the CPU.
     stale_statistics : bool
-        Whether it was put together, so that its statistics are not its own.
+        Whether the batch-normalisation statistics do not match the weights and must be recomputed.
     """
 
     name: str
@@ -42,16 +42,19 @@ class CandidateWeights:
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of a round.
+    """Whether a round is accepted, and why.
 
     Parameters
     ----------
     chosen : str or None
-        The accepted candidate; None rolls the round back.
+        Name of the accepted candidate; None rolls the round back.
     best : str or None
-        The candidate of the lowest guard loss; None where all of them are no numbers.
-    gain, error : float or None
-        Of the best one over the incumbent, see `paired_gain`; None where there is no incumbent.
+        Name of the candidate with the lowest guard loss; None if no candidate has finite weights.
+    gain : float or None
+        Mean gain of the best candidate over the incumbent, see `paired_gain`; None without an
+        incumbent.
+    error : float or None
+        Standard error of the gain; None without an incumbent.
     """
 
     chosen: str | None
@@ -61,25 +64,26 @@ class Decision:
 
 
 def copy_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """All parameters and statistics of a model, on the CPU."""
+    """Copy all parameters and buffers of a model to the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
 def list_candidates(
     weights: Weights, before: Weights | None, trained: Trained, policy: BoostConfig
 ) -> Iterator[CandidateWeights]:
-    """The candidates of a round, those left out that hold a weight which is no number.
+    """Yield the candidates of a round whose weights are all finite.
 
     Parameters
     ----------
     weights : mapping of str to Tensor
-        As the round left them, on the CPU.
+        Weights of the round's last step, on the CPU.
     before : mapping, or None
-        The incumbent's weights; None where it was not trained yet, and is not worth a mixture.
+        Weights of the incumbent; None if there is no trained incumbent to interpolate with.
     trained : Trained
+        Result of the round, with its EMA.
     policy : BoostConfig
-        Without the guard there is but one candidate: the average where there is one, or else the
-        weights as they are.
+        Interpolation lengths, and whether the guard is used. Without the guard there is one
+        candidate: the EMA if there is one, else the last weights.
     """
     raw = CandidateWeights(RAW, weights, stale_statistics=False)
     new = raw
@@ -93,7 +97,7 @@ def list_candidates(
                 f"step {length:g}", _interpolate(before, new.weights, length), stale_statistics=True
             )
             for length in policy.step_lengths
-            if length < 1  # at 1 it is the new one itself
+            if length < 1  # length 1 is the candidate itself
         ]
     for candidate in candidates:
         if all(bool(tensor.isfinite().all()) for tensor in candidate.weights.values()):
@@ -101,7 +105,7 @@ def list_candidates(
 
 
 def _interpolate(before: Weights, after: Weights, length: float) -> Weights:
-    """``before + length * (after - before)``; what is counted and not learnt stays as after."""
+    """Return ``before + length * (after - before)``; integer buffers are taken from `after`."""
     return {
         name: torch.lerp(before[name], tensor, length) if tensor.is_floating_point() else tensor
         for name, tensor in after.items()
@@ -114,17 +118,19 @@ def decide(
     found: Mapping[str, ValidationResult],
     policy: BoostConfig,
 ) -> Decision:
-    """Choose the candidate of the lowest guard loss; accept it where its gain is beyond doubt.
+    """Choose the candidate with the lowest guard loss, and accept it if its gain is significant.
 
     Parameters
     ----------
     sets : ValidationSets
+        Validation sets that the results were computed on.
     incumbent : ValidationResult or None
-        None where there is nothing to protect yet: then the best candidate is accepted.
+        Result of the incumbent; None accepts the best candidate.
     found : mapping of str to ValidationResult
-        Of each candidate.
+        Result of each candidate, by name.
     policy : BoostConfig
-        Says how much doubt; without the guard whatever was trained is accepted.
+        Required gain, as a multiple of its standard error; without the guard, the candidate is
+        always accepted.
     """
     if not found:
         return Decision(None, None, None, None)

@@ -1,7 +1,7 @@
-"""The model card: what a model is, of what data, how good, for whom, and where its limits are.
+"""Model cards, rendered from the documents of the run folder.
 
-It is rendered from the documents of the run folder alone, once when a model is saved and again when
-the locked test was opened. It names no study and no place where data lie.
+A card is written when a model is saved, and again after the test-set evaluation. It contains no
+study key and no data path.
 """
 
 from collections.abc import Mapping
@@ -28,19 +28,22 @@ def render_card(
     best_constant: float,
     evaluation: Mapping[str, Any] | None = None,
 ) -> str:
-    """The card of the model after a round; number 0 is the start.
+    """Render the card of the model after a round.
 
     Parameters
     ----------
     run : RunFolder
-        Planned.
+        Run folder with the documents of the plan.
     number : int
+        Round of the model; 0 is the starting model.
     kind : str
-        ``slice``, or another name of `training.models.kinds.KINDS`.
-    loss, best_constant : float
-        On the guard patients.
+        Kind of the model: ``slice``, or another name in `training.models.kinds.KINDS`.
+    loss : float
+        Loss of the model on the guard patients.
+    best_constant : float
+        Loss of the best constant predictions on the guard patients.
     evaluation : mapping, optional
-        Of this very model, on the locked test patients.
+        Test-set evaluation of this model.
     """
     settings = run.read(SETTINGS)
     plans = [RoundPlan.from_json(plan) for plan in run.read(ROUNDS)]
@@ -59,7 +62,7 @@ def render_card(
 
 
 def write_blend_card(run: RunFolder) -> None:
-    """Write the card of a blend beside its members."""
+    """Write the card of an ensemble of runs."""
     document = run.read(RUN_ENSEMBLE)
     card = _render(
         run,
@@ -72,7 +75,7 @@ def write_blend_card(run: RunFolder) -> None:
 
 
 def renew_card(run: RunFolder, kind: str) -> None:
-    """Write the card of what a run offers again, once there is an evaluation."""
+    """Rewrite the card of the run's model after its evaluation."""
     if run.has(RUN_ENSEMBLE):
         write_blend_card(run)
         return

@@ -1,8 +1,7 @@
-"""K-fold cross-validation: K runs of one recipe below one RUN, and their out-of-fold predictions.
+"""K-fold cross-validation: K runs of one recipe in one RUN, and their out-of-fold predictions.
 
-Each fold's model is trained without the patients of that fold and predicts them; the locked test
-patients are the same in all folds. Not here: weighted ensembles of runs
-(`training.evaluation.blend`).
+The model of each fold is trained without the patients of that fold and predicts them. All folds
+share the locked test patients. For weighted ensembles of runs see `training.evaluation.blend`.
 """
 
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ Floats = NDArray[np.float64]
 
 
 def fold_runs(run: RunFolder) -> tuple[RunFolder, ...]:
-    """The runs of a run in folds; empty of a plain run."""
+    """Return the runs of a cross-validated run, or an empty tuple for a plain run."""
     if not run.has(FOLDS):
         return ()
     return tuple(RunFolder(run.path / name) for name in run.read(FOLDS)["runs"])
@@ -42,15 +41,27 @@ def fold_runs(run: RunFolder) -> tuple[RunFolder, ...]:
 def boost_folds(
     store: StudyStore, run: RunFolder, config: RunConfig, start: Path | None, folds: int
 ) -> None:
-    """Train one run for each fold, below RUN, and put them together as one.
+    """Train one run for each fold and combine them.
 
-    Each fold's model is trained without that fold; RUN offers the plain mean of all, and what each
-    says of its own fold: the out-of-fold predictions.
+    RUN offers the mean of the folds' models as an ensemble, and the out-of-fold predictions.
+
+    Parameters
+    ----------
+    store : StudyStore
+        Store whose tables hold labels.
+    run : RunFolder
+        Run folder; the run of fold k is its subfolder ``fold-k``.
+    config : RunConfig
+        Settings of every fold's run.
+    start : Path or None
+        Local checkpoint to start from; None builds a new model.
+    folds : int
+        Number of folds.
 
     Raises
     ------
     CspineError
-        As `boost`.
+        Any error of `boost`.
     """
     if is_first():
         run.create()
@@ -65,7 +76,7 @@ def boost_folds(
 
 
 def put_folds_together(run: RunFolder, names: Sequence[str], studies: Sequence[Study]) -> None:
-    """Make one run of finished runs of the folds that lie below it."""
+    """Combine the finished runs of the folds in RUN."""
     run.write(FOLDS, {"runs": list(names)})
     first = RunFolder(run.path / names[0])
     settings = first.read(SETTINGS)
@@ -79,22 +90,34 @@ def put_folds_together(run: RunFolder, names: Sequence[str], studies: Sequence[S
 
 
 def _splits_of_all(fold: RunFolder) -> dict[str, Any]:
-    """Of a run in folds: what one fold holds out, another trains on, and the test is locked."""
+    """Splits of a cross-validated run: all patients but the test patients are training patients."""
     splits = Splits.from_json(fold.read(SPLITS))
     train = sorted({*splits.train, *splits.guard, *splits.calibration})
     return Splits(tuple(train), (), (), splits.test).to_json()
 
 
 def held_out_predictions(run: RunFolder, studies: Sequence[Study]) -> dict[str, Floats]:
-    """What a run says of studies that its model did not train on, by study.
+    """Return a run's probabilities for studies that its model was not trained on.
 
-    Of a plain run these are the calibration patients; the guard patients chose its model, and are
-    left out. Of a run in folds they are all but the locked ones.
+    For a plain run these are the calibration patients; the guard patients are excluded because they
+    selected the model. For a cross-validated run they are all but the test patients.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Finished run.
+    studies : sequence of Study
+        Labelled studies of the store.
+
+    Returns
+    -------
+    dict of str to ndarray, shape (targets,)
+        Probabilities by study.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where RUN holds no finished run.
+        ``config-invalid`` if RUN holds no finished run.
     """
     folds = fold_runs(run)
     if not folds:

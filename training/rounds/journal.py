@@ -1,4 +1,4 @@
-"""What the journals of a run say: why each round was kept or not, and how the loss went."""
+"""The journals of a run: why each round was accepted or rolled back, and the training loss."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,16 +9,18 @@ from training.runs import HISTORY, METRICS, ROUND_ENSEMBLE, ROUNDS, RunFolder
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """The training loss along all rounds of a run.
+    """The training loss over all rounds of a run.
 
     Parameters
     ----------
     steps : tuple of int
-        Of the optimizer, counted through all rounds.
-    losses, rates : tuple of float
-        The mean loss since the step before, and the learning rate there.
+        Optimizer steps, counted over all rounds.
+    losses : tuple of float
+        Mean training loss since the previous entry.
+    rates : tuple of float
+        Learning rate at each step.
     ends : tuple of int
-        The last step of each finished round.
+        Last step of each finished round.
     """
 
     steps: tuple[int, ...]
@@ -28,45 +30,55 @@ class LearningCurve:
 
 
 def read_curve(run: RunFolder) -> LearningCurve:
-    """Read the loss of each finished round; of steps that were taken twice the last time counts."""
+    """Read the training loss of the finished rounds.
+
+    For steps that were repeated after a resume, the last entry counts.
+    """
     metrics = run.lines(METRICS)
-    told: list[tuple[int, float, float]] = []
+    points: list[tuple[int, float, float]] = []
     ends: list[int] = []
     base = 0
     for entry in run.lines(HISTORY):
         lines = {line["step"]: line for line in metrics if line["round"] == entry["round"]}
-        told += [
+        points += [
             (base + step, line["loss"], line["learning_rate"])
             for step, line in sorted(lines.items())
         ]
         base += entry["steps"]
         ends.append(base)
-    steps, losses, rates = zip(*told, strict=True) if told else ((), (), ())
+    steps, losses, rates = zip(*points, strict=True) if points else ((), (), ())
     return LearningCurve(steps, losses, rates, tuple(ends))
 
 
 def explain_decision(line: Mapping[str, Any]) -> str:
-    """Why a round was accepted or rolled back, from its line in the journal."""
+    """Explain why a round was accepted or rolled back.
+
+    Parameters
+    ----------
+    line : mapping
+        Journal line of the round.
+    """
     gain, error = line["gain"], line["gain_error"]
     if line["best"] is None:
-        return "it diverged: no candidate has a loss"
+        return "training diverged: no candidate has finite weights"
     if gain is None:
-        return "the first model, with nothing to protect"
-    told = (
-        f"gain {gain:.4f} {'exceeds' if gain > error else 'does not exceed'} its error {error:.4f}"
+        return "first model: no incumbent to compare with"
+    explanation = (
+        f"gain {gain:.4f} {'exceeds' if gain > error else 'does not exceed'}"
+        f" its standard error {error:.4f}"
     )
     if line["accepted"] == (gain > error):
-        return told
+        return explanation
     caution = line["caution"]
-    if line["accepted"]:
-        return (
-            f"{told}, but {'every round is accepted' if caution is None else 'less is asked for'}"
-        )
-    return f"{told}, but {'more is asked for' if caution > 1 else 'no loss is lower'}"
+    if caution is None:
+        return f"{explanation}, but every round is accepted"
+    if line["accepted"] or caution > 1:
+        return f"{explanation}, but caution is {caution:g}"
+    return f"{explanation}, but no guard loss is lower"
 
 
 def summarise(run: RunFolder) -> list[tuple[str, object]]:
-    """What training came to, for a table."""
+    """Return the summary of a run as table rows."""
     history = run.lines(HISTORY)
     rows: list[tuple[str, object]] = [
         ("rounds", f"{len(history)} of {len(run.read(ROUNDS))}"),

@@ -1,4 +1,4 @@
-"""What a run gives away: accepted rounds, the one model in the end, and the mixture beside it."""
+"""What a run produces: the accepted models, the final model, and the ensemble of rounds."""
 
 import shutil
 
@@ -25,12 +25,27 @@ def save_round(
     result: ValidationResult,
     sets: ValidationSets,
 ) -> None:
-    """Save an accepted model, and what the judges say of it; number 0 is the start.
+    """Save an accepted model with its card, its calibration and its validation result.
+
+    Parameters
+    ----------
+    run : RunFolder
+        Run folder to write to.
+    plan : RunPlan
+        Plan of the run.
+    number : int
+        Round of the model; 0 is the starting model.
+    model : PreTrainedModel
+        Accepted model.
+    result : ValidationResult
+        Validation result of the model.
+    sets : ValidationSets
+        Validation sets, for the loss of the best constants.
 
     Raises
     ------
     RunError
-        ``run-unwritable``; whatever was accepted before is intact.
+        ``run-unwritable``; models of earlier rounds are kept.
     """
     save_model(
         model,
@@ -49,7 +64,7 @@ def save_round(
 
 
 def fit_round_ensemble(run: RunFolder, sets: ValidationSets) -> RoundEnsemble | None:
-    """Fit the mixture of all accepted rounds; None where there are not two."""
+    """Fit and save the ensemble of the accepted rounds; return None if there are fewer than two."""
     numbers = [line["round"] for line in run.lines(HISTORY) if line["accepted"]]
     if run.has(run.validation_file(0)):
         numbers = [0, *numbers]
@@ -60,18 +75,18 @@ def fit_round_ensemble(run: RunFolder, sets: ValidationSets) -> RoundEnsemble | 
     kept = [(n, float(w)) for n, w in zip(numbers, weights, strict=True) if w]
     rounds, shares = zip(*kept, strict=True)
     averaged = average_predictions(shares, [results[n].guarding for n in rounds])
-    stack = RoundEnsemble(rounds, shares, competition_loss(label_table(sets.guard), averaged))
-    run.write(ROUND_ENSEMBLE, stack.to_json())
-    return stack
+    ensemble = RoundEnsemble(rounds, shares, competition_loss(label_table(sets.guard), averaged))
+    run.write(ROUND_ENSEMBLE, ensemble.to_json())
+    return ensemble
 
 
 def offer(run: RunFolder, number: int) -> None:
-    """Copy a round's model to where the run offers it, whole or not at all.
+    """Copy the model of a round atomically to the run's final model.
 
     Raises
     ------
     RunError
-        ``training-diverged`` where no round was accepted, ``run-unwritable``.
+        ``training-diverged`` if no round was accepted; ``run-unwritable``.
     """
     if not run.round_model(number).is_dir():
         raise RunError("training-diverged", "no round was accepted", key=str(run.path))

@@ -1,4 +1,4 @@
-"""The plan of a run: made from the tables, written down, and found again when it goes on."""
+"""The plan of a run: patient splits and rounds, made from the tables and saved before training."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -23,22 +23,22 @@ Count = Callable[[Study], int]
 
 @dataclass(frozen=True)
 class RoundPlan:
-    """One round.
+    """The plan of one round.
 
     Parameters
     ----------
     number : int
-        From 1.
+        Number of the round, from 1.
     studies : tuple of str
-        All studies of the round's new patients.
+        Studies of the round's new patients.
     slices : int
-        Inputs in them.
+        Number of inputs of the new patients.
     replay : tuple of str
-        All studies of the patients of earlier rounds that come again.
+        Studies of replayed patients of earlier rounds.
     replay_slices : int
-        Inputs in them.
+        Number of inputs of the replayed patients.
     steps : int
-        Of the optimizer, by the round's new inputs: what is replayed takes the place of new ones.
+        Optimizer steps, in proportion to the round's new inputs; replay adds no steps.
     """
 
     number: int
@@ -49,18 +49,18 @@ class RoundPlan:
     steps: int
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` reads them back."""
+        """Return JSON values that `from_json` reads."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "RoundPlan":
-        """Read what `to_json` wrote; raises KeyError or TypeError on anything else."""
+        """Read the output of `to_json`; raises KeyError or TypeError otherwise."""
         lists = {name: tuple(document[name]) for name in ("studies", "replay")}
         return cls(**{**document, **lists})
 
 
 Patients = list[list[Study]]
-"""All studies of each patient."""
+"""Studies grouped by patient."""
 
 
 def plan_rounds(
@@ -71,24 +71,24 @@ def plan_rounds(
     replay: float = 0.0,
     one_round: bool = False,
 ) -> tuple[RoundPlan, ...]:
-    """Cut the training patients into rounds of about as many slices as the settings ask for.
+    """Divide the training patients into rounds of about ``slices_per_round`` slices.
 
-    Patients are shuffled within strata (scanner, number of broken levels) and the strata are
-    spread evenly over the whole order, so that every round resembles the whole. By ``train.order``
-    that is so of each site alone, and sites come one after another, in an order that is drawn.
+    Patients are shuffled within strata (scanner, number of fractured levels), and the strata are
+    spread evenly, so that all rounds have a similar composition. With ``train.order`` "site", this
+    is done within each site, and sites follow one another in random order.
 
     Parameters
     ----------
     studies : sequence of Study
-        Of the training patients.
+        Studies of the training patients.
     config : RunConfig
-        ``train.rounds`` keeps only the first ones.
+        Settings of the run; ``train.rounds`` limits the number of rounds.
     count : callable
-        Inputs of a study that can be trained on.
+        Returns the number of trainable inputs of a study.
     replay : float
-        Share of a round's slices that come from patients of earlier rounds.
+        Fraction of a round's slices that comes from patients of earlier rounds.
     one_round : bool
-        Put all rounds into one, which has the steps of all of them.
+        Whether to merge all rounds into one that has the steps of all of them.
     """
     generator = np.random.default_rng([config.seed, 1])
     rounds = [
@@ -126,7 +126,7 @@ def plan_rounds(
 def _by_site(
     studies: Sequence[Study], config: RunConfig, generator: np.random.Generator
 ) -> list[Patients]:
-    """The patients of each site, or all of them as one."""
+    """Group the patients by site, or put them all into one group."""
     by_patient: dict[str, list[Study]] = {}
     for study in sorted(studies, key=lambda study: study.study):
         by_patient.setdefault(study.patient, []).append(study)
@@ -140,7 +140,7 @@ def _by_site(
 
 
 def _spread(patients: Patients, generator: np.random.Generator) -> Patients:
-    """Shuffle, so that every part of the order resembles the whole."""
+    """Shuffle the patients so that every part of the order has the same composition."""
     strata: dict[tuple[str, int], Patients] = {}
     for own in patients:
         key = (own[0].scanner, min(3, max(study.fractured_levels for study in own)))
@@ -157,7 +157,7 @@ def _spread(patients: Patients, generator: np.random.Generator) -> Patients:
 def _cut(order: Patients, config: RunConfig) -> list[Patients]:
     slices = np.array([_count_slices(own, config) for own in order])
     number = max(1, round(slices.sum() / config.train.slices_per_round))
-    # A patient belongs to the round in which its middle slice falls.
+    # A patient belongs to the round that contains its middle slice.
     middles = np.cumsum(slices) - slices / 2
     rounds = np.minimum((middles * number / slices.sum()).astype(int), number - 1)
     return [
@@ -167,7 +167,7 @@ def _cut(order: Patients, config: RunConfig) -> list[Patients]:
 
 
 def _first(order: Patients, slices: float, config: RunConfig) -> Patients:
-    """The first patients with about so many slices together."""
+    """Return the first patients, up to about `slices` slices."""
     sizes = np.array([_count_slices(own, config) for own in order], int)
     return order[: int((np.cumsum(sizes) - sizes / 2 < slices).sum())]
 
@@ -183,21 +183,24 @@ def _count_slices(studies: Sequence[Study], config: RunConfig) -> int:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """All that is decided before anything is trained.
+    """Everything that is decided before training.
 
     Parameters
     ----------
     config : RunConfig
-        With the inputs of the checkpoint, where the run starts from one.
+        Settings of the run, with the input settings of the starting checkpoint.
     kind : Kind
+        Kind of model that is trained.
     policy : BoostConfig
-        What of `config.boost` the recipe takes.
+        Boosting settings after the recipe has been applied.
     store : str
-        URL.
+        URL of the store.
     start : Path or None
-        The checkpoint that the first round starts from.
+        Checkpoint that the first round starts from.
     splits : Splits
+        Patients of each split.
     rounds : tuple of RoundPlan
+        Plans of the rounds, in order.
     """
 
     config: RunConfig
@@ -209,7 +212,7 @@ class RunPlan:
     rounds: tuple[RoundPlan, ...]
 
     def documents(self) -> dict[str, Any]:
-        """The plan as it stands in the run folder: JSON values by file name."""
+        """Return the documents of the plan in the run folder: JSON values by file name."""
         start = None if self.start is None else str(self.start)
         return {
             SPLITS: self.splits.to_json(),
@@ -221,7 +224,18 @@ class RunPlan:
 def plan_run(
     studies: tuple[Study, ...], store: str, config: RunConfig, start: Path | None
 ) -> tuple[RunPlan, PreTrainedModel]:
-    """Split the patients, plan the rounds, and make the model that the first one starts from.
+    """Split the patients, plan the rounds and make the starting model.
+
+    Parameters
+    ----------
+    studies : tuple of Study
+        Labelled studies of the store.
+    store : str
+        URL of the store.
+    config : RunConfig
+        Settings of the run.
+    start : Path or None
+        Local checkpoint to start from; None builds a new model.
 
     Raises
     ------
@@ -244,12 +258,12 @@ def plan_run(
 
 
 def write_plan(run: RunFolder, plan: RunPlan) -> None:
-    """Write down what will be done, or find that the very same was begun before.
+    """Save the plan, or check that the run folder holds the same plan.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where the folder holds a run of other settings.
+        ``config-invalid`` if the folder holds a run with other settings.
     """
     run.create()
     begun = run.has(SETTINGS)
@@ -258,12 +272,14 @@ def write_plan(run: RunFolder, plan: RunPlan) -> None:
             run.write(name, document)
         elif _read_document(run, name) != json.loads(json.dumps(document)):
             raise UsageError(
-                "config-invalid", f"RUN holds another run, its {name} differs", key=str(run.path)
+                "config-invalid",
+                f"RUN holds a different run: its {name} differs",
+                key=str(run.path),
             )
 
 
 def _read_document(run: RunFolder, name: str) -> Any:
-    """A document of the plan, with the names that settings have today."""
+    """Read a document of the plan; names of settings from earlier versions are converted."""
     document = run.read(name)
     if name != SETTINGS:
         return document

@@ -1,4 +1,4 @@
-"""Recipes: how rounds are planned, trained and validated. Each is one value, chosen by name."""
+"""Recipes: how rounds are planned, trained and validated, each one value with a name."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,12 +15,11 @@ class Recipe:
     Parameters
     ----------
     kind : str
-        Name of the kind of model that is trained, from `training.models.kinds.KINDS`.
+        Kind of model that is trained, a name in `training.models.kinds.KINDS`.
     policy : callable
-        Takes the settings of the run and returns the part of them that keeps a round from making
-        the model worse.
+        Maps the settings of the run to the boosting settings that the recipe uses.
     one_round : bool
-        Whether the patients of all rounds train at once, with the steps of all rounds.
+        Whether all patients are trained on in one round, with the steps of all rounds.
     """
 
     kind: str
@@ -31,44 +30,41 @@ class Recipe:
 PLAIN = BoostConfig(
     replay=0, ema_window=0, rate_fall=1, layer_decay=1, step_lengths=(), guarded=False
 )
-"""No replay, no averaging, no candidates and no guard: every round is accepted."""
+"""No replay, no EMA, no interpolation and no guard: every round is accepted."""
 
 BOOST = Recipe(kind="slice", policy=lambda config: config.boost)
-"""Rounds whose loss on the guard never rises; `training.rounds.boosting` describes them."""
+"""Guarded rounds whose validation loss never increases; see `training.rounds.boosting`."""
 
 SEED = Recipe(kind="slice", policy=lambda config: PLAIN)
-"""Plain continuation, as the original author did it.
+"""Plain continuation, the original author's procedure.
 
-Every round continues from the last one's weights with a new optimizer and schedule, on its own
-patients only. Nothing is compared, refused or replayed.
-"""
+Every round continues from the last round's weights with a new optimizer and schedule, on its own
+patients only, without replay or validation decisions."""
 
 JOINT = Recipe(kind="slice", policy=lambda config: PLAIN, one_round=True)
-"""All patients at once, with as many steps as all rounds together.
+"""All patients in one round, with the steps of all rounds together.
 
-An upper bound for rounds, and the better choice where the whole cohort is available at once and
-fits on the disk.
-"""
+This is an upper bound for rounds, and the better choice if the whole cohort is available and
+fits on the disk."""
 
 SEQUENCE = Recipe(kind="cspine-sequence", policy=lambda config: config.boost)
-"""The competition winners' shape, in rounds whose loss on the guard never rises.
+"""Guarded rounds of a sequence model, the architecture of the competition's winners.
 
-A vertebra is a sequence of slice positions and a patient seven vertebrae; see
-`training.models.sequence_model`.
-"""
+A vertebra is a sequence of slice positions, and a patient a sequence of vertebrae; see
+`training.models.sequence_model`."""
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {"boost": BOOST, "seed": SEED, "joint": JOINT, "sequence": SEQUENCE}
 )
-"""Every recipe by the name that ``--recipe`` takes."""
+"""Recipes by the name that ``--recipe`` takes."""
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of a name.
+    """Return the recipe with a name.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where `RECIPES` has none of that name.
+        ``config-invalid`` if `RECIPES` has none with that name.
     """
     return RECIPES[convert(name, str, "recipe", RECIPES)]

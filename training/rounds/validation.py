@@ -1,7 +1,8 @@
-"""Patients that no round trains on: the calibration patients fit, the guard patients judge.
+"""Validation of a model: calibration on one set of patients, the loss on another.
 
-A model gets its probabilities from the calibration patients and its loss from the guard patients,
-so that no candidate is judged where it was fitted. Two models are compared patient by patient.
+No round trains on these patients. Probabilities are fitted on the calibration patients and the loss
+is computed on the guard patients, so that no candidate is scored on the data it was fitted to. Two
+models are compared patient by patient.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,14 +28,18 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ValidationSets:
-    """The studies that judge, with their voxels.
+    """The studies of the validation sets, with their voxels.
 
     Parameters
     ----------
-    calibration, guard, train : tuple of Study
-        Of the training studies only the labels are used: they give the constants.
+    calibration : tuple of Study
+        Studies that the calibration is fitted on.
+    guard : tuple of Study
+        Studies that the loss is computed on.
+    train : tuple of Study
+        Training studies; only their labels are used, for the constants.
     buffer : CropBuffer
-        Of the calibration and the guard studies.
+        Crops of the calibration and the guard studies.
     """
 
     calibration: tuple[Study, ...]
@@ -44,20 +49,22 @@ class ValidationSets:
 
     @property
     def best_constant(self) -> float:
-        """The loss on the guard of the best constants of the training patients."""
+        """Guard loss of the constants that are optimal for the training patients."""
         return competition_loss(label_table(self.guard), best_constants(label_table(self.train)))
 
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What the judges say of a model.
+    """The validation result of a model.
 
     Parameters
     ----------
     calibration : Calibration
-        Fitted for this model.
-    calibrating, guarding : ndarray, shape (studies, 8), float64
-        Its probabilities for the calibration and for the guard studies.
+        Calibration that was fitted for the model.
+    calibrating : ndarray, shape (studies, targets), float64
+        Probabilities of the calibration studies.
+    guarding : ndarray, shape (studies, targets), float64
+        Probabilities of the guard studies.
     loss : float
         The competition's loss on the guard studies.
     """
@@ -68,7 +75,7 @@ class ValidationResult:
     loss: float
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` reads them back."""
+        """Return JSON values that `from_json` reads."""
         return {
             "calibration": self.calibration.to_json(),
             "calibrating": self.calibrating.tolist(),
@@ -78,7 +85,7 @@ class ValidationResult:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "ValidationResult":
-        """Read what `to_json` wrote; raises KeyError or TypeError on anything else."""
+        """Read the output of `to_json`; raises KeyError or TypeError otherwise."""
         return cls(
             Calibration.from_json(document["calibration"]),
             np.array(document["calibrating"], np.float64),
@@ -88,7 +95,17 @@ class ValidationResult:
 
 
 def validate(model: PreTrainedModel, inputs: InputConfig, sets: ValidationSets) -> ValidationResult:
-    """Score the judging patients, fit the probabilities on some, take the loss on the others."""
+    """Fit the calibration of a model, and compute its loss on the guard studies.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        Model of any kind.
+    inputs : InputConfig
+        Input settings of the model.
+    sets : ValidationSets
+        Calibration and guard studies.
+    """
     scores = _share_scores(model, inputs, sets.buffer, sets.calibration + sets.guard)
     many = len(sets.calibration)
     fitted, guarded = scores.rows(slice(many)), scores.rows(slice(many, None))
@@ -107,16 +124,23 @@ def validate(model: PreTrainedModel, inputs: InputConfig, sets: ValidationSets) 
 def paired_gain(
     sets: ValidationSets, before: ValidationResult, after: ValidationResult
 ) -> tuple[float, float]:
-    """By how much the loss of a guard patient falls, on average, and the error of that mean.
+    """Compute the mean decrease of the loss per guard patient, and its standard error.
 
-    The same patients are scored twice, so most of what differs between patients cancels out.
+    Both models are scored on the same patients, so most of the variation between patients cancels.
+
+    Parameters
+    ----------
+    sets : ValidationSets
+        Validation sets that both results were computed on.
+    before, after : ValidationResult
+        Results of the incumbent and of the candidate.
 
     Returns
     -------
-    float
-        Mean over the patients.
-    float
-        Its standard error; infinite of a single patient.
+    gain : float
+        Mean decrease of the loss over the patients.
+    error : float
+        Standard error of the mean; infinite for a single patient.
     """
     gains = mean_by_patient(
         sets.guard,
@@ -129,7 +153,7 @@ def paired_gain(
 
 
 def mean_by_patient(studies: Sequence[Study], values: Floats) -> Floats:
-    """The mean over each patient's studies, shape (patients,)."""
+    """Average values over the studies of each patient, shape (patients,)."""
     names, place = np.unique([study.patient for study in studies], return_inverse=True)
     return np.bincount(place, values) / np.bincount(place, minlength=len(names))
 
@@ -137,7 +161,7 @@ def mean_by_patient(studies: Sequence[Study], values: Floats) -> Floats:
 def _share_scores(
     model: PreTrainedModel, inputs: InputConfig, buffer: CropBuffer, studies: Sequence[Study]
 ) -> LevelScores:
-    """Score the studies, every rank its part of them."""
+    """Score the studies, divided among the ranks."""
     if ranks() == 1:
         return score_any(model, inputs, buffer, studies)
     mine = score_any(model, inputs, buffer, studies[rank() :: ranks()])

@@ -62,7 +62,7 @@ def test_a_run_that_is_a_file_is_named(tmp_path: Path) -> None:
 
 def test_a_run_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot be made"):
+    with pytest.raises(UsageError, match="cannot create"):
         RunFolder(tmp_path / "file" / "run").create()
 
 

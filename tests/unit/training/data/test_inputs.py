@@ -120,7 +120,7 @@ def test_channels_never_come_from_the_next_crop() -> None:
 
 
 def test_the_index_lists_slices_with_what_boxes_and_labels_say() -> None:
-    drawn = make_vertebra((4, 4, 4), fractured=1, seen=[0, 1, 1, None])
+    drawn = make_vertebra((4, 4, 4), fractured=1, slice_labels=[0, 1, 1, None])
     weak, whole = make_vertebra((3, 4, 4), fractured=1), make_vertebra((2, 4, 4), fractured=0)
     unknown = make_vertebra((1, 4, 4), fractured=None)
     crops = [(vertebra, np.zeros(vertebra.shape)) for vertebra in (drawn, weak, whole, unknown)]

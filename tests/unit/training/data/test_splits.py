@@ -67,7 +67,7 @@ def test_a_cohort_that_cannot_fill_every_side_is_refused(studies: Sequence[Study
 
 
 def test_a_patient_on_two_sides_cannot_be_written_down() -> None:
-    with pytest.raises(ValueError, match="two sides"):
+    with pytest.raises(ValueError, match="two splits"):
         Splits(train=("a", "b"), guard=("c",), calibration=("d",), test=("b",))
 
 

@@ -114,8 +114,8 @@ def test_a_still_look_changes_nothing_but_left_and_right() -> None:
     mirrored = 0
     for seed in range(8):
         transforms = sample_transforms(torch.full((1, 3), 100.0), STILL, seeded(seed))
-        seen, moved = transform_cubes(voxels, classes, transforms)
-        found = seen[0, 0].numpy(), moved[0, 0].numpy()
+        slice_labels, moved = transform_cubes(voxels, classes, transforms)
+        found = slice_labels[0, 0].numpy(), moved[0, 0].numpy()
         flip = transforms[0, 0, 0] < 0
         mirrored += int(flip)
         expected = (hu[..., ::-1], levels[..., ::-1]) if flip else (hu, levels)
@@ -136,13 +136,13 @@ def test_a_shift_is_in_mm_and_air_comes_in() -> None:
         transforms = sample_transforms(spacing * 16, augment, seeded(seed))
         shift_mm = (transforms[0, :, 3] * spacing[0].flip(0) * 16 / 2).flip(0).numpy()
         assert (np.abs(shift_mm) <= 30).all()
-        seen, moved = transform_cubes(voxels, labels, transforms)
+        slice_labels, moved = transform_cubes(voxels, labels, transforms)
         expected = np.array([8, 8, 8]) - shift_mm / spacing[0].numpy()
         if transforms[0, 0, 0] < 0:
             expected[2] = 15 - 8 + shift_mm[2] / spacing[0, 2].item()
         if ((expected > 0.5) & (expected < 14.5)).all():
             assert np.abs(np.argwhere(moved[0, 0].numpy())[0] - expected).max() <= 0.5
-        assert seen.min() < -900
+        assert slice_labels.min() < -900
 
 
 def test_a_turned_ball_stays_a_ball_where_voxels_are_no_cubes() -> None:

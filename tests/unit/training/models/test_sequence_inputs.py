@@ -70,8 +70,10 @@ def test_slices_are_drawn_around_one_from_each_part_of_the_vertebra(drawn: int) 
 
 
 def test_a_broken_vertebra_is_not_asked_where_its_fracture_is_known_to_be_elsewhere() -> None:
-    seen = [0, 0, 1, 0, None, 0]
-    buffer = make_buffer((make_vertebra((6, 8, 8), fractured=1, seen=seen), np.zeros((6, 8, 8))))
+    slice_labels = [0, 0, 1, 0, None, 0]
+    buffer = make_buffer(
+        (make_vertebra((6, 8, 8), fractured=1, slice_labels=slice_labels), np.zeros((6, 8, 8)))
+    )
     for z, expected in (([0, 1], np.nan), ([0, 2], 1), ([0, 4], 1), ([3, 5], np.nan)):
         index = PatientIndex.of_single(np.array([0]), np.array([0]), np.array([z]))
         np.testing.assert_array_equal(find_targets(buffer, index).vertebra[0, 0], expected)
@@ -182,14 +184,14 @@ def test_masks_are_forgotten_by_vertebra_and_intensity_leaves_them_alone() -> No
     index = index_patients(buffer, ["1.2.1"], 3, 0)
     batch = gather_patients(buffer, index, inputs)
     plain = make_patient_pixels(batch, inputs)[:, 3]
-    seen = set()
+    slice_labels = set()
     for seed in range(12):
         generator = torch.Generator().manual_seed(seed)
         augment = AugmentConfig(forget_mask=0.5, noise=0.2)
         channel = make_patient_pixels(batch, inputs, None, augment, generator)[:, 3]
-        seen.add(bool(channel.any()))
+        slice_labels.add(bool(channel.any()))
         assert torch.equal(channel, plain) or not channel.any()
-    assert seen == {True, False}
+    assert slice_labels == {True, False}
 
 
 def test_missing_levels_and_few_slices_are_said() -> None:
@@ -204,7 +206,7 @@ def test_missing_levels_and_few_slices_are_said() -> None:
 
 
 def test_slices_of_a_broken_vertebra_without_boxes_are_asked_nothing() -> None:
-    boxed = make_vertebra((4, 8, 8), level="C1", fractured=1, seen=[0, 1, None, 0])
+    boxed = make_vertebra((4, 8, 8), level="C1", fractured=1, slice_labels=[0, 1, None, 0])
     weak = make_vertebra((4, 8, 8), level="C2", fractured=1)
     whole = make_vertebra((2, 8, 8), level="C3", fractured=0)
     unknown = make_vertebra((4, 8, 8), level="C4", fractured=None)

@@ -233,7 +233,7 @@ def line_crops(patients: int, seed: int) -> tuple[Any, list[list[int]]]:
                 study=f"1.{number}",
                 level=f"C{level + 1}",
                 fractured=broken,
-                seen=[int(broken and first <= z < first + 2) for z in range(6)],
+                slice_labels=[int(broken and first <= z < first + 2) for z in range(6)],
             )
             crops.append((vertebra, hu))
     return make_buffer(*crops), labels
@@ -247,13 +247,15 @@ def test_a_model_learns_from_patients_which_vertebra_and_which_slices_are_broken
     batch = gather_patients(buffer, index, INPUTS)
     pixels, valid = make_patient_pixels(batch, INPUTS), batch["valid"]
     truth = torch.tensor(labels, dtype=torch.float32)
-    seen = torch.tensor([vertebra.seen for vertebra in buffer.vertebrae]).view(24, 7, 6)
+    slice_labels = torch.tensor([vertebra.slice_labels for vertebra in buffer.vertebrae]).view(
+        24, 7, 6
+    )
     overall = truth.amax(dim=1, keepdim=True)
     targets = {
         "patient_target": torch.cat([overall, truth], dim=1),
         "patient_weight": torch.full((24, 8), 1 / 8),
         "vertebra_target": truth,
-        "position_target": seen.float(),
+        "position_target": slice_labels.float(),
     }
     model = build(pooling).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
@@ -276,6 +278,8 @@ def test_a_model_learns_from_patients_which_vertebra_and_which_slices_are_broken
     assert error < 0.5 * functional.binary_cross_entropy(
         truth.float().mean().expand(truth.shape), truth.float()
     )
-    seen = torch.tensor([vertebra.seen for vertebra in unseen.vertebrae]).view(12, 7, 6).bool()
+    slice_labels = (
+        torch.tensor([vertebra.slice_labels for vertebra in unseen.vertebrae]).view(12, 7, 6).bool()
+    )
     # Two of six slices show it, and up to two more have it in a neighbouring channel.
-    assert (found.weights * seen).sum(dim=2)[truth == 1].mean() > 0.45
+    assert (found.weights * slice_labels).sum(dim=2)[truth == 1].mean() > 0.45

@@ -64,14 +64,14 @@ def make_round(
             hu = random.normal(300, 120, (5, 16, 16))
             first = int(random.integers(0, 4))
             hu[first : first + 2, 4:6, 2:14] += 900 * broken
-            seen = [int(broken and first <= z < first + 2) for z in range(5)]
+            slice_labels = [int(broken and first <= z < first + 2) for z in range(5)]
             vertebra = make_vertebra(
                 hu.shape,
                 study=f"1.{number}",
                 level=f"C{level}",
                 fractured=broken,
-                seen=seen,
-                boxes={z: (2.0, 4.0, 12.0, 2.0) for z in range(5) if seen[z]},
+                slice_labels=slice_labels,
+                boxes={z: (2.0, 4.0, 12.0, 2.0) for z in range(5) if slice_labels[z]},
             )
             mine.append(vertebra)
             crops.append((vertebra, hu))

@@ -52,7 +52,7 @@ def build(family: Family) -> PreTrainedModel:
 
 def crops() -> CropBuffer:
     hu = np.random.default_rng(0).integers(-400, 1200, (2, 6, 32, 32))
-    broken = make_vertebra((6, 32, 32), fractured=1, seen=[0, 1, 1, 0, 1, 0])
+    broken = make_vertebra((6, 32, 32), fractured=1, slice_labels=[0, 1, 1, 0, 1, 0])
     return make_buffer((broken, hu[0]), (make_vertebra((6, 32, 32)), hu[1]))
 
 

@@ -44,9 +44,9 @@ def mirrored_crops(slices: int = 4) -> CropBuffer:
     half = np.random.default_rng(0).integers(-400, 1200, (2, slices, 32, 16))
     hu = np.concatenate([half, half[..., ::-1]], axis=3)
     shape = (slices, 32, 32)
-    seen = [int(z % 2) for z in range(slices)]
-    boxes = {z: (4.0, 4.0, 20.0, 20.0) for z in range(slices) if seen[z]}
-    broken = make_vertebra(shape, fractured=1, seen=seen, boxes=boxes)
+    slice_labels = [int(z % 2) for z in range(slices)]
+    boxes = {z: (4.0, 4.0, 20.0, 20.0) for z in range(slices) if slice_labels[z]}
+    broken = make_vertebra(shape, fractured=1, slice_labels=slice_labels, boxes=boxes)
     return make_buffer((broken, hu[0]), (make_vertebra(shape), hu[1]))
 
 
@@ -283,13 +283,13 @@ def test_the_average_lies_between_the_start_and_the_end_and_is_not_kept_unasked(
 def test_statistics_counted_anew_are_those_of_the_rounds_inputs() -> None:
     model = build("resnet")
     settings = RunConfig(inputs=INPUTS, augment=STILL, train=LEARN)
-    seen: list[Tensor] = []
+    slice_labels: list[Tensor] = []
     norm = next(m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
-    handle = norm.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    handle = norm.register_forward_pre_hook(lambda module, inputs: slice_labels.append(inputs[0]))
     norm.running_mean.fill_(99)
     refresh_statistics(model, INPUTS, mirrored_crops(), settings, work(LEARN))
     handle.remove()
-    means = torch.stack([batch.mean(dim=(0, 2, 3)) for batch in seen])
+    means = torch.stack([batch.mean(dim=(0, 2, 3)) for batch in slice_labels])
     torch.testing.assert_close(norm.running_mean, means.mean(dim=0))
     assert norm.momentum == 0.1
     assert not model.training

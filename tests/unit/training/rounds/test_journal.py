@@ -30,25 +30,31 @@ def entry(number: int, **changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({}, "gain 0.0200 exceeds its error 0.0100"),
-        ({"gain": None, "gain_error": None}, "the first model, with nothing to protect"),
-        ({"accepted": False, "gain": 0.005}, "gain 0.0050 does not exceed its error 0.0100"),
-        ({"accepted": False}, "gain 0.0200 exceeds its error 0.0100, but no loss is lower"),
+        ({}, "gain 0.0200 exceeds its standard error 0.0100"),
+        ({"gain": None, "gain_error": None}, "first model: no incumbent to compare with"),
+        (
+            {"accepted": False, "gain": 0.005},
+            "gain 0.0050 does not exceed its standard error 0.0100",
+        ),
+        (
+            {"accepted": False},
+            "gain 0.0200 exceeds its standard error 0.0100, but no guard loss is lower",
+        ),
         (
             {"gain": 0.005, "caution": 0.0},
-            "gain 0.0050 does not exceed its error 0.0100, but less is asked for",
+            "gain 0.0050 does not exceed its standard error 0.0100, but caution is 0",
         ),
         (
             {"accepted": False, "caution": 3.0},
-            "gain 0.0200 exceeds its error 0.0100, but more is asked for",
+            "gain 0.0200 exceeds its standard error 0.0100, but caution is 3",
         ),
         (
             {"gain": -0.1, "caution": None},
-            "gain -0.1000 does not exceed its error 0.0100, but every round is accepted",
+            "gain -0.1000 does not exceed its standard error 0.0100, but every round is accepted",
         ),
         (
             {"accepted": False, "best": None, "gain": None, "gain_error": None},
-            "it diverged: no candidate has a loss",
+            "training diverged: no candidate has finite weights",
         ),
     ],
 )
