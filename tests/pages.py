@@ -31,6 +31,23 @@ def table(page: Page, caption: str) -> list[list[str]]:
     return [row.locator("td").all_inner_texts() for row in rows.all()]
 
 
+def fits(page: Page, width: int) -> bool:
+    """Whether a page with all its details open is as wide as its window."""
+    page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+    return bool(page.evaluate("document.documentElement.scrollWidth") == width)
+
+
+def check_contrast(page: Page, scheme: str) -> None:
+    """Check that a page is light or dark, and that its text and its plots' text stand out."""
+    paper, ink = page.evaluate(
+        "(s => [s.backgroundColor, s.color])(getComputedStyle(document.body))"
+    )
+    plot = page.locator(".plot svg text").first.evaluate("t => getComputedStyle(t).fill")
+    assert (brightness(paper) > 128) == (scheme == "light")
+    for colour in (ink, plot):
+        assert abs(brightness(colour) - brightness(paper)) > 150
+
+
 def brightness(colour: str) -> float:
     """Mean of the channels of a computed CSS colour, 0 to 255."""
     return float(np.mean([int(part) for part in colour.strip("rgb()").split(",")]))

@@ -16,16 +16,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 
 from storage_schemas.errors import UsageError
 from training.config import InputConfig, ModelConfig
 from training.models.slice_model import (
-    UNREADABLE,
     build_model,
-    check_folder,
-    copy_from_file,
-    model_invalid,
+    load_checkpoint,
     read_normalisation,
 )
 
@@ -91,26 +88,13 @@ def start_encoder(
         ``model-invalid`` where the folder is no such checkpoint, has only pickled weights, or
         lacks weights of the encoder.
     """
-    check_folder(folder)
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        encoder, info = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            **_options(config),
-        )
-        count_features(encoder.config)
-    except UNREADABLE as error:
-        raise model_invalid(folder, str(error)) from None
-    missing = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
-    if lost := sorted(name for name in missing if not name.startswith("pooler.")):
-        detail = f"{len(lost)} weights of the encoder are not there: {lost[0]}"
-        raise model_invalid(folder, detail)
-    return widen_channels(copy_from_file(encoder), inputs.channels), read_normalisation(folder)
+
+    def options(config: PreTrainedConfig) -> dict[str, bool]:
+        count_features(config)  # fails here where a model is no encoder of images
+        return _options(config)
+
+    encoder = load_checkpoint(folder, AutoModel, "pooler.", options)
+    return widen_channels(encoder, inputs.channels), read_normalisation(folder)
 
 
 def _options(config: PreTrainedConfig) -> dict[str, bool]:

@@ -8,7 +8,7 @@ Nothing here asks the network, and nothing reads a pickle.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -88,25 +88,61 @@ def start_model(
         ``model-invalid`` where the folder is no such checkpoint, has only pickled weights, or
         lacks weights of the encoder.
     """
-    check_folder(folder)
     _check_channels(inputs)
     torch.manual_seed(seed)
-    try:
-        config = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, **_ONE_LOGIT
-        )
-        model, missing = _from_pretrained(
-            folder, AutoModelForImageClassification, config=config, ignore_mismatched_sizes=True
-        )
-    except UNREADABLE as error:
-        raise model_invalid(folder, _detail_of(error)) from None
-    if missing := [name for name in missing if not name.startswith("classifier.")]:
-        detail = f"{len(missing)} weights of the encoder are not there: {missing[0]}"
-        raise model_invalid(folder, detail)
-    size = getattr(config, "image_size", inputs.size)
+    model = load_checkpoint(
+        folder,
+        AutoModelForImageClassification,
+        "classifier.",
+        lambda config: {"ignore_mismatched_sizes": True},
+        **_ONE_LOGIT,
+    )
+    size = getattr(model.config, "image_size", inputs.size)
     if not isinstance(size, int):
         raise model_invalid(folder, f"its input is {size}, not a square")
     return _declare_mean_loss(model), replace(inputs, size=size, **read_normalisation(folder))
+
+
+def load_checkpoint(
+    folder: Path,
+    kind: Any,
+    head: str,
+    options: Callable[[Any], Mapping[str, Any]],
+    **changes: Any,
+) -> PreTrainedModel:
+    """Load the encoder of any local checkpoint of transformers, and its head where it has one.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder with ``config.json`` and safetensors files.
+    kind : type
+        Class of transformers whose ``from_pretrained`` makes the model.
+    head : str
+        How the names of weights begin that may be missing.
+    options : callable
+        Takes the checkpoint's configuration and returns further options of ``from_pretrained``.
+    **changes
+        Values to replace in the checkpoint's configuration.
+
+    Raises
+    ------
+    UsageError
+        ``model-invalid`` where the folder is no such checkpoint, has only pickled weights, or
+        lacks weights of the encoder.
+    """
+    check_folder(folder)
+    try:
+        config = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **changes
+        )
+        model, missing = _from_pretrained(folder, kind, config=config, **options(config))
+    except UNREADABLE as error:
+        raise model_invalid(folder, _detail_of(error)) from None
+    if missing := [name for name in missing if not name.startswith(head)]:
+        detail = f"{len(missing)} weights of the encoder are not there: {missing[0]}"
+        raise model_invalid(folder, detail)
+    return model
 
 
 def read_model_type(folder: Path) -> str:
