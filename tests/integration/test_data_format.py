@@ -1,4 +1,4 @@
-"""docs/data-format.md is enough to read a store: this reader knows only what stands there."""
+"""docs/data-format.md suffices to read a store: this reader uses only what the page specifies."""
 
 import hashlib
 import json

@@ -1,8 +1,8 @@
-"""Every command line and every example of the documents runs, and every link leads somewhere.
+"""All commands and examples of the documents run, and all links are valid.
 
-Blocks marked ``console`` and ``python`` run as they stand, in a folder that holds what they speak
-of: SOURCE, its masks and tables, and what earlier commands made. A block marked ``no-run`` must be
-in `NOT_RUN`, with the reason. Documents that are added are tested without being named here.
+Blocks marked ``console`` and ``python`` run unchanged, in a folder with SOURCE, its masks and
+tables, and the output of earlier commands. A block marked ``no-run`` must be in `NOT_RUN`, with the
+reason. New documents are tested without being named here.
 """
 
 import argparse
@@ -30,8 +30,8 @@ DOCUMENTS = sorted(
 )
 LANGUAGES = {"console", "python", "text", "yaml"}
 NOT_RUN = {
-    "make demo": "takes minutes, and what it does is run here piece by piece",
-    "make setup": "makes the environment that this test runs in",
+    "make demo": "takes minutes, and its steps run here one by one",
+    "make setup": "creates the environment that this test runs in",
     "from dask_jobqueue import SLURMCluster": "needs a SLURM cluster",
     "torchrun --standalone --nproc-per-node 4 -m training.cli boost STORE RUN": "needs several "
     "GPUs; test_training_ranks.py runs it on two processes",
@@ -42,9 +42,9 @@ SMALL = {
     "cspine-training boost": "--preset demo --size 32 --patch 8 --width 16 --rounds 1 "
     "--slices-per-round 100 --epochs 0.5 --guard 0.15 --calibration 0.45 --test 0.15",
 }
-"""What is added to commands whose defaults want hours; everything else runs as it stands."""
+"""Options added to commands whose defaults take hours; all others run unchanged."""
 TABLES = ("segmentations", "train.csv", "train_bounding_boxes.csv", "sample_submission.csv")
-"""Of SOURCE, that lie beside it."""
+"""Files of the cohort that are moved beside SOURCE."""
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], Callable[[], argparse.ArgumentParser]]] = {
     "cspine-pipeline": (pipeline_cli.main, pipeline_cli.parser),
     "cspine-training": (training_cli.main, training_cli.parser),
@@ -53,14 +53,14 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], Callable[[], argparse.Argu
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its info string's words, and its lines."""
+    """A fenced block: the words of its info string, and its lines."""
 
     words: tuple[str, ...]
     text: str
 
     @property
     def first(self) -> str:
-        """The first line, without its comment."""
+        """First line, without its comment."""
         return self.text.splitlines()[0].partition(" #")[0].rstrip()
 
     @property
@@ -82,7 +82,7 @@ def command_lines(block: Block) -> Iterator[list[str]]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with SOURCE and its tables, in which README's commands have run."""
+    """Folder with SOURCE and its tables, in which the commands of the README have run."""
     root = tmp_path_factory.mktemp("documents")
     make_cohort(root / "SOURCE", studies=20, size=48, slices=24, workers=1)
     for name in TABLES:
@@ -96,7 +96,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def run_blocks(document: str) -> list[dict[str, Any]]:
-    """Run a document's blocks in the current folder; gives the names that its examples made."""
+    """Run the blocks of a document in the current folder; return the variables of its examples."""
     made = []
     for block in filter(lambda block: block.runs, blocks(document)):
         if block.words[0] == "python":
@@ -111,7 +111,7 @@ def run_blocks(document: str) -> list[dict[str, Any]]:
     return made
 
 
-def test_readmes_commands_lead_to_reports_and_predictions(folder: Path) -> None:
+def test_the_commands_of_the_readme_write_reports_and_predictions(folder: Path) -> None:
     store = StudyStore.open(str(folder / "STORE"))
     assert len(store.studies()) == 20
     for page in ("preprocessing.html", "training.html"):
@@ -124,7 +124,7 @@ def test_readmes_commands_lead_to_reports_and_predictions(folder: Path) -> None:
     "document",
     [name for name in DOCUMENTS if name != "README.md" and any(b.runs for b in blocks(name))],
 )
-def test_a_documents_commands_and_examples_run(folder: Path, document: str) -> None:
+def test_the_commands_and_examples_of_a_document_run(folder: Path, document: str) -> None:
     for names in run_blocks(document):
         if "mask" in names:
             crop = StudyStore.open("STORE").read_crop(names["first"].study, names["first"].level)
@@ -139,21 +139,21 @@ def test_a_documents_commands_and_examples_run(folder: Path, document: str) -> N
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_block_says_what_it_is_and_why_it_would_not_run(document: str) -> None:
+def test_every_block_has_a_language_and_a_reason_if_it_does_not_run(document: str) -> None:
     for block in blocks(document):
         assert block.words[0] in LANGUAGES, f"{document}: {block.first}"
         if block.words[0] in ("console", "python"):
             assert block.runs != (block.first in NOT_RUN), f"{document}: {block.first}"
 
 
-def test_no_reason_is_left_over() -> None:
+def test_every_reason_belongs_to_a_block() -> None:
     skipped = {
         block.first for name in DOCUMENTS for block in blocks(name) if "no-run" in block.words
     }
     assert skipped == set(NOT_RUN)
 
 
-def test_every_target_of_make_that_is_named_is_there() -> None:
+def test_every_make_target_in_the_documents_exists() -> None:
     named = {
         target
         for document in DOCUMENTS
@@ -165,8 +165,8 @@ def test_every_target_of_make_that_is_named_is_there() -> None:
         subprocess.run(arguments, cwd=REPOSITORY, check=True, capture_output=True)
 
 
-def test_commands_in_running_text_and_in_blocks_that_do_not_run_can_be_parsed() -> None:
-    """What is only named, such as `cspine-pipeline run`, must be a command."""
+def test_commands_in_the_text_can_be_parsed() -> None:
+    """A name alone, such as `cspine-pipeline run`, must be a command."""
     for document in DOCUMENTS:
         text = (REPOSITORY / document).read_text()
         for found in re.findall(r"(?<![\w/])`((?:cspine-pipeline|cspine-training)[^`]*)`", text):
@@ -184,14 +184,14 @@ def test_commands_in_running_text_and_in_blocks_that_do_not_run_can_be_parsed() 
 
 
 def headings(path: Path) -> set[str]:
-    """The anchors that a forge makes of a document's headings."""
+    """Anchors that GitHub makes from the headings of a document."""
     text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_link_leads_to_a_file_and_a_heading(document: str) -> None:
+def test_every_link_has_an_existing_file_and_heading(document: str) -> None:
     path = REPOSITORY / document
     for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
         if re.match(r"https?:", target):
@@ -204,18 +204,18 @@ def test_every_link_leads_to_a_file_and_a_heading(document: str) -> None:
             assert anchor in headings(aim), f"{document}: {target}"
 
 
-def test_every_file_that_is_named_is_there() -> None:
-    roots = "pipeline|training|storage_schemas|tests|benchmarks|docs"
+def test_every_file_in_a_code_span_exists() -> None:
+    roots = "pipeline|training|presentation|storage_schemas|tests|benchmarks|docs"
     for document in DOCUMENTS:
         text = (REPOSITORY / document).read_text()
         for name in re.findall(rf"`((?:{roots})/[\w./-]+)`", text):
             assert (REPOSITORY / name).exists(), f"{document}: {name}"
 
 
-def test_pictures_are_small_and_drawn_for_both_schemes() -> None:
-    pictures = list((REPOSITORY / "docs/images").iterdir())
-    assert sum(path.stat().st_size for path in pictures) < 600_000
-    for path in pictures:
+def test_images_are_small_and_support_light_and_dark_mode() -> None:
+    images = list((REPOSITORY / "docs/images").iterdir())
+    assert sum(path.stat().st_size for path in images) < 600_000
+    for path in images:
         if path.suffix == ".svg":
             assert "prefers-color-scheme: dark" in path.read_text()
             assert json.dumps(path.read_text()).isascii()
