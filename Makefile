@@ -16,20 +16,23 @@ ANSWER ?= $(DEMO)/answer
 JOBS ?= 2
 PRESET ?= default
 RECIPE ?= boost
+# Pinned versions; leave it empty for the newest releases.
+CONSTRAINTS ?= constraints.txt
+PINNED = $(addprefix --constraint ,$(CONSTRAINTS))
 # What finds the vertebrae of a new study: a trained localizer where there is one, or masks.
 FIND = $(if $(wildcard $(LOCALIZER)),--localizer $(LOCALIZER),--masks $(MASKS))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint type bench preprocess verify train localizer evaluate predict report ci clean
+.PHONY: help setup demo test lint type docs bench preprocess verify train localizer evaluate predict report ci clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: .venv/installed ## make .venv with everything, pinned
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[pipeline,training,s3,dev]'
+	$(BIN)/pip install --quiet $(PINNED) --editable '.[pipeline,training,s3,docs,dev]'
 	touch $@
 
 demo: setup ## make a cohort, preprocess, train, score, report: all under DEMO
@@ -49,8 +52,11 @@ lint: setup ## check style
 type: setup ## check types
 	$(BIN)/mypy
 
+docs: setup ## build the documentation site in build/docs; warnings are errors
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --jobs auto docs build/docs
+
 bench: setup ## run every benchmark, the quick way
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/pip install --quiet $(PINNED) --editable '.[bench]'
 	for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
 
 preprocess: setup ## SOURCE of DICOM studies to STORE, on a local cluster
@@ -80,7 +86,7 @@ report: setup ## write the pages about STORE and RUN
 	$(BIN)/cspine-pipeline report $(STORE) $(DEMO)/preprocessing.html
 	$(BIN)/cspine-training report $(RUN) $(DEMO)/training.html
 
-ci: lint type test ## what the continuous integration runs
+ci: lint type docs test ## what the continuous integration runs
 
 clean: ## remove what make made
 	rm -rf .venv $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
