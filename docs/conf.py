@@ -5,6 +5,7 @@ elsewhere when it is read: `find_remote_resources` looks at every page that was 
 """
 
 import re
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from importlib import metadata
@@ -14,6 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))  # the site describes this tree, whatever is installed
 PACKAGES = ("storage_schemas", "pipeline", "training", "presentation")
 _SOURCE_LINK = re.compile(rf"\]\((?:\.\./)+((?:{'|'.join(PACKAGES)})(?:/\w+)*)(?:\.py|/)?\)")
 
@@ -35,8 +37,7 @@ apidoc_modules = [
     {"path": f"../{package}", "destination": f"api/generated/{package}"} for package in PACKAGES
 ]
 apidoc_module_first = True
-
-apidoc_automodule_options = {"members", "show-inheritance"}
+apidoc_automodule_options = {"members"}
 autodoc_member_order = "bysource"
 # Sphinx 9.0 else reads the docstrings of everything that a module imports, and drops them then.
 autodoc_use_legacy_class_based = True
@@ -45,8 +46,8 @@ maximum_signature_line_length = 88
 toc_object_entries = False  # each page would hold, and the build copy, a tree of all functions
 
 numpydoc_show_class_members = False
-# What would mislead: parameters that are not there, out of order, or not parsed as such.
-numpydoc_validation_checks = {"PR02", "PR03", "PR10", "GL06", "GL07"}
+# What would mislead: parameters that are not there, and sections that are not parsed as such.
+numpydoc_validation_checks = {"PR02", "PR10", "GL06", "GL07"}
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 4

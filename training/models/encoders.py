@@ -161,7 +161,7 @@ def run_encoder(encoder: PreTrainedModel, pixels: Tensor, **options: bool) -> An
     encoder : PreTrainedModel
     pixels : Tensor, shape (inputs, channels, size, size)
         Normalised; of any size that the family can take.
-    options
+    **options
         Of its forward, such as ``output_attentions``.
     """
     if "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters:
