@@ -47,7 +47,12 @@ from training.localizer.scores import (
 )
 from training.localizer.unet import LocalizerNetwork, build_network
 from training.optimization.averaging import start_ema
-from training.optimization.checkpoints import TrainingState, resume_training, write_training
+from training.optimization.checkpoints import (
+    TrainingState,
+    batch_seed,
+    resume_training,
+    write_training,
+)
 from training.optimization.schedule import warmup_cosine
 
 PACKAGES = ("cspine", "torch", "monai", "onnx", "onnxruntime")
@@ -209,7 +214,7 @@ def _sample_batch(
 ) -> tuple[Tensor, Places]:
     """Varied cubes, (batch, 1, S, S, S), and the places where they are judged."""
     # By the number of the step, so that a training that was stopped draws what it would have.
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    generator = torch.Generator().manual_seed(batch_seed(config.seed, step))
     hu = torch.from_numpy(overviews.hu[chosen]).to(device).float()[:, None]
     classes = torch.from_numpy(overviews.classes[chosen]).to(device)[:, None]
     length_mm = torch.from_numpy(overviews.spacing_mm[chosen]) * config.size

@@ -104,6 +104,19 @@ class TrainingState:
             resume_ema(self.ema, step)
 
 
+def batch_seed(seed: int, number: int) -> int:
+    """Seed of the random numbers of one batch, so that a resumed training repeats none.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the training.
+    number : int
+        Number of the batch or the step, from 0.
+    """
+    return seed * 1_000_003 + number
+
+
 def write_checkpoint(path: Path, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
     """Replace the checkpoint, whole or not at all.
 

@@ -31,6 +31,7 @@ from training.optimization.averaging import start_ema
 from training.optimization.checkpoints import (
     Progress,
     TrainingState,
+    batch_seed,
     read_checkpoint,
     write_checkpoint,
 )
@@ -223,7 +224,7 @@ def replay(
         Makes the model's input of a batch on the device and a generator on the CPU.
     """
     for number, items in enumerate(order[:STATISTICS_BATCHES]):
-        generator = torch.Generator().manual_seed(work.seed * 1_000_003 + number)
+        generator = torch.Generator().manual_seed(batch_seed(work.seed, number))
         yield see(to_device(examples.__getitems__(items.tolist())), generator)
 
 
@@ -305,7 +306,7 @@ class _RoundTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """The loss of one batch, with draws that are the same whatever ran before."""
-        seed = self.args.seed * 1_000_003 + self._batch
+        seed = batch_seed(self.args.seed, self._batch)
         self._batch += ranks()
         torch.manual_seed(seed)  # dropout's
         loss = self._loss(model, inputs, torch.Generator().manual_seed(seed))
