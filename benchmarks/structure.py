@@ -5,11 +5,10 @@
 Measures the four packages of this checkout, of an older one beside it (`--before`), and any other
 package (`--package cubed=/tmp/cubed/cubed`), from their source alone; nothing is imported.
 
-A *module* is a ``.py`` file other than ``__init__.py``; tests and what lies in folders of tests are
-left out. An *arrow* is one module that imports another of its package, inside functions too, but
-not under ``TYPE_CHECKING``. *Floors* are the modules in the longest chain of imports, where modules
-that import each other in a circle count as one. A *unit* is a subpackage or a module directly below
-the package; arrows and floors between units say how a package looks from above.
+A *module* is a ``.py`` file other than ``__init__.py``; tests and vendored code are left out. An
+*import* is a pair of modules of one package, of which one imports the other, inside functions too,
+but not under ``TYPE_CHECKING``. The *longest chain* counts the modules of the longest path of
+imports, a cycle as one. A *part* is a subpackage, or a module directly below the package.
 """
 
 import ast
@@ -31,13 +30,13 @@ MOST_MODULES = 16
 
 def list_modules(folder: Path) -> dict[str, Path]:
     """The modules of a package by their dotted names, ``__init__`` among them as the package."""
-    files = (path for path in folder.rglob("*.py") if not _is_test(path.relative_to(folder)))
+    files = (path for path in folder.rglob("*.py") if not _is_left_out(path.relative_to(folder)))
     names = {path: path.relative_to(folder.parent).with_suffix("").parts for path in files}
     return {".".join(parts).removesuffix(".__init__"): path for path, parts in names.items()}
 
 
-def _is_test(path: Path) -> bool:
-    return bool({"test", "tests"} & set(path.parts)) or path.name.startswith("test_")
+def _is_left_out(path: Path) -> bool:
+    return bool({"test", "tests", "vendor"} & set(path.parts)) or path.name.startswith("test_")
 
 
 def list_imports(name: str, path: Path, tree: ast.Module) -> Iterator[tuple[str, str]]:
@@ -61,7 +60,7 @@ def _run_nodes(node: ast.AST) -> Iterator[ast.AST]:
         yield from _run_nodes(child)
 
 
-def draw_arrows(modules: Mapping[str, Path], trees: Mapping[str, ast.Module]) -> nx.DiGraph:
+def import_graph(modules: Mapping[str, Path], trees: Mapping[str, ast.Module]) -> nx.DiGraph:
     """The graph of imports between modules; packages themselves are no nodes."""
     graph = nx.DiGraph()
     nodes = {name for name, path in modules.items() if path.name != "__init__.py"}
@@ -74,21 +73,21 @@ def draw_arrows(modules: Mapping[str, Path], trees: Mapping[str, ast.Module]) ->
     return graph
 
 
-def join_units(graph: nx.DiGraph) -> nx.DiGraph:
+def part_graph(graph: nx.DiGraph) -> nx.DiGraph:
     """The graph of imports between subpackages and modules directly below the package."""
-    units = nx.DiGraph()
-    units.add_nodes_from(name.split(".")[1] for name in graph)
+    parts = nx.DiGraph()
+    parts.add_nodes_from(name.split(".")[1] for name in graph)
     pairs = ((one.split(".")[1], other.split(".")[1]) for one, other in graph.edges)
-    units.add_edges_from((one, other) for one, other in pairs if one != other)
-    return units
+    parts.add_edges_from((one, other) for one, other in pairs if one != other)
+    return parts
 
 
-def count_floors(graph: nx.DiGraph) -> int:
-    """Nodes in the longest chain, each circle taken as one node."""
+def longest_chain(graph: nx.DiGraph) -> int:
+    """Nodes in the longest chain, each cycle taken as one node."""
     return int(nx.dag_longest_path_length(nx.condensation(graph))) + 1
 
 
-def count_in_circles(graph: nx.DiGraph) -> int:
+def count_in_cycles(graph: nx.DiGraph) -> int:
     """Nodes that import each other, directly or through others."""
     return sum(len(group) for group in nx.strongly_connected_components(graph) if len(group) > 1)
 
@@ -107,22 +106,22 @@ def measure(folder: Path) -> dict[str, Any]:
     modules = list_modules(folder)
     texts = {name: path.read_text(encoding="utf-8-sig") for name, path in modules.items()}
     trees = {name: ast.parse(text) for name, text in texts.items()}
-    graph = draw_arrows(modules, trees)
-    units = join_units(graph)
+    graph = import_graph(modules, trees)
+    parts = part_graph(graph)
     folders = Counter(modules[name].parent for name in graph)
     lengths = [len(texts[name].splitlines()) for name in graph]
     lines = [line for tree in trees.values() for line in first_lines(tree)]
     return {
         "modules": len(graph),
         "largest folder": max(folders.values()),
-        "floors": count_floors(graph),
-        "arrows": graph.number_of_edges(),
-        "in circles": count_in_circles(graph),
-        "units": len(units),
-        "unit floors": count_floors(units),
-        "unit arrows": units.number_of_edges(),
-        "units in circles": count_in_circles(units),
-        "first line, characters": round(statistics.fmean(map(len, lines)), 1),
+        "longest chain": longest_chain(graph),
+        "imports": graph.number_of_edges(),
+        "in cycles": count_in_cycles(graph),
+        "parts": len(parts),
+        "chain of parts": longest_chain(parts),
+        "imports of parts": parts.number_of_edges(),
+        "parts in cycles": count_in_cycles(parts),
+        "first line, chars": round(statistics.fmean(map(len, lines)), 1),
         "words": round(statistics.fmean(len(line.split()) for line in lines), 1),
         "lines a module, median": int(statistics.median(lengths)),
         "mean": round(statistics.fmean(lengths)),
@@ -151,8 +150,8 @@ def main() -> None:
         Claim(name, float(max(row[column] for row in now)), target, "lower")
         for name, column, target in (
             ("modules in the largest folder", "largest folder", MOST_MODULES),
-            ("modules that import each other in a circle", "in circles", 0),
-            ("subpackages that import each other in a circle", "units in circles", 0),
+            ("modules in import cycles", "in cycles", 0),
+            ("subpackages in import cycles", "parts in cycles", 0),
         )
     ]
     report(describe_machine(["networkx"]), rows, claims, options.json)
