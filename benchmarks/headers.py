@@ -108,7 +108,7 @@ def main() -> None:
         for name, folder in folders.items():
             files = sorted(path for path in folder.iterdir() if path.is_file())[:MOST_FILES]
             leads.append(enter(rows, name, [path.read_bytes() for path in files], rounds))
-    claims = [Claim("headers vs pydicom with the same elements, worst series", min(leads), 2.0)]
+    claims = [Claim("headers vs the faster of pydicom, worst series", min(leads), 5.0)]
     report(describe_machine(["pydicom"]), rows, claims, options.json)
 
 
