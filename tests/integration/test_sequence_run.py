@@ -96,14 +96,19 @@ def test_a_frozen_round_goes_on_from_a_run_and_keeps_the_encoder(
 
 def test_evaluation_and_card_of_a_sequence_run(site: Site, capsys: Captured) -> None:
     card = site.sequences / "model" / "README.md"
-    assert "Not opened yet" in card.read_text()
+    assert "Not evaluated yet" in card.read_text()
     assert main(["evaluate", str(site.sequences), str(site.store)]) == 0
     verdict = capsys.readouterr().out.splitlines()[-1]
     assert re.fullmatch(r"locked test: model \d\.\d{3}, best constant \d\.\d{3}", verdict)
     told = card.read_text()
     losses = json.loads((site.sequences / "evaluation.json").read_text())["losses"]
     assert f"| model | {losses['model']['all']:.3f} |" in told
-    for fact in ("Not a medical device", "outside hospital", "95 % interval", "sequence model"):
+    for fact in (
+        "Not a medical device",
+        "external hospital",
+        "95 % confidence interval",
+        "sequence model",
+    ):
         assert fact in told
     splits = json.loads((site.sequences / "splits.json").read_text())
     assert not [study for side in splits.values() for study in side if study in told]
@@ -153,18 +158,18 @@ def test_two_missing_levels_are_predicted_with_a_warning_and_explained(
     arguments = [str(site.sequences), str(store), str(tmp_path / "p.csv"), "--explain", str(pages)]
     assert main(["predict", *arguments]) == 0
     told = capsys.readouterr().err
-    assert "C3 has no crop; C6 has no crop" in told
+    assert "C3 was not found in the scan" in told
     (chances,) = table_of(tmp_path / "p.csv").values()
     assert ((chances >= 0) & (chances <= 1)).all()
     document = json.loads((pages / f"{study.name}.json").read_text())
     assert list(document["probabilities"].values()) == pytest.approx(chances.tolist())
-    assert document["warnings"][:2] == ["C3 has no crop", "C6 has no crop"]
+    assert [text[:2] for text in document["warnings"][:2]] == ["C3", "C6"]
     assert [level["level"] for level in document["levels"]] == ["C1", "C2", "C4", "C5", "C7"]
     for level in document["levels"]:
         assert sum(part["weight"] for part in level["slices"]) == pytest.approx(1, abs=1e-5)
         assert all(part["instance"] for part in level["slices"])
     page = (pages / f"{study.name}.html").read_text()
-    assert "C3 has no crop" in page
+    assert "C3 was not found in the scan" in page
     assert page.count("data:image/png;base64,") >= 2 * len(document["levels"])
 
 

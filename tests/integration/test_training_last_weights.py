@@ -144,6 +144,6 @@ def test_without_the_weights_that_it_goes_on_from_a_run_stops_and_says_which(
     assert train(store, run) == 2
     told = capsys.readouterr().err
     assert "[model-invalid]" in told
-    assert "the next round goes on from these weights" in told
+    assert "the next round starts from these weights" in told
     assert "01.safetensors" in told
     assert "Traceback" not in told

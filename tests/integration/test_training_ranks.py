@@ -100,7 +100,7 @@ def test_ranks_that_cannot_share_a_step_evenly_are_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(trainer, "ranks", lambda: 3)
-    with pytest.raises(UsageError, match="3 ranks cannot share the 16 inputs"):
+    with pytest.raises(UsageError, match="3 ranks cannot share 16 inputs"):
         trainer._divide(16, 16)
 
 

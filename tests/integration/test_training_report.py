@@ -1,6 +1,7 @@
 """The training report in a real browser: it opens, stays within its width, and is complete."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from playwright.sync_api import Browser, Page
 from storage_schemas.vertebrae import LABEL_COLUMNS
 from tests.pages import check_contrast, fits, opened, table
 from training.cli import main
+from training.evaluation.evaluate import title
+from training.rounds.candidates import candidate_title
 
 Captured = pytest.CaptureFixture[str]
 
@@ -58,18 +61,21 @@ def test_rounds_and_candidates_are_those_of_the_journal(page: Page, written: Wri
     rows = table(page, f"{len(history)} of {len(plans)} planned rounds")
     assert [row[0] for row in rows] == [str(entry["round"]) for entry in history]
     for row, entry in zip(rows, history, strict=True):
-        decision = f"{entry['best']} accepted" if entry["accepted"] else "rolled back"
+        decision = (
+            f"{candidate_title(entry['best'])} accepted" if entry["accepted"] else "rolled back"
+        )
         assert row[1] == decision
         if entry["gain"] is not None:
             assert row[2].startswith(f"gain {entry['gain']:.4f} ")
-            assert f"its error {entry['gain_error']:.4f}" in row[2]
+            assert f"its standard error {entry['gain_error']:.4f}" in row[2]
         assert row[3] == fixed(entry["guard_loss"], 4)
         assert row[5:9] == [
             f"{entry[name]:,}" for name in ("studies", "slices", "replayed_slices", "steps")
         ]
     candidates = page.locator("table", has_text="Guard loss of each candidate")
-    names = candidates.locator("thead th").all_inner_texts()[1:]
-    assert names == ["raw", "average", "step 0.5"]
+    titles = candidates.locator("thead th").all_inner_texts()[1:]
+    assert titles == ["last weights", "EMA", "interpolated 0.5"]
+    names = ["raw", "average", "step 0.5"]
     assert table(page, "Guard loss of each candidate") == [
         [str(entry["round"]), *(fixed(entry["candidates"].get(name), 4) for name in names)]
         for entry in history
@@ -81,13 +87,17 @@ def test_rounds_and_candidates_are_those_of_the_journal(page: Page, written: Wri
 def test_scores_of_every_target_stand_beside_every_constant(page: Page, written: Written) -> None:
     found = written.read("evaluation.json")
     rows = {row[0]: row[1:] for row in table(page, "Loss, and 95")}
-    assert list(rows) == list(found["losses"])
+    assert list(rows) == [title(name) for name in found["losses"]]
     for name, losses in found["losses"].items():
-        assert [cell.split("\n")[0] for cell in rows[name]] == [fixed(v) for v in losses.values()]
+        assert [cell.split("\n")[0] for cell in rows[title(name)]] == [
+            fixed(v) for v in losses.values()
+        ]
     low, high = found["intervals"]["model"]["all"]
     assert rows["model"][0].split("\n")[-1] == f"{low:.2f}–{high:.2f}"  # noqa: RUF001
     for name, groups in found["figures"].items():
-        for row, values in zip(table(page, f"Figures of the {name}"), groups.values(), strict=True):
+        for row, values in zip(
+            table(page, f"Metrics of the {title(name)}"), groups.values(), strict=True
+        ):
             assert [cell.split(" ")[0] for cell in row[1:]] == [
                 fixed(value and value[0]) for value in values.values()
             ]
@@ -98,14 +108,14 @@ def test_sites_and_studies_are_those_of_the_evaluation(page: Page, written: Writ
     sites = {row[0]: row[1:] for row in table(page, "Loss by scanner")}
     assert set(sites) == set(found["sites"])
     assert next(iter(sites)) == found["worst_site"]
-    page.get_by_text("studies of the locked test").click()
-    exams = {row[0]: row for row in table(page, "By loss, the largest first")}
+    page.get_by_text(re.compile("^All .* test studies")).click()
+    exams = {row[0]: row for row in table(page, "Sorted by loss, largest first")}
     losses = [float(row[1]) for row in exams.values()]
     assert losses == sorted(losses, reverse=True)
     assert len(exams) == len(found["exams"]) == len(written.read("splits.json")["test"])
     for exam in found["exams"]:
         assert exams[exam["study"]][2:] == [fixed(p, 2) for p in exam["probabilities"]]
-    told = page.locator("details td.broken")
+    told = page.locator("details td.fractured")
     assert told.count() == sum(sum(exam["labels"]) for exam in found["exams"])
 
 

@@ -1,4 +1,4 @@
-"""Probabilities of finished runs: prediction, the locked test, and ensembles of runs.
+"""Prediction with finished runs, the test-set evaluation, and ensembles of runs.
 
-Not for training: no model is changed here.
+No model is trained or changed here.
 """

@@ -1,9 +1,9 @@
-"""Several runs as one: folds of one recipe, or runs of any recipes under convex weights.
+"""Weighted ensembles of runs.
 
-Members are weighed on patients that none of them trained on: those on whom a run's probabilities
-were fitted, or, of a run in folds, all patients but the locked ones, each by the model of the fold
-that held it out. What the members say of them stands in the runs already, so nothing is predicted
-here. The locked test patients are the same in all runs, and are not looked at.
+Weights are fitted on patients that no member was trained on: the calibration patients of a plain
+run, or all but the test patients of a cross-validated run, each predicted by the fold that held it
+out. These predictions are stored in the runs, so no model is run here. All runs must share the
+locked test patients, which are not used.
 """
 
 import shutil
@@ -29,27 +29,27 @@ from training.runs import EVALUATION, RUN_ENSEMBLE, SETTINGS, SPLITS, RunFolder
 Floats = NDArray[np.float64]
 _RESAMPLES = 50
 _ENOUGH = 0.05
-"""A run of a smaller weight is left out: it costs whole predictions."""
+"""Smallest weight of a run; runs below it are dropped, to save their predictions."""
 FEWEST = 8
-"""Patients without whom no weights are fitted."""
+"""Smallest number of patients that weights are fitted on."""
 
 
 @dataclass(frozen=True)
 class RunEnsemble:
-    """A mixture of runs.
+    """A weighted ensemble of runs.
 
     Parameters
     ----------
     names : tuple of str
-        The runs' folders, by name alone.
+        Folder names of the runs.
     weights : tuple of float
-        Of the runs; at least 0, together 1.
+        Weight of each run; non-negative, with sum 1.
     losses : tuple of float
-        Of each run alone, on the patients that fitted the weights.
+        Loss of each run on the patients that the weights were fitted on.
     loss : float
-        Of the mixture, on the same.
+        Loss of the ensemble on the same patients.
     studies : int
-        That fitted the weights.
+        Number of studies that the weights were fitted on.
     """
 
     names: tuple[str, ...]
@@ -60,40 +60,45 @@ class RunEnsemble:
 
 
 def blend(store: StudyStore, out: RunFolder, runs: Sequence[RunFolder]) -> RunEnsemble:
-    """Weigh runs by patients that none of them trained on, and copy their models into OUT.
+    """Fit ensemble weights on patients that no run was trained on, and copy the models into `out`.
 
     Parameters
     ----------
     store : StudyStore
-        For the labels.
+        Store that the labels are read from.
     out : RunFolder
-        A folder that is not there yet, or holds a blend.
+        New folder, or one that holds an ensemble of runs.
     runs : sequence of RunFolder
-        Two or more, plain ones or in folds, with the same locked test patients.
+        Two or more plain or cross-validated runs with the same test patients.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where a run is not finished, or the runs have other test patients or too
-        few known ones in common; ``labels-missing``.
+        ``config-invalid`` if a run is not finished or the test patients differ;
+        ``cohort-too-small`` if the runs share too few held-out patients; ``labels-missing``.
     RunError
         ``run-unwritable``.
     """
     if len(runs) < 2:
-        raise UsageError("config-invalid", "a blend is of two runs or more")
+        raise UsageError("config-invalid", "an ensemble needs at least two runs")
     if out.path.exists() and not out.has(RUN_ENSEMBLE) and any(out.path.iterdir()):
-        raise UsageError("config-invalid", "OUT holds something else", key=str(out.path))
+        raise UsageError(
+            "config-invalid", "OUT is not empty and holds no ensemble", key=str(out.path)
+        )
     splits = [Splits.from_json(run.read(SPLITS)) for run in runs]
     for run, split in zip(runs, splits, strict=True):
         if set(split.test) != set(splits[0].test):
-            reason = "its locked test patients are not those of the first run: use one --seed"
+            reason = "its test patients differ from those of the first run: use the same --seed"
             raise UsageError("config-invalid", reason, key=str(run.path))
     studies = labelled(read_cohort(store), store.url)
     known = [held_out_predictions(run, studies) for run in runs]
     common = [study for study in studies if all(study.study in each for each in known)]
     labels = label_table(common) if common else np.zeros((0, 8), np.int64)
     if len(common) < FEWEST or labels[:, 0].min() == labels[:, 0].max():
-        reason = f"{len(common)} studies are unseen by all runs, broken and whole ones are needed"
+        reason = (
+            f"{len(common)} studies are held out by all runs; {FEWEST} or more are needed, with"
+            " and without fractures"
+        )
         raise UsageError("cohort-too-small", reason, key=str(out.path))
     tables = [np.stack([each[study.study] for study in common]) for each in known]
     weights = weigh_runs(labels, tables, [study.patient for study in common])
@@ -111,22 +116,24 @@ def blend(store: StudyStore, out: RunFolder, runs: Sequence[RunFolder]) -> RunEn
 def weigh_runs(
     labels: NDArray[np.int64], tables: Sequence[Floats], patients: Sequence[str]
 ) -> Floats:
-    """Convex weights, as the mean of those that fit resamples of the patients best.
+    """Fit non-negative weights with sum 1, averaged over bootstrap resamples of the patients.
 
-    The weights of least loss on a dozen patients choose one run of several that are as good; their
-    mean over resamples (Breiman, Bagging Predictors, 1996) shares where the patients cannot tell.
+    On few patients the optimal weights select one of several equally good runs; averaging over
+    resamples distributes the weight among them (Breiman, Bagging Predictors, 1996).
 
     Parameters
     ----------
-    labels : ndarray, shape (studies, 8)
-    tables : sequence of ndarray, shape (studies, 8)
-        What each run says.
+    labels : ndarray, shape (studies, targets)
+        Labels of the studies, 0 or 1.
+    tables : sequence of ndarray, shape (studies, targets)
+        Probabilities of each run.
     patients : sequence of str
-        Of each study; a patient's studies stay together.
+        Patient of each study; the studies of a patient are resampled together.
 
     Returns
     -------
     ndarray, shape (runs,)
+        Weight of each run.
     """
     names, place = np.unique(patients, return_inverse=True)
     random = np.random.default_rng(0)
@@ -140,7 +147,7 @@ def weigh_runs(
 
 
 def _held_by_all(splits: Sequence[Splits]) -> Splits:
-    """What any run trained on is trained on; the rest of the held-out patients calibrates."""
+    """Splits of an ensemble: patients that any run was trained on are training patients."""
     train = set[str]().union(*(split.train for split in splits))
     held = {p for split in splits for p in (*split.guard, *split.calibration)} - train
     return Splits(tuple(sorted(train)), (), tuple(sorted(held)), splits[0].test)

@@ -1,9 +1,9 @@
-"""The locked test: the run's model and its mixture beside the constants that they have to beat.
+"""Test-set evaluation of a run's model and its ensemble, beside constant baselines.
 
-Figures come for each level, for all levels together and for the patient, with 95 % intervals by
-bootstrap over patients, whose studies stay together. All constants but the last are known before
-the test: one half, and what the training labels say. The last is fitted to the test labels
-themselves, so no constant can do better there.
+Metrics are computed for each level, for all levels pooled and for the patient, with 95 % confidence
+intervals by bootstrap over patients. Baselines are the constant 0.5, the class prior and the best
+constants of the training labels; the best constants of the test labels are the lower bound of any
+constant.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,7 +35,7 @@ from training.metrics.competition import (
     exam_weights,
     target_losses,
 )
-from training.metrics.rank_metrics import SPECIFICITY, mean_figures, rank_figures
+from training.metrics.rank_metrics import SPECIFICITY, brier_score, rank_metrics
 from training.rounds.cards import renew_card
 from training.rounds.recipes import find_recipe
 from training.rounds.validation import mean_by_patient
@@ -47,13 +47,15 @@ PRIOR = "class prior"
 BEST = "best constant"
 TEST_CONSTANT = "best for the test"
 ENSEMBLE = "mixture of rounds"
+_TITLES = {TEST_CONSTANT: "best constant of the test labels", ENSEMBLE: "ensemble of rounds"}
+"""Displayed names of models and baselines, where they differ from the key in evaluation.json."""
 
 GROUPS: Mapping[str, list[int]] = {
     **{target: [column] for column, target in enumerate(LABEL_COLUMNS)},
     "levels": list(range(1, len(LABEL_COLUMNS))),
 }
-"""Columns that are judged together: each target, and all levels."""
-FIGURES: Mapping[str, str] = {
+"""Label columns that a metric is computed on: each target, and all levels pooled."""
+METRIC_TITLES: Mapping[str, str] = {
     "auc": "AUC",
     "average_precision": "average precision",
     "sensitivity": f"sensitivity at {SPECIFICITY:.0%} specificity",
@@ -61,42 +63,46 @@ FIGURES: Mapping[str, str] = {
 }
 CURVES = (LABEL_COLUMNS[0], "levels")
 RESAMPLES = 1000
-"""Resamples of the patients."""
+"""Number of bootstrap resamples of the patients."""
 Floats = NDArray[np.float64]
 Curve = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a run does on the locked test patients.
+    """The test-set evaluation of a run.
 
     Parameters
     ----------
-    patients, studies, broken : int
-        Of the test; broken are studies.
+    patients : int
+        Number of test patients.
+    studies : int
+        Number of test studies.
+    broken : int
+        Number of test studies with a fracture.
     losses : mapping
-        For the model, the mixture and each constant the competition's loss, under ``all``, and that
-        of each target alone.
+        For the model, the ensemble and each baseline: the competition's loss under ``all``, and the
+        loss of each target.
     intervals : mapping
-        For the model, the mixture and each constant the 95 % interval of each of `losses`.
+        For the model, the ensemble and each baseline: 95 % interval of each entry of `losses`.
     figures : mapping
-        For the model and the mixture, for each of `GROUPS`, each of `FIGURES`: its value, and the
-        low and high end of its 95 % interval; None where the test lacks one class.
+        For the model and the ensemble, by `GROUPS` and metric: value, and lower and upper end of
+        its 95 % interval; None if the test set lacks one class.
     curves : mapping
-        For the model and the mixture, for each of `CURVES`, the points of three curves.
-        ``calibration``: mean probability and share of broken ones, in up to ten groups of as many
-        exams. ``roc``: share of false alarms and sensitivity, and ``precision_recall``: sensitivity
-        and precision, at every threshold; both None where the test lacks one class.
+        For the model and the ensemble, by `CURVES`: points of three curves. ``calibration`` holds
+        mean predicted probability and observed fracture rate in up to ten quantile bins; ``roc``
+        holds 1 - specificity and sensitivity, ``precision_recall`` sensitivity and precision, at
+        every threshold. The last two are None if the test set lacks one class.
     sites : mapping
-        For each scanner its studies, and the losses of the model and the best constant there.
+        For each scanner: number of studies, and loss of the model and of the best constant.
     worst_site : str
-        The one where the model's loss is highest.
+        Scanner with the highest loss of the model.
     gain : float
-        By how much the model's loss lies below that of the best constant.
+        Loss of the best constant minus the loss of the model.
     gain_interval : tuple of two floats
-        Its 95 % interval.
+        95 % interval of `gain`.
     exams : tuple
-        For each study its labels, its probabilities and its loss.
+        Labels, probabilities and loss of each study.
     """
 
     patients: int
@@ -114,39 +120,51 @@ class Evaluation:
 
     @property
     def headline(self) -> str:
-        """The line that says it all."""
+        """One line with the losses of the model and of the best constant."""
         model, constant = self.losses[MODEL]["all"], self.losses[BEST]["all"]
         return f"locked test: model {model:.3f}, best constant {constant:.3f}"
 
     def rows(self) -> list[tuple[str, object]]:
-        """What it comes to, for a table."""
+        """Return the summary as table rows."""
         low, high = self.gain_interval
         return [
-            ("locked test patients", self.patients),
-            ("studies", self.studies),
-            ("broken", self.broken),
-            *((f"loss of the {name}", f"{self.losses[name]['all']:.3f}") for name in self.figures),
-            ("loss of the best constant", f"{self.losses[BEST]['all']:.3f}"),
-            ("below the best constant by", f"{self.gain:.3f}, 95 % {low:.3f} to {high:.3f}"),
+            ("test patients", self.patients),
+            ("test studies", self.studies),
+            ("studies with a fracture", self.broken),
+            *((f"loss, {title(name)}", f"{self.losses[name]['all']:.3f}") for name in self.figures),
+            ("loss, best constant", f"{self.losses[BEST]['all']:.3f}"),
+            ("gain over the best constant", f"{self.gain:.3f} (95 % CI {low:.3f} to {high:.3f})"),
         ]
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Evaluation":
-        """Read what `evaluate` wrote; raises KeyError or TypeError on anything else."""
+        """Read the output of `evaluate`; raises KeyError or TypeError otherwise."""
         low, high = document["gain_interval"]
         return cls(**{**document, "gain_interval": (low, high), "exams": tuple(document["exams"])})
 
 
+def title(name: str) -> str:
+    """Return the displayed name of a model or baseline in `Evaluation.losses`."""
+    return _TITLES.get(name, name)
+
+
 def evaluate(store: StudyStore, run: RunFolder) -> Evaluation:
-    """Score a run on its locked test patients, and write that into its folder.
+    """Evaluate a run on its test patients and save the evaluation in its folder.
+
+    Parameters
+    ----------
+    store : StudyStore
+        Store that holds the test and the training patients.
+    run : RunFolder
+        Finished run, or an ensemble of runs.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where RUN holds no finished run; ``labels-missing`` where STORE lacks one
-        of its patients, or its labels.
+        ``config-invalid`` if RUN holds no finished run; ``labels-missing`` if STORE lacks a patient
+        of the run, or its labels.
     StoreError
-        Of a shard that is missing or damaged.
+        ``array-missing`` or ``array-damaged`` if a shard cannot be read.
     """
     config = RunConfig.from_json(run.read(SETTINGS)["config"])
     splits = Splits.from_json(run.read(SPLITS))
@@ -173,7 +191,7 @@ def _chosen(
     if missing := wanted - {study.patient for study in chosen}:
         raise UsageError(
             "labels-missing",
-            f"{len(missing)} of the run's {len(wanted)} {side} patients are not there",
+            f"STORE lacks {len(missing)} of the run's {len(wanted)} {side} patients",
             key=store.url,
         )
     return chosen
@@ -186,17 +204,17 @@ def _compare(
     models = {MODEL: predictions.probabilities}
     if predictions.ensemble is not None:
         models[ENSEMBLE] = predictions.ensemble
-    rivals: dict[str, Floats] = {
+    predictors: dict[str, Floats] = {
         **models,
         HALF: np.full(len(LABEL_COLUMNS), 0.5),
         PRIOR: class_prior(train_labels),
         BEST: best_constants(train_labels),
         TEST_CONSTANT: best_constants(labels),
     }
-    ours, constant = (
-        mean_by_patient(test, exam_losses(labels, rivals[name])) for name in (MODEL, BEST)
+    model_losses, constant = (
+        mean_by_patient(test, exam_losses(labels, predictors[name])) for name in (MODEL, BEST)
     )
-    sites = _compare_sites(test, rivals)
+    sites = _compare_sites(test, predictors)
     weights = _resample(test, seed)
     return Evaluation(
         patients=len({study.patient for study in test}),
@@ -204,10 +222,10 @@ def _compare(
         broken=int(labels[:, 0].sum()),
         losses={
             name: {"all": competition_loss(labels, p), **target_losses(labels, p)}
-            for name, p in rivals.items()
+            for name, p in predictors.items()
         },
-        intervals={name: _loss_intervals(labels, p, weights) for name, p in rivals.items()},
-        figures={name: _figures(labels, p, weights) for name, p in models.items()},
+        intervals={name: _loss_intervals(labels, p, weights) for name, p in predictors.items()},
+        figures={name: _metrics(labels, p, weights) for name, p in models.items()},
         curves={
             name: {
                 group: _curves(labels[:, GROUPS[group]].ravel(), p[:, GROUPS[group]].ravel())
@@ -217,8 +235,9 @@ def _compare(
         },
         sites=sites,
         worst_site=max(sites, key=lambda site: sites[site][MODEL]),
-        gain=competition_loss(labels, rivals[BEST]) - competition_loss(labels, rivals[MODEL]),
-        gain_interval=bootstrap_difference(constant, ours, seed=seed),
+        gain=competition_loss(labels, predictors[BEST])
+        - competition_loss(labels, predictors[MODEL]),
+        gain_interval=bootstrap_difference(constant, model_losses, seed=seed),
         exams=tuple(
             {"study": name, "labels": truth, "probabilities": p, "loss": loss}
             for name, truth, p, loss in zip(
@@ -233,7 +252,12 @@ def _compare(
 
 
 def _resample(test: tuple[Study, ...], seed: int) -> Floats:
-    """How often each exam is in each resample of the patients; in the first one, once each."""
+    """Count each exam in each bootstrap resample of the patients; the first row is all ones.
+
+    Returns
+    -------
+    ndarray, shape (1 + RESAMPLES, studies), float64
+    """
     names, place = np.unique([study.patient for study in test], return_inverse=True)
     picks = np.random.default_rng(seed).multinomial(
         len(names), [1 / len(names)] * len(names), RESAMPLES
@@ -241,45 +265,45 @@ def _resample(test: tuple[Study, ...], seed: int) -> Floats:
     return np.vstack([np.ones(len(names)), picks])[:, place].astype(np.float64)
 
 
-def _figures(
+def _metrics(
     labels: NDArray[np.int64], probabilities: Floats, weights: Floats
 ) -> dict[str, dict[str, tuple[float, float, float] | None]]:
     found: dict[str, dict[str, tuple[float, float, float] | None]] = {}
     for group, columns in GROUPS.items():
         truth, p = labels[:, columns].ravel(), probabilities[:, columns].ravel()
-        many = np.repeat(weights, len(columns), axis=1)
-        sampled = rank_figures(truth, p, many) | mean_figures(truth, p, many)
-        found[group] = {name: _interval(sampled[name]) for name in FIGURES}
+        repeated = np.repeat(weights, len(columns), axis=1)
+        resampled = rank_metrics(truth, p, repeated) | brier_score(truth, p, repeated)
+        found[group] = {name: _interval(resampled[name]) for name in METRIC_TITLES}
     return found
 
 
-def _interval(sampled: Floats) -> tuple[float, float, float] | None:
-    """The value itself, and the 95 % interval of the resamples that have one."""
-    if np.isnan(sampled[0]):
+def _interval(resampled: Floats) -> tuple[float, float, float] | None:
+    """Return the value and its 95 % interval over the resamples in which it is defined."""
+    if np.isnan(resampled[0]):
         return None
-    return float(sampled[0]), *_quantiles(sampled)
+    return float(resampled[0]), *_quantiles(resampled)
 
 
 def _loss_intervals(
     labels: NDArray[np.int64], probabilities: Floats, weights: Floats
 ) -> dict[str, tuple[float, float]]:
-    """The 95 % interval of the competition's loss and of each target's, over the resamples."""
+    """95 % intervals of the competition's loss and of the loss of each target."""
     exams = exam_weights(labels)
     losses = exams * cross_entropy(labels, probabilities)
-    sampled = {"all": weights @ losses.sum(axis=1) / weights.sum(axis=1)}
+    resampled = {"all": weights @ losses.sum(axis=1) / weights.sum(axis=1)}
     each = (weights @ losses) / (weights @ exams)
-    sampled |= dict(zip(LABEL_COLUMNS, each.T, strict=True))
-    return {name: _quantiles(values) for name, values in sampled.items()}
+    resampled |= dict(zip(LABEL_COLUMNS, each.T, strict=True))
+    return {name: _quantiles(values) for name, values in resampled.items()}
 
 
-def _quantiles(sampled: Floats) -> tuple[float, float]:
-    low, high = np.nanquantile(sampled[1:], [0.025, 0.975])
+def _quantiles(resampled: Floats) -> tuple[float, float]:
+    low, high = np.nanquantile(resampled[1:], [0.025, 0.975])
     return float(low), float(high)
 
 
 def _curves(labels: NDArray[np.int64], probabilities: Floats) -> dict[str, Curve | None]:
-    observed, said = calibration_curve(labels, probabilities, n_bins=10, strategy="quantile")
-    found: dict[str, Curve | None] = {"calibration": _points(said, observed)}
+    observed, predicted = calibration_curve(labels, probabilities, n_bins=10, strategy="quantile")
+    found: dict[str, Curve | None] = {"calibration": _points(predicted, observed)}
     if labels.min() == labels.max():
         return found | {"roc": None, "precision_recall": None}
     false_alarms, sensitivity, _ = roc_curve(labels, probabilities)
@@ -295,10 +319,10 @@ def _points(x: Floats, y: Floats) -> Curve:
 
 
 def _compare_sites(
-    test: tuple[Study, ...], rivals: Mapping[str, Floats]
+    test: tuple[Study, ...], predictors: Mapping[str, Floats]
 ) -> dict[str, dict[str, float]]:
     labels = label_table(test)
-    losses = {name: exam_losses(labels, rivals[name]) for name in (MODEL, BEST)}
+    losses = {name: exam_losses(labels, predictors[name]) for name in (MODEL, BEST)}
     scanners = np.array([study.scanner or "unknown" for study in test])
     return {
         str(site): {
@@ -310,17 +334,19 @@ def _compare_sites(
 
 
 def show(evaluation: Evaluation) -> list[Table]:
-    """Losses, figures and sites as tables for a terminal."""
+    """Return losses, metrics and sites as tables for a terminal."""
     losses = _table(
-        f"Loss on {evaluation.patients} locked test patients, {evaluation.broken} of"
-        f" {evaluation.studies} studies broken",
+        f"Loss on {evaluation.patients} test patients, {evaluation.broken} of"
+        f" {evaluation.studies} studies with a fracture",
         ("all", *LABEL_COLUMNS),
     )
     for name, each in evaluation.losses.items():
-        losses.add_row(name, *(f"{loss:.3f}" for loss in each.values()))
+        losses.add_row(title(name), *(f"{loss:.3f}" for loss in each.values()))
     tables = [losses]
     for name, groups in evaluation.figures.items():
-        figures = _table(f"Figures of the {name}, and their 95 % intervals", FIGURES.values())
+        figures = _table(
+            f"Metrics of the {title(name)}, with 95 % confidence intervals", METRIC_TITLES.values()
+        )
         for group, values in groups.items():
             figures.add_row(
                 group.removeprefix("patient_"),
@@ -328,7 +354,7 @@ def show(evaluation: Evaluation) -> list[Table]:
                   for v in values.values()),
             )  # fmt: skip
         tables.append(figures)
-    sites = _table(f"Loss by site, the worst one {evaluation.worst_site}", ("studies", MODEL, BEST))
+    sites = _table(f"Loss by site (highest: {evaluation.worst_site})", ("studies", MODEL, BEST))
     for site, each in evaluation.sites.items():
         sites.add_row(site, str(each["studies"]), f"{each[MODEL]:.3f}", f"{each[BEST]:.3f}")
     return [*tables, sites]

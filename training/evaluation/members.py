@@ -1,7 +1,7 @@
-"""The models that a run's probabilities are mixed from: one in a plain run, several in a blend.
+"""The models that a run predicts with: one in a plain run, several in an ensemble.
 
-A blend's ``blend.json`` names the members by their place in the folder and gives each its convex
-weight; a member is a saved model with the calibration beside it.
+The file ``blend.json`` of an ensemble lists each member's folder, relative to the run, and its
+weight. A member is a saved model with its calibration.
 """
 
 from dataclasses import dataclass
@@ -14,31 +14,31 @@ from training.runs import CALIBRATION, RUN_ENSEMBLE, RunFolder
 
 @dataclass(frozen=True)
 class Member:
-    """One model of a mixture.
+    """One model of an ensemble.
 
     Parameters
     ----------
     folder : Path
-        That `training.models.slice_model.save_model` wrote, with a ``calibration.json``.
+        Folder written by `training.models.slice_model.save_model`, with a ``calibration.json``.
     weight : float
-        Its share of the mixture.
+        Weight of the model in the ensemble.
     """
 
     folder: Path
     weight: float
 
     def calibration(self) -> Calibration:
-        """Read its calibration; raises UsageError ``config-invalid`` where there is none."""
+        """Read the member's calibration; raises UsageError ``config-invalid`` if there is none."""
         return read_calibration(self.folder)
 
 
 def read_members(run: RunFolder) -> tuple[Member, ...]:
-    """The members of a run, the heaviest first.
+    """Return the members of a run, by descending weight.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where the folder holds neither a finished run nor a blend.
+        ``config-invalid`` if the folder holds neither a finished run nor an ensemble.
     """
     if not run.has(RUN_ENSEMBLE):
         return (Member(run.model, 1.0),)
@@ -48,7 +48,7 @@ def read_members(run: RunFolder) -> tuple[Member, ...]:
             for entry in run.read(RUN_ENSEMBLE)["members"]
         ]
         if abs(sum(member.weight for member in members) - 1) > 1e-6:
-            raise ValueError("the weights of its members do not sum to 1")
+            raise ValueError("the member weights do not sum to 1")
     except (TypeError, KeyError, ValueError) as error:
         raise UsageError("config-invalid", f"{RUN_ENSEMBLE}: {error}", key=str(run.path)) from None
     return tuple(sorted(members, key=lambda member: -member.weight))
@@ -57,17 +57,17 @@ def read_members(run: RunFolder) -> tuple[Member, ...]:
 def _inside(run: RunFolder, place: str) -> Path:
     folder = (run.path / place).resolve()
     if not folder.is_relative_to(run.path.resolve()):
-        raise ValueError(f"{place} lies outside of the folder")
+        raise ValueError(f"{place} is outside the folder")
     return folder
 
 
 def read_calibration(folder: Path) -> Calibration:
-    """Read the calibration beside a model.
+    """Read the calibration in a model's folder.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where there is none.
+        ``config-invalid`` if there is none.
     """
     document = RunFolder(folder.parent).read(f"{folder.name}/{CALIBRATION}")
     try:

@@ -1,4 +1,4 @@
-"""Probabilities for studies, as a table and as the competition's submission."""
+"""Fracture probabilities of studies, as a table and as a competition submission."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from training.models.slice_scoring import LevelScores
 from training.runs import ROUND_ENSEMBLE, RunFolder
 
 _STUDIES_AT_ONCE = 64
-"""Of which the voxels lie on the disk at the same time."""
+"""Number of studies whose voxels are on the disk at the same time."""
 
 Floats = NDArray[np.float64]
 Observe = Callable[[PreTrainedModel, InputConfig, CropBuffer, Sequence[Study], LevelScores], None]
@@ -33,19 +33,21 @@ Observe = Callable[[PreTrainedModel, InputConfig, CropBuffer, Sequence[Study], L
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a run says about some studies.
+    """Predictions of a run for some studies.
 
     Parameters
     ----------
     studies : tuple of str
-    probabilities : ndarray, shape (studies, 8), float64
-        In the order of `LABEL_COLUMNS`.
+        Keys of the studies.
+    probabilities : ndarray, shape (studies, targets), float64
+        Fracture probabilities, in the order of the label columns.
     by_prior : ndarray, shape (studies,), int64
-        Levels without a crop, which got the prior.
-    scores : ndarray, shape (studies, 7), float64
-        Of C1 to C7, in logits; NaN where there is no crop. Of a blend those of its heaviest member.
-    ensemble : ndarray, shape (studies, 8), float64, or None
-        The probabilities of the mixture of rounds, where it was asked for and there is one.
+        Number of levels without a crop, which get the prior.
+    scores : ndarray, shape (studies, levels), float64
+        Vertebra scores in logits, NaN without a crop; in an ensemble, those of the member with the
+        largest weight.
+    ensemble : ndarray, shape (studies, targets), float64, or None
+        Probabilities of the ensemble of rounds; None if not requested or not available.
     """
 
     studies: tuple[str, ...]
@@ -55,7 +57,18 @@ class Predictions:
     ensemble: Floats | None = None
 
     def with_ensemble(self, run: RunFolder) -> "Predictions":
-        """The same with the mixture's probabilities; UsageError ``config-invalid`` without one."""
+        """Return a copy with the probabilities of the ensemble of rounds.
+
+        Parameters
+        ----------
+        run : RunFolder
+            Run that was predicted with, for the error message.
+
+        Raises
+        ------
+        UsageError
+            ``config-invalid`` if there is no ensemble.
+        """
         if self.ensemble is None:
             reason = f"no {ROUND_ENSEMBLE}: fewer than two rounds were accepted"
             raise UsageError("config-invalid", reason, key=str(run.path))
@@ -63,12 +76,12 @@ class Predictions:
 
 
 def read_round_ensemble(run: RunFolder) -> RoundEnsemble | None:
-    """Read the mixture that a run offers beside its model; None where it has none.
+    """Read the ensemble of a run's rounds; return None if it has none.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where the document is damaged.
+        ``config-invalid`` if the document is damaged.
     """
     if not run.has(ROUND_ENSEMBLE):
         return None
@@ -89,28 +102,30 @@ def predict_studies(
     *,
     ensemble: bool = False,
 ) -> Predictions:
-    """Predict studies with what a run offers: one model, or a blend of several.
+    """Predict studies with a run's model or ensemble.
 
     Parameters
     ----------
     store : StudyStore
+        Store that the crops are read from.
     run : RunFolder
+        Finished run, or an ensemble of runs.
     studies : sequence of Study
-        Labels are not looked at.
+        Studies to predict; their labels are not used.
     advance : callable
-        Called after each crop is read.
+        Called without arguments after each crop is read.
     observe : callable
-        Gets the model (of a blend its heaviest), and the voxels and the scores of a part of the
-        studies, while both are there.
+        Called for each batch of studies with the model (in an ensemble the one with the largest
+        weight), its inputs, the voxels, the studies and the scores.
     ensemble : bool
-        Predict with the mixture of rounds as well, where there is one.
+        Whether to predict with the ensemble of rounds too, if there is one.
 
     Raises
     ------
     UsageError
         ``config-invalid`` or ``model-invalid``.
     StoreError
-        Of a shard that is missing or damaged.
+        ``array-missing`` or ``array-damaged`` if a shard cannot be read.
     """
     members = [_load(member) for member in read_members(run)]
     stack = read_round_ensemble(run) if ensemble else None
@@ -173,7 +188,7 @@ def _no_rows(columns: int) -> Floats:
 
 
 def write_table(predictions: Predictions, path: Path) -> None:
-    """Write one row a study: the eight probabilities, and how many of the levels had no crop."""
+    """Write a CSV table of the probabilities, with each study's number of levels without a crop."""
     header = [STUDY_COLUMN, *LABEL_COLUMNS, "levels_by_prior"]
     rows = (
         [study, *(repr(p) for p in probabilities), by_prior]
@@ -190,16 +205,18 @@ def write_table(predictions: Predictions, path: Path) -> None:
 def write_submission(
     predictions: Predictions, priors: Sequence[float], sample: str, path: Path
 ) -> dict[str, int]:
-    """Write a submission with exactly the rows of a sample submission, in its order.
+    """Write a submission with the rows of a sample submission, in the same order.
 
     Parameters
     ----------
     predictions : Predictions
-    priors : sequence of 8 floats
-        For studies that were not predicted.
+        Predicted studies.
+    priors : sequence of float
+        Probabilities for studies that were not predicted, one for each target.
     sample : str
         URL of ``sample_submission.csv`` or ``test.csv``.
     path : Path
+        CSV file to write.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Which slices and pixels moved a prediction: slice weights, heat maps and example cases.
+"""Explanations of predictions: slice weights, heat maps and example cases.
 
-Not for pages: `training.report` shows what is computed here.
+Pages that show them belong to `training.report`.
 """

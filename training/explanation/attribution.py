@@ -1,7 +1,7 @@
-"""What a model looked at in one study: the weight of each slice, and heat maps of the key slices.
+"""The weight of each slice in a prediction, and heat maps of the key slices.
 
-A sequence model weighs the positions of a vertebra itself. Of a slice model the slices that make
-the vertebra's score have equal weights, and all others none.
+A sequence model computes the weights of a vertebra's positions. For a slice model, the slices that
+determine the vertebra's score have equal weights, and all others have none.
 """
 
 from collections.abc import Sequence
@@ -32,21 +32,21 @@ from training.models.sequence_scoring import run_sequence_model
 from training.models.slice_scoring import TOP, slice_logits
 
 KEYS = 3
-"""Slices of a vertebra that are shown."""
+"""Number of key slices of a vertebra."""
 
 
 @dataclass(frozen=True)
 class KeySlice:
-    """One slice that counted.
+    """A slice with a large weight.
 
     Parameters
     ----------
     z : int
-        In the crop.
+        Index of the slice in the crop.
     picture : ndarray, shape (size, size), uint8
-        As the model saw it.
+        Model input of the slice.
     heat : ndarray, shape (size, size), float32
-        0 to 1; 1 is the hottest place of the vertebra's key slices.
+        Heat map from 0 to 1, scaled by the maximum over the vertebra's key slices.
     """
 
     z: int
@@ -56,17 +56,20 @@ class KeySlice:
 
 @dataclass(frozen=True)
 class LevelAttribution:
-    """What a model looked at in one vertebra.
+    """The slice weights of one vertebra.
 
     Parameters
     ----------
     level : str
+        Name of the vertebra.
     slices : tuple of int
-        Of the crop, that were looked at.
-    weights, logits : tuple of float
-        Of those slices; the weights sum to 1.
+        Indices of the input slices in the crop.
+    weights : tuple of float
+        Weight of each slice; the sum is 1.
+    logits : tuple of float
+        Fracture logit of each slice.
     keys : tuple of KeySlice
-        Of the largest weights, in the order of the crop.
+        Slices with the largest weights, in the order of the crop.
     """
 
     level: str
@@ -83,17 +86,25 @@ def attribute_study(
     study: str,
     levels: Sequence[str] = CERVICAL,
 ) -> tuple[LevelAttribution, ...]:
-    """Look at a study as the model did, C1 first; levels without a crop are left out.
+    """Compute the slice weights and heat maps of a study, C1 first.
 
     Parameters
     ----------
-    model, inputs
-        Of any kind.
+    model : PreTrainedModel
+        Model of any kind.
+    inputs : InputConfig
+        Input settings of the model.
     buffer : CropBuffer
-        Of this study, at least.
+        Buffer that holds the study's crops.
     study : str
+        Key of the study.
     levels : sequence of str
-        Those that are read.
+        Levels to explain; those without a crop are skipped.
+
+    Returns
+    -------
+    tuple of LevelAttribution
+        One entry for each level that has a crop.
     """
     model.to(device())
     if isinstance(model, CervicalSequenceModel):
@@ -116,7 +127,7 @@ def _attribute_slices(
         logits = slice_logits(model, inputs, buffer, index)
         weights = np.zeros(len(logits))
         weights[np.argsort(logits)[-TOP:]] = 1 / min(TOP, len(logits))
-        # Of equal weights the larger logits are the key.
+        # Equal weights: the slices with the largest logits are the key slices.
         keys = np.sort(np.argsort(logits)[-KEYS:])
         batch = to_device(gather_slices(buffer, index.crop[keys], index.z[keys]))
         pixels = make_pixels(batch, inputs, identity_transforms(len(keys)))
@@ -172,6 +183,6 @@ def _key_slices(z: NDArray[np.int64], pixels: Tensor, heat: Tensor) -> tuple[Key
     pictures = torch.round(255 * pixels[:, 1]).byte().cpu().numpy()
     heat = heat / heat.max().clamp(min=torch.finfo(heat.dtype).tiny)
     return tuple(
-        KeySlice(int(place), picture, warm)
-        for place, picture, warm in zip(z, pictures, heat.cpu().numpy(), strict=True)
+        KeySlice(int(place), picture, heat_map)
+        for place, picture, heat_map in zip(z, pictures, heat.cpu().numpy(), strict=True)
     )

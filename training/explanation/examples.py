@@ -1,7 +1,7 @@
-"""Test cases for the report: what the model found best, missed worst, and took for broken.
+"""Example cases for the report: true positives, false negatives and false positives of the test.
 
-Each is one vertebra, told by the slice that counted most, as the model saw it, and by the heat map
-over it. A heat map shows what moved the model, not what is broken.
+Each example is one vertebra, shown by its slice with the largest weight and a heat map. A heat map
+shows the influence of image regions on the prediction, not the location of the fracture.
 """
 
 from collections.abc import Sequence
@@ -22,25 +22,29 @@ from training.runs import EXAMPLES, RunFolder
 
 KINDS = ("found", "missed", "false alarm")
 SHOWN = 6
-"""Cases of each kind."""
+"""Number of cases of each kind."""
 LIST = f"{EXAMPLES}/examples.json"
 
 
 @dataclass(frozen=True)
 class Example:
-    """One case.
+    """One example case.
 
     Parameters
     ----------
     kind : str
-        From `KINDS`: broken and scored high, broken and scored low, whole and scored high.
+        Entry of `KINDS`: ``found`` (true positive), ``missed`` (false negative) or ``false alarm``
+        (false positive).
     rank : float
-        Cases of the largest rank are shown.
+        Sort key; the cases with the largest values are shown.
     score : float
-        Of its vertebra, in logits.
-    study, level : str
+        Score of the vertebra, in logits.
+    study : str
+        Key of the study.
+    level : str
+        Name of the vertebra.
     key : KeySlice or None
-        None until it is drawn.
+        Slice with the largest weight; None until it is computed.
     """
 
     kind: str
@@ -53,7 +57,7 @@ class Example:
 
 @dataclass
 class ExampleCases:
-    """Collects cases while studies are scored."""
+    """Collects example cases while studies are scored."""
 
     examples: list[Example] = field(default_factory=list)
 
@@ -65,7 +69,7 @@ class ExampleCases:
         studies: Sequence[Study],
         scores: LevelScores,
     ) -> None:
-        """Take the best cases of these studies, keep the best of all, and draw those of here."""
+        """Add the cases of some studies, keep the best of all, and compute their key slices."""
         rows = {study.study: row for row, study in enumerate(studies)}
         for vertebra in buffer.vertebrae:
             score = float(scores.score[rows[vertebra.study], CERVICAL.index(vertebra.level)])
@@ -82,7 +86,7 @@ class ExampleCases:
         ]
 
     def write(self, run: RunFolder) -> None:
-        """Write the pictures and a list of them into the run folder, in place of older ones."""
+        """Write the pictures and their list into the run folder, replacing earlier ones."""
         with write_folder(run.path / EXAMPLES) as folder:
             listed = []
             for number, example in enumerate(self.examples):

@@ -1,13 +1,13 @@
-"""Where in a slice a model saw what it says: heat maps, for slice models and for sequence models.
+"""Heat maps of slice models and sequence models.
 
-An encoder with a class token tells by the relevance of its attention: over the layers, the positive
-part of attention times its gradient, averaged over heads, is carried from the class token to the
-patches (Chefer, Gur and Wolf, ICCV 2021, doi:10.1109/ICCV48922.2021.00045). Any other tells by its
-last features, each weighted by the mean of its gradient (Selvaraju et al., ICCV 2017,
-doi:10.1109/ICCV.2017.74). What is asked about is the logit of the slice, or, for a sequence model,
-that of its vertebra, so that slices of one vertebra can be compared.
+For encoders with a class token the map is attention relevance: over the layers, the positive part
+of attention times its gradient, averaged over heads, is propagated from the class token to the
+patches (Chefer, Gur and Wolf, ICCV 2021, doi:10.1109/ICCV48922.2021.00045). For other encoders it
+is Grad-CAM: the last features, weighted by the mean of their gradient (Selvaraju et al., ICCV 2017,
+doi:10.1109/ICCV.2017.74). The gradient is that of the slice's logit, or, in a sequence model, of
+the vertebra's logit, so that slices of one vertebra are comparable.
 
-A heat map shows what moved the model, not what is broken.
+A heat map shows the influence of image regions on the prediction, not the location of the fracture.
 """
 
 import math
@@ -24,79 +24,83 @@ from training.models.encoders import read_features
 
 
 def explain(model: PreTrainedModel, pixels: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Draw a heat map for each input.
+    """Compute a heat map for each input.
 
     Parameters
     ----------
     model : PreTrainedModel
-        A slice model; a sequence model where `valid` is given.
+        Slice model, or a sequence model if `valid` is given.
     pixels : Tensor, shape (slices, channels, size, size), float32
-        Normalised, on the model's device.
-    valid : Tensor, shape (patients, 7, positions), bool, optional
-        Which position each slice is.
+        Normalised inputs, on the model's device.
+    valid : Tensor, shape (patients, levels, positions), bool, optional
+        Positions of a sequence model that the slices fill, in order.
 
     Returns
     -------
     Tensor, shape (slices, size, size), float32
-        0 and more; comparable within a vertebra, and for a slice model within a slice.
+        Non-negative relevance, comparable within a vertebra, and for a slice model within a slice.
     """
     encoder = model.base_model if valid is None else model.encoder
     model.eval()
-    with _watching(encoder) as seen, torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):
-        shown = pixels.detach().requires_grad_(True)
+    with (
+        _record_outputs(encoder) as outputs,
+        torch.enable_grad(),
+        torch.backends.cudnn.flags(enabled=False),
+    ):
+        inputs = pixels.detach().requires_grad_(True)
         if valid is None:
-            asked = model(pixel_values=shown).logits[:, 0]
+            logits = model(pixel_values=inputs).logits[:, 0]
         else:
-            asked = model(pixel_values=shown, valid=valid).vertebra_logits[valid.any(dim=2)]
-        output = seen[-1]
+            logits = model(pixel_values=inputs, valid=valid).vertebra_logits[valid.any(dim=2)]
+        output = outputs[-1]
         features = read_features(output)
-        if _attends(encoder):
-            heat = _relevance(asked.sum(), output.attentions, features.patches.shape[1])
+        if _has_class_attention(encoder):
+            heat = _relevance(logits.sum(), output.attentions, features.patches.shape[1])
         else:
-            heat = _activation(asked.sum(), output.last_hidden_state)
+            heat = _activation(logits.sum(), output.last_hidden_state)
     side = math.isqrt(heat.shape[1])
     return functional.interpolate(
         heat.detach().float().view(-1, 1, side, side), pixels.shape[2:], mode="bilinear"
     )[:, 0]
 
 
-def _attends(encoder: PreTrainedModel) -> bool:
-    """Whether one class token attends to all patches; windows have heads of their own each."""
+def _has_class_attention(encoder: PreTrainedModel) -> bool:
+    """Return whether one class token attends to all patches; windowed attention has none."""
     return isinstance(getattr(encoder.config, "num_attention_heads", None), int)
 
 
 @contextmanager
-def _watching(encoder: PreTrainedModel) -> Iterator[list[Any]]:
-    """Collect the encoder's outputs, with its attentions where it has some; then undo all."""
-    seen: list[Any] = []
+def _record_outputs(encoder: PreTrainedModel) -> Iterator[list[Any]]:
+    """Record the encoder's outputs, with attentions if it has a class token, within the block."""
+    outputs: list[Any] = []
     before = encoder.config._attn_implementation, encoder.config.output_attentions
-    if _attends(encoder):
-        # Fused kernels do not say what they attend to.
+    if _has_class_attention(encoder):
+        # Fused kernels do not return attention weights.
         encoder.set_attn_implementation("eager")
         encoder.config.output_attentions = True
-    hook = encoder.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    hook = encoder.register_forward_hook(lambda module, arguments, output: outputs.append(output))
     try:
-        yield seen
+        yield outputs
     finally:
         hook.remove()
-        if _attends(encoder):
+        if _has_class_attention(encoder):
             encoder.config.output_attentions = before[1]
             encoder.set_attn_implementation(before[0])
 
 
-def _relevance(asked: Tensor, attentions: tuple[Tensor, ...], patches: int) -> Tensor:
-    """Of each patch for the class token, shape (slices, patches)."""
-    gradients = torch.autograd.grad(asked, attentions)
+def _relevance(logits: Tensor, attentions: tuple[Tensor, ...], patches: int) -> Tensor:
+    """Compute the relevance of each patch for the class token, shape (slices, patches)."""
+    gradients = torch.autograd.grad(logits, attentions)
     tokens = attentions[0].shape[-1]
-    relevance = torch.eye(tokens, device=asked.device).expand(len(attentions[0]), -1, -1)
+    relevance = torch.eye(tokens, device=logits.device).expand(len(attentions[0]), -1, -1)
     for attention, gradient in zip(attentions, gradients, strict=True):
         relevance = relevance + (attention * gradient).clamp(min=0).mean(dim=1) @ relevance
     return relevance[:, 0, tokens - patches :]
 
 
-def _activation(asked: Tensor, features: Tensor) -> Tensor:
-    """Of each patch, shape (slices, patches)."""
-    (gradient,) = torch.autograd.grad(asked, [features])
+def _activation(logits: Tensor, features: Tensor) -> Tensor:
+    """Compute the gradient-weighted activation of each patch, shape (slices, patches)."""
+    (gradient,) = torch.autograd.grad(logits, [features])
     if features.ndim == 4:
         features, gradient = (each.flatten(2).transpose(1, 2) for each in (features, gradient))
     return (features * gradient.mean(dim=1, keepdim=True)).sum(dim=2).clamp(min=0)

@@ -1,8 +1,8 @@
-"""Dice and cross-entropy of a localizer, over the places where they say most.
+"""Dice and cross-entropy loss of a localizer on sampled blocks of voxels.
 
-A place is one block of voxels, for which the network makes one feature. Few places hold a vertebra,
-and those count all; of the others some are drawn, and each of them stands for all that were not.
-The loss is an unbiased estimate of that over all voxels, for a fraction of the work and memory.
+The network computes one feature for each block of voxels, called a place. All places that contain
+vertebrae are used, and a sample of the others with inverse-probability weights. The loss is an
+unbiased estimate of the loss over all voxels, at a fraction of the time and memory.
 """
 
 from dataclasses import dataclass
@@ -15,23 +15,25 @@ from storage_schemas.localizer_card import CLASSES
 from training.localizer.unet import fold_blocks
 
 SAMPLED_SHARE = 1 / 16
-"""Of the places without a vertebra."""
+"""Fraction of the places without vertebrae that is sampled."""
 _SMOOTH = 1.0
-"""Voxels that keep the Dice of a level that is hardly there from jumping."""
+"""Voxels added to numerator and denominator of the Dice score, for levels with few voxels."""
 
 
 @dataclass(frozen=True)
 class Places:
-    """Chosen places of a batch.
+    """Sampled places of a batch.
 
     Parameters
     ----------
-    sample, place : Tensor, shape (places,), int64
-        Which overview, and which of its places, (z, y, x) flattened.
+    sample : Tensor, shape (places,), int64
+        Index of the overview in the batch.
+    place : Tensor, shape (places,), int64
+        Index of the place in the overview, (z, y, x) flattened.
     classes : Tensor, shape (places, block^3), int64
-        The truth of their voxels.
+        True classes of the voxels.
     weight : Tensor, shape (places,), float32
-        How many places each stands for.
+        Number of places that each sampled place represents.
     """
 
     sample: Tensor
@@ -41,15 +43,16 @@ class Places:
 
 
 def sample_places(classes: Tensor, block: int, generator: torch.Generator) -> Places:
-    """Choose places.
+    """Sample the places that the loss is computed on.
 
     Parameters
     ----------
     classes : Tensor, shape (batch, 1, S, S, S), int64
+        True classes of the voxels.
     block : int
-        Voxels along each side of a place.
+        Side of a place in voxels.
     generator : torch.Generator
-        On the CPU.
+        Random generator on the CPU.
     """
     voxels = fold_blocks(classes, block).flatten(2).transpose(1, 2)
     holds = (voxels > 0).any(dim=2)
@@ -61,17 +64,19 @@ def sample_places(classes: Tensor, block: int, generator: torch.Generator) -> Pl
 
 
 def place_loss(logits: Tensor, places: Places) -> Tensor:
-    """Cross-entropy and Dice loss (Milletari et al., V-Net, 3DV 2016), summed.
+    """Compute the sum of cross-entropy and Dice loss (Milletari et al., V-Net, 3DV 2016).
 
     Parameters
     ----------
     logits : Tensor, shape (places, classes, block^3), float32
+        Logits of the voxels' classes.
     places : Places
+        Sampled places, with their true classes.
 
     Returns
     -------
     Tensor, scalar
-        Dice is over the whole batch, and over the levels that are there.
+        Loss; the Dice loss is computed over the whole batch and averaged over the levels in it.
     """
     weight = places.weight[:, None]
     entropy = functional.cross_entropy(logits, places.classes, reduction="none")

@@ -1,6 +1,6 @@
-"""A trained localizer as the one ONNX file that the pipeline takes, and proof that it is the same.
+"""Export of a trained localizer to one ONNX file, with a check of its outputs.
 
-What the file must hold is said in `storage_schemas.localizer_card`. Weights lie inside it.
+`storage_schemas.localizer_card` specifies the file, which contains the weights.
 """
 
 import json
@@ -22,43 +22,44 @@ from training.durable import write_bytes, write_text
 from training.localizer.unet import LocalizerGraph, LocalizerNetwork
 
 MAX_DIFFERENCE = 1e-3
-"""Between the probabilities of the file and of the network; sums in another order differ less."""
+"""Largest accepted difference between probabilities of the file and of the network."""
 
 
 def export_network(
     network: LocalizerNetwork, size: int, examples: NDArray[np.float32]
 ) -> tuple[onnx.ModelProto, float]:
-    """Turn a network into an ONNX model and compare the two.
+    """Export a network to ONNX and compare the outputs of both.
 
     Parameters
     ----------
     network : LocalizerNetwork
-        Trained; it is moved to the CPU.
+        Trained network; it is moved to the CPU.
     size : int
-        Voxels along each side of the cube.
+        Side of the cube in voxels.
     examples : ndarray, shape (n, 1, S, S, S), float32, HU
-        Overviews to compare them on.
+        Overviews to compare the outputs on.
 
     Returns
     -------
     model : onnx.ModelProto
+        Exported model.
     difference : float
-        The largest between two probabilities.
+        Largest absolute difference between two probabilities.
 
     Raises
     ------
     RunError
-        ``export-differs`` where that is above `MAX_DIFFERENCE`.
+        ``export-differs`` if the difference exceeds `MAX_DIFFERENCE`.
     """
     graph = LocalizerGraph(network).cpu().eval()
-    # Two of them, since a number that is one everywhere would be taken for a constant.
+    # A batch of two: the exporter would treat a dimension of size 1 as a constant.
     shown = torch.zeros(2, 1, size, size, size)
     with _quiet():
         program = torch.onnx.export(
             graph,
             (shown,),
             dynamo=True,
-            opset_version=max(OPSET, 18),  # the exporter's least
+            opset_version=max(OPSET, 18),  # the exporter's minimum
             input_names=[INPUT],
             output_names=[OUTPUT],
             dynamic_shapes=({0: torch.export.Dim("n")},),
@@ -77,20 +78,20 @@ def export_network(
         with torch.inference_mode():
             theirs = graph(torch.from_numpy(example[None])).numpy()
         difference = max(difference, float(np.abs(ours - theirs).max()))
-    # Written so that a difference that is no number fails too.
+    # Negated, so that NaN fails too.
     if not difference < MAX_DIFFERENCE:
-        reason = f"probabilities differ by {difference:.2g}, at most {MAX_DIFFERENCE:g} is allowed"
+        reason = f"probabilities differ by {difference:.2g}, more than {MAX_DIFFERENCE:g}"
         raise RunError("export-differs", reason)
     return model, difference
 
 
 def write_localizer(model: onnx.ModelProto, card: LocalizerCard, out: Path) -> None:
-    """Write the model with its card inside, and the card beside it as ``.json``.
+    """Write the model with its card inside, and the card as a ``.json`` file beside it.
 
     Raises
     ------
     RunError
-        ``run-unwritable`` where the disk is full or fails; what stood there is intact.
+        ``run-unwritable`` if the disk is full or fails; previous files are kept.
     """
     del model.metadata_props[:]
     onnx.helper.set_model_props(model, {METADATA_KEY: card.to_text()})
@@ -101,7 +102,7 @@ def write_localizer(model: onnx.ModelProto, card: LocalizerCard, out: Path) -> N
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter warns of its own insides, and that torchvision is not there to export."""
+    """Silence the exporter's warnings about its internals and about torchvision."""
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)

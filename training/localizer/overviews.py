@@ -1,7 +1,7 @@
-"""The overviews that a localizer learns from: read from the store, dealt into folds, and varied.
+"""Training data of a localizer: overviews with masks, their folds, and their augmentation.
 
-Only studies whose mask the store holds on the overview's grid count. What varies a cube looks each
-voxel up once, in mm from the cube's middle, as `training.data.inputs` does with slices.
+Only studies whose mask is stored on the overview's grid are used. Augmentation resamples each cube
+once, in mm relative to its centre, as `training.data.inputs` does for slices.
 """
 
 import math
@@ -29,12 +29,16 @@ from training.localizer.config import CubeAugmentConfig
 
 @dataclass(frozen=True)
 class MaskedStudy:
-    """A study whose vertebrae are drawn on its overview.
+    """A study with a mask on its overview.
 
     Parameters
     ----------
     study : StudyKey
-    patient, scanner : str
+        Key of the study.
+    patient : str
+        Patient key.
+    scanner : str
+        Scanner name, empty where unknown.
     """
 
     study: StudyKey
@@ -44,16 +48,18 @@ class MaskedStudy:
 
 @dataclass(frozen=True)
 class Overviews:
-    """Many overviews of one size.
+    """Overviews of one size, with their classes.
 
     Parameters
     ----------
     studies : tuple of str
+        Keys of the studies.
     hu : ndarray, shape (studies, S, S, S), int16, HU
+        Voxels of the overviews.
     classes : ndarray, shape (studies, S, S, S), uint8
-        Indices of `storage_schemas.localizer_card.CLASSES`.
+        Class of each voxel, an index of `storage_schemas.localizer_card.CLASSES`.
     spacing_mm : ndarray, shape (studies, 3), float32
-        (z, y, x), of the cubes.
+        Voxel spacing (z, y, x) in mm.
     """
 
     studies: tuple[str, ...]
@@ -63,14 +69,14 @@ class Overviews:
 
 
 def read_masked(store: StudyStore) -> tuple[MaskedStudy, ...]:
-    """List the studies to learn from, by key.
+    """List the studies that have masks, sorted by key.
 
     Raises
     ------
     StoreError
         ``table-missing`` or ``table-invalid``.
     UsageError
-        ``labels-missing`` where no study has a mask.
+        ``labels-missing`` if no study has a mask.
     """
     table = store.read_table("studies").select(["study", "patient", "scanner", "overview_levels"])
     studies = [
@@ -87,12 +93,12 @@ def read_masked(store: StudyStore) -> tuple[MaskedStudy, ...]:
 def assign_folds(
     studies: Sequence[MaskedStudy], folds: int, seed: int
 ) -> tuple[tuple[StudyKey, ...], ...]:
-    """Deal the studies into folds, all of a patient into one, each scanner's evenly.
+    """Divide the studies into folds by patient, with the scanners spread evenly.
 
     Raises
     ------
     UsageError
-        ``cohort-too-small`` where there are fewer patients than folds.
+        ``cohort-too-small`` if there are fewer patients than folds.
     """
     scanners = {study.patient: study.scanner for study in sorted(studies, key=lambda s: s.study)}
     patients = np.random.default_rng(seed).permutation(sorted(scanners)).tolist()
@@ -116,18 +122,22 @@ def open_overviews(
     folder: Path,
     advance: Callable[[], None] = lambda: None,
 ) -> Iterator[Overviews]:
-    """Read overviews and masks, once; the files under `folder` are gone when the block ends.
+    """Read overviews and masks into temporary memory-mapped files.
+
+    The files are removed at the end of the block.
 
     Parameters
     ----------
     store : StudyStore
+        Store to read from.
     studies : sequence of str
+        Keys of the studies.
     size : int
-        Voxels along each side; divides the overview's.
+        Side of the cubes in voxels, a divisor of the overview's side.
     folder : Path
-        On a disk with room for three bytes a voxel.
+        Folder for the temporary files; they need three bytes for each voxel.
     advance : callable
-        Called after each study.
+        Called without arguments after each study.
 
     Raises
     ------
@@ -144,7 +154,7 @@ def open_overviews(
             cube, affine = store.read_overview(studies[number])
             levels = store.read_overview_levels(studies[number])
             if cube.shape != levels.shape or len(set(cube.shape)) > 1 or cube.shape[0] % size:
-                what = f"{cube.shape} with levels {levels.shape}, for {size}"
+                what = f"{cube.shape} with levels {levels.shape}: not cubes divisible by {size}"
                 raise StoreError("array-mismatch", what, key=studies[number])
             shrunk, larger = shrink_cube(cube, affine, size)
             hu[number] = np.rint(shrunk)  # half the memory; the pipeline does not round
@@ -156,12 +166,12 @@ def open_overviews(
 
 
 def level_classes(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """From the store's level numbers to classes: what is below C7 is one class."""
+    """Map level numbers of the store to classes; levels below C7 are one class."""
     return np.minimum(levels, len(CLASSES) - 1)
 
 
 def shrink_classes(classes: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Take of each block of voxels the class that most of them have."""
+    """Reduce each block of voxels to its most frequent class."""
     if factor == 1:
         return classes
     z, y, x = (side // factor for side in classes.shape)
@@ -174,48 +184,53 @@ def shrink_classes(classes: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]
 def sample_transforms(
     length_mm: Tensor, augment: CubeAugmentConfig, generator: torch.Generator
 ) -> Tensor:
-    """Draw how each cube of a batch is looked at: turned, scaled, shifted, mirrored left to right.
+    """Sample rotation, scale, shift and left-right mirroring for each cube of a batch.
 
     Parameters
     ----------
     length_mm : Tensor, shape (batch, 3), float32
-        Of the sides of each cube, (z, y, x).
+        Sides (z, y, x) of each cube in mm.
     augment : CubeAugmentConfig
+        Largest deviations.
     generator : torch.Generator
-        On the CPU.
+        Random generator on the CPU.
 
     Returns
     -------
     Tensor, shape (batch, 3, 4), float32
-        For `functional.affine_grid`, (x, y, z).
+        Affine matrices for `functional.affine_grid`, in (x, y, z) order.
     """
     count = len(length_mm)
     uniform = torch.rand(count, 8, generator=generator) * 2 - 1
     matrix = torch.eye(3).repeat(count, 1, 1) * (1 + uniform[:, 3] * augment.scale)[:, None, None]
     for axis in range(3):
         matrix = matrix @ _rotations(axis, uniform[:, axis] * math.radians(augment.rotate_degrees))
-    # Levels lie in the middle, so left and right may change places; top and bottom may not.
+    # Left and right can be mirrored: levels are on the midline. Other axes cannot.
     matrix[:, :, 0] *= torch.where(uniform[:, 4] < 0, -1.0, 1.0)[:, None]
     half = length_mm.flip(1) / 2
     shift = uniform[:, 5:] * augment.shift_mm / half
-    # From the -1..1 of a cube to mm, turned there, and back: sides differ in mm.
+    # Rotate in mm rather than in -1..1 coordinates, because the sides differ in mm.
     return torch.cat([matrix * half[:, None] / half[:, :, None], shift[:, :, None]], dim=2)
 
 
 def transform_cubes(hu: Tensor, classes: Tensor, transforms: Tensor) -> tuple[Tensor, Tensor]:
-    """Look at cubes: HU between voxels, classes of the nearest; air is beyond.
+    """Resample cubes: HU trilinearly, classes by nearest neighbour, with air outside.
 
     Parameters
     ----------
     hu : Tensor, shape (batch, 1, S, S, S), float32
+        Voxels in HU.
     classes : Tensor, shape (batch, 1, S, S, S), uint8
+        Class of each voxel.
     transforms : Tensor, shape (batch, 3, 4)
-        From `sample_transforms`.
+        Affine matrices from `sample_transforms`.
 
     Returns
     -------
-    hu, classes : Tensor
-        As they came, the classes as int64.
+    hu : Tensor, shape (batch, 1, S, S, S), float32
+        Resampled voxels.
+    classes : Tensor, shape (batch, 1, S, S, S), int64
+        Resampled classes.
     """
     grid = functional.affine_grid(transforms.to(hu.device), list(hu.shape), align_corners=False)
     seen = functional.grid_sample(hu - AIR_HU, grid, align_corners=False) + AIR_HU
@@ -224,9 +239,9 @@ def transform_cubes(hu: Tensor, classes: Tensor, transforms: Tensor) -> tuple[Te
 
 
 def vary_hu(hu: Tensor, augment: CubeAugmentConfig, generator: torch.Generator) -> Tensor:
-    """Draw gain, offset and noise of each cube; the generator is on the CPU."""
+    """Sample gain, offset and noise for each cube, with a CPU generator."""
     uniform = (torch.rand(3, len(hu), 1, 1, 1, 1, generator=generator) * 2 - 1).to(hu.device)
-    # Drawn where the cubes are, since so much noise is slow to carry there.
+    # Sampled on the device of the cubes; copying the noise there would be slow.
     local = torch.Generator(hu.device).manual_seed(generator.initial_seed())
     noise = torch.randn(hu.shape, generator=local, device=hu.device)
     gain, offset, size = (
@@ -238,7 +253,7 @@ def vary_hu(hu: Tensor, augment: CubeAugmentConfig, generator: torch.Generator) 
 
 
 def _rotations(axis: int, angle: Tensor) -> Tensor:
-    """Rotations about one of the axes (x, y, z), shape (batch, 3, 3)."""
+    """Rotation matrices about one of the axes (x, y, z), shape (batch, 3, 3)."""
     first, second = [i for i in range(3) if i != axis]
     matrix = torch.eye(3).repeat(len(angle), 1, 1)
     matrix[:, first, first] = matrix[:, second, second] = angle.cos()

@@ -1,7 +1,7 @@
-"""How well vertebrae were found in overviews: Dice, boxes that hold them, and wrong names.
+"""Scores of a localizer on overviews: Dice, box coverage, and wrongly named vertebrae.
 
-The rules here are the plainest: a voxel is what is most probable there, and a vertebra is the
-largest piece of its level. What a user gets is made by the pipeline, whose rules know more.
+The scores use plain rules: each voxel has its most probable class, and a vertebra is the largest
+connected component of its level. The pipeline applies further rules of anatomy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,25 +20,25 @@ from storage_schemas.localizer_card import (
 )
 
 COVERED = 0.95
-"""Of a vertebra's voxels, the share that its box must hold."""
+"""Fraction of a vertebra's voxels that its box must contain."""
 
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One level in one study: what was found against what is there.
+    """Comparison of prediction and truth for one level of one study.
 
     Parameters
     ----------
     level : str
+        Name of the vertebra.
     dice : float or None
-        None where the vertebra is not there.
+        Dice score; None if the vertebra is not in the study.
     covered : float or None
-        Share of the vertebra's voxels that the box holds; None likewise.
+        Fraction of the vertebra's voxels inside the box; None if the vertebra is not in the study.
     misnamed : bool
-        Whether something was found that lies on another vertebra more than on this one, or on
-        none at all.
+        Whether the prediction overlaps another vertebra more than this one, or none at all.
     """
 
     level: str
@@ -49,14 +49,14 @@ class Finding:
 
 @dataclass(frozen=True)
 class ConstantBaseline:
-    """What can be said of a study without a look at it.
+    """Image-independent prediction: the same boxes and voxels for every study.
 
     Parameters
     ----------
     boxes : ndarray, shape (levels, 3, 2), float64
-        Mean first and last index of each of C1 to C7 along each axis; NaN where never seen.
+        Mean first and last index of each level along each axis; NaN for levels without examples.
     voxels : ndarray, shape (levels, S, S, S), bool
-        As many of the most frequent voxels as the level has on average.
+        Most frequent voxels of each level, as many as its mean volume.
     """
 
     boxes: NDArray[np.float64]
@@ -73,17 +73,19 @@ def score_classes(
 
     Parameters
     ----------
-    found, truth : ndarray, shape (S, S, S), uint8
-        Indices of `storage_schemas.localizer_card.CLASSES`.
+    found : ndarray, shape (S, S, S), uint8
+        Predicted class of each voxel, an index of `storage_schemas.localizer_card.CLASSES`.
+    truth : ndarray, shape (S, S, S), uint8
+        True class of each voxel.
     spacing_mm : sequence of float
-        (z, y, x).
+        Voxel spacing (z, y, x) in mm.
     margin_mm : float
-        Around the extent of what was found.
+        Margin around the predicted extent in mm.
 
     Returns
     -------
     list of Finding
-        One for each of C1 to C7.
+        One entry for each level.
     """
     findings = []
     for number, level in enumerate(LOCALIZED_LEVELS, start=1):
@@ -99,7 +101,7 @@ def score_baseline(
     spacing_mm: Sequence[float],
     margin_mm: float,
 ) -> list[Finding]:
-    """Compare the guess with a cube of classes; as `score_classes`."""
+    """Compare the constant baseline with a cube of classes; see `score_classes`."""
     return [
         _score_level(
             level, voxels, None if np.isnan(box).any() else box, truth, spacing_mm, margin_mm
@@ -109,7 +111,7 @@ def score_baseline(
 
 
 def fit_baseline(classes: Sequence[NDArray[np.uint8]]) -> ConstantBaseline:
-    """Make the guess of the training studies' cubes, each (S, S, S)."""
+    """Fit the constant baseline to the training studies' cubes, each of shape (S, S, S)."""
     boxes = np.full((len(LOCALIZED_LEVELS), 3, 2), np.nan)
     voxels = np.zeros((len(LOCALIZED_LEVELS), *classes[0].shape), bool)
     for index in range(len(LOCALIZED_LEVELS)):
@@ -128,7 +130,7 @@ def fit_baseline(classes: Sequence[NDArray[np.uint8]]) -> ConstantBaseline:
 
 
 def largest_piece(mask: Mask) -> Mask:
-    """The largest piece of a mask, corners joined."""
+    """Return the largest connected component of a mask, with 26-connectivity."""
     pieces, count = ndimage.label(mask, np.ones((3, 3, 3)))
     if count < 2:
         return mask
@@ -137,7 +139,7 @@ def largest_piece(mask: Mask) -> Mask:
 
 
 def score_levels(findings: Sequence[Finding]) -> Mapping[str, LevelScore]:
-    """Sum up the findings of many studies, by level."""
+    """Summarise the findings of many studies by level."""
     scores = {}
     for level in LOCALIZED_LEVELS:
         there = [entry for entry in findings if entry.level == level and entry.dice is not None]
@@ -152,11 +154,11 @@ def score_levels(findings: Sequence[Finding]) -> Mapping[str, LevelScore]:
 
 
 def show_scores(card: LocalizerCard) -> Table:
-    """A table of how well each level was found, beside the constant guess."""
+    """Make a table of the scores of each level, beside the constant baseline."""
     held_out = len(card.folds[card.held_out])
     table = Table(
         "level", "vertebrae", "Dice", "constant", "boxes covering 95 %", "constant",
-        title=f"{held_out} held-out studies, {len(card.training_studies)} learnt from", box=None,
+        title=f"{len(card.training_studies)} training, {held_out} held-out studies", box=None,
     )  # fmt: skip
     for level in LOCALIZED_LEVELS:
         ours, guess = card.scores[level], card.baseline[level]
@@ -179,7 +181,7 @@ def _score_level(
 ) -> Finding:
     number = LOCALIZED_LEVELS.index(level) + 1
     below = np.bincount(truth[voxels], minlength=len(CLASSES))
-    # Where it lies on no vertebra at all, the first of equals is the background.
+    # Without any overlap, argmax returns the background.
     likeliest = int(np.append(0, below[1:]).argmax())
     misnamed = bool(voxels.any()) and likeliest != number
     there = truth == number
@@ -196,7 +198,7 @@ def _score_level(
 
 
 def _extent(mask: Mask) -> NDArray[np.float64] | None:
-    """First and last index along each axis, shape (3, 2); None of an empty mask."""
+    """Return first and last index along each axis, shape (3, 2); None for an empty mask."""
     if not mask.any():
         return None
     return np.array(

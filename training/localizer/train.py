@@ -1,9 +1,9 @@
-"""``cspine-training localizer STORE OUT.onnx``: learn where C1 to C7 lie, from studies with masks.
+"""``cspine-training localizer STORE OUT.onnx``: train a network that finds C1 to C7.
 
-The masked studies are dealt into folds, all of a patient into one. A network learns from all folds
-but one, with Dice and cross-entropy, and its averaged weights are judged on the fold that it never
-saw, beside a guess that looks at no picture. Then they become one ONNX file with a card, which
-`cspine-pipeline run --localizer` takes. A training that was stopped goes on where it stood.
+Studies with masks are divided into folds by patient. A network is trained on all folds but one with
+Dice and cross-entropy loss. The EMA of its weights is scored on the held-out fold, beside an
+image-independent baseline, and exported as one ONNX file with a card, for `cspine-pipeline run
+--localizer`. An interrupted training resumes from its last saved state.
 """
 
 import math
@@ -57,43 +57,45 @@ from training.optimization.schedule import warmup_cosine
 
 PACKAGES = ("cspine", "torch", "monai", "onnx", "onnxruntime")
 _GRADIENT_NORM = 12.0
-"""The longest step; a first batch with a rare level would throw the weights far off."""
+"""Gradient clipping norm, for early batches with rare levels."""
 _SAVES = 20
-"""How often a training is saved, so that it can go on."""
+"""Number of times that the state is saved during a training."""
 
 
 def train_localizer(store: StudyStore, out: Path, config: LocalizerConfig) -> LocalizerCard:
-    """Train, judge and write a localizer.
+    """Train, score and export a localizer.
 
     Parameters
     ----------
     store : StudyStore
-        Of a run with masks.
+        Store with masks.
     out : Path
-        The ONNX file; its card goes beside it as ``.json``. While training runs, its state stands
-        in a hidden file beside them.
+        ONNX file to write; its card is written beside it as ``.json``, and the state of an
+        unfinished training as a hidden file.
     config : LocalizerConfig
+        Settings of the training.
 
     Returns
     -------
     LocalizerCard
+        Card of the localizer, with its scores.
 
     Raises
     ------
     UsageError
-        ``labels-missing`` or ``cohort-too-small``; ``config-invalid`` where `out` cannot be
-        written, or where a training stopped there that had other settings or studies.
+        ``labels-missing`` or ``cohort-too-small``; ``config-invalid`` if `out` cannot be written,
+        or if an unfinished training with other settings or studies is found there.
     RunError
         ``training-diverged``, ``export-differs`` or ``run-unwritable``.
     StoreError
-        Where an overview is missing or damaged.
+        ``array-missing``, ``array-damaged`` or ``array-mismatch`` for an overview.
     """
     _check_out(out)
     masked = read_masked(store)
     folds = assign_folds(masked, config.folds, config.seed)
     studies = [study.study for study in masked]
     held_out = np.flatnonzero(np.isin(studies, folds[config.fold]))
-    learnt = np.setdiff1d(np.arange(len(studies)), held_out)
+    train = np.setdiff1d(np.arange(len(studies)), held_out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     saved = out.with_name(f".{out.name}.training.safetensors")
     settings = {"config": config.to_json(), "folds": sha256_json(folds)}
@@ -108,8 +110,8 @@ def train_localizer(store: StudyStore, out: Path, config: LocalizerConfig) -> Lo
         open_overviews(store, studies, config.size, out.parent, progress.advance) as overviews,
     ):
         progress.finish()
-        network = _train(state, done, overviews, learnt, config, save)
-        findings, guesses = _evaluate(network, overviews, learnt, held_out, config)
+        network = _train(state, done, overviews, train, config, save)
+        findings, guesses = _evaluate(network, overviews, train, held_out, config)
         scored = score_levels(findings)
         examples = overviews.hu[held_out[:2], None].astype(np.float32)
     model, difference = export_network(network, config.size, examples)
@@ -130,12 +132,12 @@ def train_localizer(store: StudyStore, out: Path, config: LocalizerConfig) -> Lo
 
 
 def _check_out(out: Path) -> None:
-    """Refuse what cannot be written before hours are spent on it."""
-    reason = "" if out.suffix == ".onnx" else "OUT ends in .onnx"
+    """Check that the output can be written, before training starts."""
+    reason = "" if out.suffix == ".onnx" else "OUT must end in .onnx"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.is_dir() or not os.access(out.parent, os.W_OK):
-            reason = "it cannot be written"
+            reason = "cannot be written"
     except OSError as error:
         reason = reason_of(error)
     if reason:
@@ -143,7 +145,7 @@ def _check_out(out: Path) -> None:
 
 
 def _begin(config: LocalizerConfig, device: torch.device) -> TrainingState:
-    """A training of no step yet."""
+    """Build the network, the optimizer and the EMA."""
     network = build_network(config, config.seed).to(device)
     optimizer = torch.optim.AdamW(
         network.parameters(), config.learning_rate, weight_decay=config.weight_decay
@@ -155,27 +157,27 @@ def _train(
     state: TrainingState,
     done: int,
     overviews: Overviews,
-    learnt: NDArray[np.int64],
+    train: NDArray[np.int64],
     config: LocalizerConfig,
     save: Callable[[int], None],
 ) -> LocalizerNetwork:
-    """Take the steps that are left; returns the network of the averaged weights."""
+    """Take the remaining steps; return the network with the averaged weights."""
     network, ema = cast(LocalizerNetwork, state.model), cast(AveragedModel, state.ema)
     device = next(network.parameters()).device
     warmup = max(1, round(config.warmup * config.steps))
-    # The first step learns already, and the peak holds for two steps.
+    # The first step has a positive rate, and the peak lasts two steps.
     schedule = warmup_cosine(state.optimizer, warmup, config.steps, done + (done < warmup))
-    order = _sample_order(learnt, config)
+    order = _sample_order(train, config)
     losses: list[float] = []
     with StageProgress("train localizer", config.steps, "steps") as progress:
         for _ in range(done):
             progress.advance()
         for step in range(done, config.steps):
             hu, places = _sample_batch(overviews, order[step], config, step, device)
-            # What was learnt in short numbers is judged in long ones.
+            # Training runs in bfloat16 on a GPU; scoring runs in float32.
             with torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext():
-                features = network.see(hu)
-                logits = network.name(features, places.sample, places.place)
+                features = network.extract_features(hu)
+                logits = network.classify_places(features, places.sample, places.place)
             loss = place_loss(logits.float(), places)
             losses.append(float(loss.detach()))
             if not math.isfinite(losses[-1]):
@@ -197,11 +199,11 @@ def _train(
     return cast(LocalizerNetwork, ema.module)
 
 
-def _sample_order(learnt: NDArray[np.int64], config: LocalizerConfig) -> NDArray[np.int64]:
-    """The overviews of each step, shape (steps, batch): all are drawn before any is again."""
+def _sample_order(train: NDArray[np.int64], config: LocalizerConfig) -> NDArray[np.int64]:
+    """Sample the overviews of each step without replacement per pass, shape (steps, batch)."""
     random = np.random.default_rng(config.seed)
     wanted = config.steps * config.batch_size
-    rounds = [random.permutation(learnt) for _ in range(-(-wanted // len(learnt)))]
+    rounds = [random.permutation(train) for _ in range(-(-wanted // len(train)))]
     return np.concatenate(rounds)[:wanted].reshape(config.steps, config.batch_size)
 
 
@@ -212,8 +214,8 @@ def _sample_batch(
     step: int,
     device: torch.device,
 ) -> tuple[Tensor, Places]:
-    """Varied cubes, (batch, 1, S, S, S), and the places where they are judged."""
-    # By the number of the step, so that a training that was stopped draws what it would have.
+    """Return augmented cubes, shape (batch, 1, S, S, S), and sampled places of the loss."""
+    # Seeded by the step, so that a resumed training samples the same values.
     generator = torch.Generator().manual_seed(batch_seed(config.seed, step))
     hu = torch.from_numpy(overviews.hu[chosen]).to(device).float()[:, None]
     classes = torch.from_numpy(overviews.classes[chosen]).to(device)[:, None]
@@ -229,17 +231,17 @@ def _sample_batch(
 def _evaluate(
     network: LocalizerNetwork,
     overviews: Overviews,
-    learnt: NDArray[np.int64],
+    train: NDArray[np.int64],
     held_out: Sequence[int] | NDArray[np.int64],
     config: LocalizerConfig,
 ) -> tuple[list[Finding], list[Finding]]:
-    """What the network finds in the held-out studies, and what the constant guess does."""
-    guess = fit_baseline([overviews.classes[index] for index in learnt])
+    """Score the network and the constant baseline on the held-out studies."""
+    guess = fit_baseline([overviews.classes[index] for index in train])
     device = next(network.parameters()).device
     findings: list[Finding] = []
     guesses: list[Finding] = []
     network.eval()
-    with StageProgress("judge localizer", len(held_out), "studies") as progress:
+    with StageProgress("score localizer", len(held_out), "studies") as progress:
         for index in held_out:
             hu = torch.from_numpy(overviews.hu[index]).to(device).float()[None, None]
             with torch.inference_mode():

@@ -1,11 +1,10 @@
-"""From vertebra scores to the eight probabilities of a study, fitted on the calibration patients.
+"""Calibration: from vertebra scores to fracture probabilities, fitted on the calibration patients.
 
-A vertebra's probability is Platt's ``sigmoid(slope * score + offset)``. Slope and offset are one
-pair for all levels plus a deviation for each level, held down by a ridge penalty: a split of a
-dozen patients moves mostly the shared pair, one of hundreds gives each level its own. The patient's
-probability is a Platt map of the noisy-or of its vertebrae, held near the noisy-or itself until
-there are many patients, and blended with what the model says of the whole patient where it says so.
-All are fitted under the competition's weights, since that is the loss that they should make small.
+A vertebra's probability is Platt's ``sigmoid(slope * score + offset)``. Slope and offset are a
+shared pair plus a ridge-penalised deviation for each level, so few patients determine mostly the
+shared pair and many patients give each level its own. The patient's probability is a Platt map of
+the noisy-or of its vertebrae, ridge-penalised towards the noisy-or itself; the model's own patient
+logit is added if there is one. All maps are fitted under the competition's weights.
 """
 
 from collections.abc import Mapping
@@ -21,28 +20,29 @@ Floats = NDArray[np.float64]
 
 _PENALTY = 1.0
 _PATIENT_SLOPE_PENALTY, _PATIENT_OFFSET_PENALTY = 30.0, 10.0
-"""Half of the loss is this one label's, and one patient is one observation of it: a slope that is
-too steep by chance costs more than all else here. Measured in docs/benchmarks.md, "Rounds"."""
+"""The patient target carries half of the loss and has one observation for each patient, so a slope
+that overfits is costly; these penalties are measured in docs/benchmarks.md, "Rounds"."""
 _EDGE = 1e-6
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The fitted maps.
+    """Fitted calibration maps.
 
     Parameters
     ----------
     centre, scale : float
-        Scores are taken as ``(score - centre) / scale``.
-    slopes, offsets : tuple of 7 floats
-        Of C1 to C7.
+        Standardisation of the scores: ``(score - centre) / scale``.
+    slopes, offsets : tuple of float
+        Slope and offset of the Platt map of each level.
     patient_slope, patient_offset : float
-        Of the logit of the noisy-or.
-    priors : tuple of 8 floats
-        The best constants of the training patients: what a target without a crop gets.
+        Slope and offset of the Platt map of the noisy-or.
+    priors : tuple of float
+        Best constants of the training patients, one for each target; used for levels without a
+        crop.
     head_slope, head_centre, head_scale : float
-        Of the model's own logit of the patient, taken as ``(logit - centre) / scale`` and added to
-        the patient's map; a slope of 0 where there is none.
+        Slope and standardisation of the model's patient logit, which is added to the patient's map;
+        the slope is 0 without such a logit.
     """
 
     centre: float
@@ -57,20 +57,20 @@ class Calibration:
     head_scale: float = 1.0
 
     def probabilities(self, scores: Floats, patient: Floats | None = None) -> Floats:
-        """The eight probabilities of each study.
+        """Compute the fracture probabilities of each study.
 
         Parameters
         ----------
-        scores : ndarray, shape (studies, 7)
-            NaN where there is no crop: that level gets its prior, and a study without any crop the
-            patient's prior too.
+        scores : ndarray, shape (studies, levels)
+            Vertebra scores, NaN without a crop. A level without a crop gets its prior, and the
+            patient of a study without any crop gets the patient's prior.
         patient : ndarray, shape (studies,), or None
-            The model's own logit of the patient.
+            Patient logit of the model.
 
         Returns
         -------
-        ndarray, shape (studies, 8)
-            In the order of `LABEL_COLUMNS`.
+        ndarray, shape (studies, targets)
+            Probabilities in the order of the label columns.
         """
         levels = self._levels(scores)
         logit = self.patient_slope * _noisy_or(levels) + self.patient_offset
@@ -89,12 +89,12 @@ class Calibration:
         return np.where(missing, np.asarray(self.priors[1:]), found)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` reads them back."""
+        """Return JSON values that `from_json` reads."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Calibration":
-        """Read what `to_json` wrote; raises TypeError on anything else."""
+        """Read the output of `to_json`; raises TypeError otherwise."""
         values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in document.items()
@@ -108,18 +108,18 @@ def fit_calibration(
     train_labels: NDArray[np.int64],
     patient: Floats | None = None,
 ) -> Calibration:
-    """Fit the maps.
+    """Fit the calibration maps.
 
     Parameters
     ----------
-    scores : ndarray, shape (studies, 7)
-        Of the calibration patients; NaN where there is no crop.
-    labels : ndarray, shape (studies, 8)
-        Theirs.
-    train_labels : ndarray, shape (studies, 8)
-        Of the training patients: where the maps start from.
+    scores : ndarray, shape (studies, levels)
+        Vertebra scores of the calibration patients, NaN without a crop.
+    labels : ndarray, shape (studies, targets)
+        Labels of the calibration patients.
+    train_labels : ndarray, shape (studies, targets)
+        Labels of the training patients, whose best constants are the priors.
     patient : ndarray, shape (studies,), or None
-        The model's own logits of the calibration patients.
+        Patient logits of the calibration patients.
     """
     priors = best_constants(train_labels)
     known = ~np.isnan(scores)
@@ -137,7 +137,7 @@ def fit_calibration(
     )
     slope, offset, slopes, offsets = theta[0], theta[1], theta[2:9], theta[9:]
     head_centre, head_scale = _centre_and_scale(patient)
-    half = Calibration(
+    levels_only = Calibration(
         centre=centre,
         scale=scale,
         slopes=tuple((slope + slopes).tolist()),
@@ -148,22 +148,24 @@ def fit_calibration(
         head_centre=head_centre,
         head_scale=head_scale,
     )
-    seen = known.any(axis=1)
-    either = _noisy_or(half._levels(scores))[seen]
-    opinion = np.zeros(len(scores)) if patient is None else half._head(patient)
-    columns = np.column_stack([either, np.ones(either.size), opinion[seen]])
-    # Starts from the noisy-or itself: slope 1, offset 0, and nothing of the model's own.
+    cropped = known.any(axis=1)
+    either = _noisy_or(levels_only._levels(scores))[cropped]
+    head = np.zeros(len(scores)) if patient is None else levels_only._head(patient)
+    columns = np.column_stack([either, np.ones(either.size), head[cropped]])
+    # Starts from the noisy-or: slope 1, offset 0, and no patient logit.
     start = either
     penalty = np.array([_PATIENT_SLOPE_PENALTY, _PATIENT_OFFSET_PENALTY, _PENALTY])
-    found = _fit_logistic(columns, labels[seen, 0], weights[seen, 0], start=start, penalty=penalty)
+    found = _fit_logistic(
+        columns, labels[cropped, 0], weights[cropped, 0], start=start, penalty=penalty
+    )
     if found[2] < 0:
-        # An opinion that is worse than none is left out, never believed in reverse.
+        # A patient logit with a negative slope is dropped, not inverted.
         columns[:, 2] = 0
         found = _fit_logistic(
-            columns, labels[seen, 0], weights[seen, 0], start=start, penalty=penalty
+            columns, labels[cropped, 0], weights[cropped, 0], start=start, penalty=penalty
         )
     slope, offset, head = found.tolist()
-    return replace(half, patient_slope=1 + slope, patient_offset=offset, head_slope=head)
+    return replace(levels_only, patient_slope=1 + slope, patient_offset=offset, head_slope=head)
 
 
 def _centre_and_scale(logits: Floats | None) -> tuple[float, float]:
@@ -174,9 +176,9 @@ def _centre_and_scale(logits: Floats | None) -> tuple[float, float]:
 def _fit_logistic(
     x: Floats, y: NDArray[np.int64], weights: Floats, *, start: Floats, penalty: Floats
 ) -> Floats:
-    """Weighted logistic regression beside a fixed logit `start`, ridge-penalised, by Newton.
+    """Fit a ridge-penalised, weighted logistic regression with offset `start` by Newton's method.
 
-    The weights are scaled to a mean of 1, so that a penalty of 1 counts as much as one observation.
+    The weights are scaled to mean 1, so that a penalty of 1 corresponds to one observation.
     """
     theta = np.zeros(x.shape[1])
     if not y.size:
@@ -192,7 +194,7 @@ def _fit_logistic(
         gradient = x.T @ (w * (p - y)) + penalty * theta
         curvature = (x * (w * p * (1 - p))[:, None]).T @ x + np.diag(penalty)
         step = np.linalg.solve(curvature, gradient)
-        # The loss is convex: halving a step that is too long always ends.
+        # The loss is convex, so step halving terminates.
         while loss(theta - step) > loss(theta) and np.abs(step).max() > _EDGE:
             step = step / 2
         theta = theta - step
@@ -202,16 +204,19 @@ def _fit_logistic(
 
 
 def _noisy_or(levels: Floats) -> Floats:
-    """The logit of "at least one is broken", as if levels broke independently."""
+    """Logit of the probability of at least one fracture, with independent levels."""
     return _logit(1 - np.prod(1 - levels, axis=1))
 
 
 def _sigmoid(z: Floats) -> Floats:
-    """`scipy.special.expit` differs in the last bit, and then recorded losses do."""
+    """Logistic function.
+
+    `scipy.special.expit` differs in the last bit, which would change recorded losses.
+    """
     return cast(Floats, np.exp(-np.logaddexp(0, -z)))
 
 
 def _logit(p: Floats) -> Floats:
-    """Finite at 0 and 1 too; `scipy.special.logit` differs in the last bit, see `_sigmoid`."""
+    """Logit, finite at 0 and 1; `scipy.special.logit` differs in the last bit, see `_sigmoid`."""
     kept = np.clip(p, _EDGE, 1 - _EDGE)
     return cast(Floats, np.log(kept / (1 - kept)))

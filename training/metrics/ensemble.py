@@ -1,8 +1,9 @@
-"""A mixture of rounds: one convex weight a round, beside the single model that a run offers.
+"""Ensemble of rounds: one non-negative weight for each round, with sum 1.
 
-The weights minimise the competition's loss of the mixed probabilities on the calibration patients.
-That loss is the negative log-likelihood of a mixture, so expectation and maximisation in turn find
-its one minimum on the simplex (Dempster, Laird and Rubin, 1977), with no step length to choose.
+The weights minimise the competition's loss of the averaged probabilities on the calibration
+patients. This loss is the negative log-likelihood of a mixture distribution, so
+expectation-maximisation converges to its unique minimum on the simplex (Dempster, Laird and Rubin,
+1977).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,20 +18,21 @@ from training.metrics.competition import CLIP, exam_weights
 Floats = NDArray[np.float64]
 
 _ENOUGH = 0.02
-"""Rounds of a smaller weight are left out: each costs a whole prediction."""
+"""Smallest weight of a round; rounds below it are dropped, to save their predictions."""
 
 
 @dataclass(frozen=True)
 class RoundEnsemble:
-    """The mixture.
+    """Weights of an ensemble of rounds.
 
     Parameters
     ----------
     rounds : tuple of int
+        Numbers of the rounds.
     weights : tuple of float
-        Of those rounds; at least 0, together 1.
+        Weight of each round; non-negative, with sum 1.
     guard_loss : float
-        Of the mixture, on the guard patients.
+        Loss of the ensemble on the guard patients.
     """
 
     rounds: tuple[int, ...]
@@ -38,40 +40,40 @@ class RoundEnsemble:
     guard_loss: float
 
     def average_predictions(self, probabilities: Mapping[int, Floats]) -> Floats:
-        """The mixed probabilities, shape (studies, 8), from those of each round."""
+        """Average the probabilities of the rounds, shape (studies, targets)."""
         return average_predictions(self.weights, [probabilities[number] for number in self.rounds])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` reads them back."""
+        """Return JSON values that `from_json` reads."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "RoundEnsemble":
-        """Read what `to_json` wrote; raises KeyError or TypeError on anything else."""
+        """Read the output of `to_json`; raises KeyError or TypeError otherwise."""
         return cls(
             tuple(document["rounds"]), tuple(document["weights"]), float(document["guard_loss"])
         )
 
 
 def average_predictions(weights: Sequence[float], probabilities: Sequence[Floats]) -> Floats:
-    """The weighted mean of some tables."""
+    """Compute the weighted mean of tables of probabilities."""
     return cast(Floats, np.tensordot(weights, np.stack(probabilities), 1))
 
 
 def fit_weights(labels: NDArray[np.int64], probabilities: Sequence[Floats]) -> Floats:
-    """Weights of least loss.
+    """Fit the ensemble weights with the least loss.
 
     Parameters
     ----------
-    labels : ndarray, shape (studies, 8)
-        Of the calibration patients.
-    probabilities : sequence of ndarray, shape (studies, 8)
-        Of each round.
+    labels : ndarray, shape (studies, targets)
+        Labels of the calibration patients.
+    probabilities : sequence of ndarray, shape (studies, targets)
+        Probabilities of each round.
 
     Returns
     -------
     ndarray, shape (rounds,)
-        On the simplex; small ones are 0.
+        Weights on the simplex; small ones are set to 0.
     """
     table = np.clip(np.stack(probabilities), CLIP, 1 - CLIP)
     given = np.where(labels == 1, table, 1 - table).reshape(len(table), -1)

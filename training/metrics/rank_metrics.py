@@ -1,7 +1,7 @@
-"""What a threshold would do: areas and sensitivity, of a sample and thousands of its resamples.
+"""Threshold metrics of a sample and of all its bootstrap resamples at once.
 
-scikit-learn has the same figures for one sample, and the tests compare with it; here a resample is
-a row of weights, and all of them are one cumulative sum.
+scikit-learn computes the same metrics for one sample, and the tests compare with it. Here each
+resample is a row of weights, and one cumulative sum serves all of them.
 """
 
 from typing import cast
@@ -12,28 +12,31 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 SPECIFICITY = 0.95
-"""At which the sensitivity is told; commercial systems and radiologists lie about there."""
+"""Specificity of the reported sensitivity, near that of radiologists and commercial systems."""
 
 
-def rank_figures(labels: ArrayLike, scores: ArrayLike, weights: Floats) -> dict[str, Floats]:
-    """Figures that depend on the order of the scores alone.
+def rank_metrics(labels: ArrayLike, scores: ArrayLike, weights: Floats) -> dict[str, Floats]:
+    """Compute metrics that depend on the order of the scores alone.
 
     Parameters
     ----------
     labels : array_like, shape (exams,), 0 or 1
+        Labels of the exams.
     scores : array_like, shape (exams,)
+        Scores of the exams.
     weights : ndarray, shape (resamples, exams)
-        How often each exam is in each resample.
+        Number of times that each exam occurs in each resample.
 
     Returns
     -------
     dict of str to ndarray, shape (resamples,)
         ``auc``, the area under the ROC curve; ``average_precision``; ``sensitivity``, the largest
-        one at a specificity of at least `SPECIFICITY`. NaN where a resample lacks either class.
+        sensitivity at a specificity of at least `SPECIFICITY`. NaN for resamples that lack one
+        class.
     """
     truth, values = np.asarray(labels) == 1, np.asarray(scores, np.float64)
     order = np.argsort(-values, kind="stable")
-    # Equal scores pass a threshold together.
+    # Tied scores share a threshold.
     last = np.flatnonzero(np.append(np.diff(values[order]) != 0, True))
     sampled = weights[:, order]
     found = np.cumsum(sampled * truth[order], axis=1)[:, last]
@@ -55,8 +58,8 @@ def rank_figures(labels: ArrayLike, scores: ArrayLike, weights: Floats) -> dict[
     }
 
 
-def mean_figures(labels: ArrayLike, probabilities: ArrayLike, weights: Floats) -> dict[str, Floats]:
-    """``brier``, the mean squared difference of probability and truth, of each resample."""
+def brier_score(labels: ArrayLike, probabilities: ArrayLike, weights: Floats) -> dict[str, Floats]:
+    """Compute ``brier``, the mean squared error of the probabilities, for each resample."""
     truth, p = np.asarray(labels, np.float64), np.asarray(probabilities, np.float64)
     return {"brier": cast(Floats, weights @ (p - truth) ** 2 / weights.sum(axis=1))}
 

@@ -1,4 +1,4 @@
-"""The kinds of models: slice models and sequence models, how each is built, trained and scored.
+"""Slice models and sequence models: how each kind is built, trained and scored.
 
-Not for deciding which weights are kept: `training.rounds` does.
+Which weights are kept is decided in `training.rounds`.
 """

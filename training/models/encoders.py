@@ -1,11 +1,11 @@
-"""Image encoders of transformers, whichever family: made, started from a folder, widened, read.
+"""Image encoders of transformers: building, loading, adding input channels, and reading features.
 
-A family is never asked for by name where its output tells: features with a height and a width are a
-map and pooled by the encoder itself, tokens beyond a square number are class and register tokens,
-and the first of them is the pooled feature where the encoder has no pooling of its own.
+Features are read by their shape, not by the model family: features with height and width are a
+feature map that the encoder pools itself; tokens beyond a square number are class and register
+tokens, and the first of them is the pooled feature if the encoder has no pooling.
 
-Extra input channels and other input sizes keep every pretrained weight: the kernel of the first
-convolution is kept and the new channels start at zero, and position embeddings are interpolated.
+Pretrained weights are kept for other numbers of channels and input sizes: the kernel of the first
+convolution is extended by zeros, and position embeddings are interpolated.
 """
 
 import inspect
@@ -29,16 +29,16 @@ from training.models.slice_model import (
 
 @dataclass(frozen=True)
 class EncoderFeatures:
-    """What an encoder says of some inputs.
+    """Features of an encoder.
 
     Parameters
     ----------
     pooled : Tensor, shape (inputs, features)
-        Of each whole input.
+        Pooled feature of each input.
     patches : Tensor, shape (inputs, patches, features)
-        Of each place of it, row by row; a square number of patches.
+        Features of each patch, row by row; the number of patches is a square.
     averaged : bool
-        Whether `pooled` is a mean over the patches, and not a token of its own.
+        Whether `pooled` is the mean over the patches rather than a token.
     """
 
     pooled: Tensor
@@ -47,50 +47,66 @@ class EncoderFeatures:
 
 
 def make_encoder(config: PreTrainedConfig) -> PreTrainedModel:
-    """Make an encoder with random weights, without a pooler that no loss would train."""
+    """Build an encoder with random weights, without an unused pooling layer."""
     return AutoModel.from_config(config, **_options(config))
 
 
 def build_encoder(
     config: ModelConfig, inputs: InputConfig, seed: int
 ) -> tuple[PreTrainedModel, nn.Linear]:
-    """Make the very encoder and classifier of a slice model of these settings, of random weights.
+    """Build the encoder and the classifier of a new slice model.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Family and size of the model.
+    inputs : InputConfig
+        Size and channels of the input.
+    seed : int
+        Seed of the weights.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where its patches do not fill the input.
+        ``config-invalid`` if the patches do not fill the input.
     """
     model = build_model(config, replace(inputs, neighbours=3, mask=False), seed)
     return widen_channels(model.base_model, inputs.channels), read_classifier(model)
 
 
 def read_classifier(model: PreTrainedModel) -> nn.Linear:
-    """The layer of a slice model that makes one logit of its features."""
+    """Return the layer of a slice model that maps features to one logit."""
     return [layer for layer in model.classifier.modules() if isinstance(layer, nn.Linear)][-1]
 
 
 def start_encoder(
     folder: Path, inputs: InputConfig
 ) -> tuple[PreTrainedModel, dict[str, tuple[float, ...]]]:
-    """Start from the encoder of any local image model: an encoder alone, or a classifier.
+    """Load the encoder of a local image model, with or without a classifier.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the checkpoint.
+    inputs : InputConfig
+        Channels of the input.
 
     Returns
     -------
-    PreTrainedModel
-        With as many input channels as `inputs` asks for.
-    dict
-        ``mean`` and ``std`` of the checkpoint's own normalisation, where it states them.
+    encoder : PreTrainedModel
+        Encoder with the requested number of input channels.
+    normalisation : dict
+        ``mean`` and ``std`` of the checkpoint, if it has them.
 
     Raises
     ------
     UsageError
-        ``model-invalid`` where the folder is no such checkpoint, has only pickled weights, or
-        lacks weights of the encoder.
+        ``model-invalid`` if the folder is not such a checkpoint, has only pickled weights, or lacks
+        weights of the encoder.
     """
 
     def options(config: PreTrainedConfig) -> dict[str, bool]:
-        count_features(config)  # fails here where a model is no encoder of images
+        count_features(config)  # raises for models that are not image encoders
         return _options(config)
 
     encoder = load_checkpoint(folder, AutoModel, "pooler.", options)
@@ -104,22 +120,22 @@ def _options(config: PreTrainedConfig) -> dict[str, bool]:
 
 
 def count_features(config: PreTrainedConfig) -> int:
-    """How many features an encoder of this configuration gives for an input."""
+    """Return the number of features of an encoder's output."""
     if sizes := getattr(config, "hidden_sizes", None):
         return int(sizes[-1])
     return int(config.hidden_size)
 
 
 def widen_channels(encoder: PreTrainedModel, channels: int) -> PreTrainedModel:
-    """Give the first convolution so many input channels, in place; what it had it keeps.
+    """Extend the first convolution to `channels` input channels, in place.
 
-    The kernels of new channels are zero: whatever they show, the features are at first those of
-    the old channels, and the first gradient step already reaches them.
+    The kernels of new channels are zero, so the features are unchanged at first, and gradients
+    reach the new kernels from the first step.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where the encoder has more channels than that, or no convolution.
+        ``config-invalid`` if the encoder has more channels, or no convolution.
     """
     old = int(getattr(encoder.config, "num_channels", 0))
     if channels == old:
@@ -133,7 +149,7 @@ def widen_channels(encoder: PreTrainedModel, channels: int) -> PreTrainedModel:
                         module.num_channels = channels
                 encoder.config.num_channels = channels
                 return encoder
-    raise UsageError("config-invalid", f"an encoder of {old} channels cannot get {channels}")
+    raise UsageError("config-invalid", f"cannot extend an encoder of {old} channels to {channels}")
 
 
 def _widened(layer: nn.Conv2d, channels: int) -> nn.Conv2d:
@@ -154,15 +170,16 @@ def _widened(layer: nn.Conv2d, channels: int) -> nn.Conv2d:
 
 
 def run_encoder(encoder: PreTrainedModel, pixels: Tensor, **options: bool) -> Any:
-    """The encoder's own output, its position embeddings interpolated where the size is another.
+    """Run an encoder, interpolating its position embeddings to the input size.
 
     Parameters
     ----------
     encoder : PreTrainedModel
+        Encoder of any family.
     pixels : Tensor, shape (inputs, channels, size, size)
-        Normalised; of any size that the family can take.
+        Normalised inputs.
     **options
-        Of its forward, such as ``output_attentions``.
+        Options of the encoder's forward, such as ``output_attentions``.
     """
     if "interpolate_pos_encoding" in inspect.signature(encoder.forward).parameters:
         options["interpolate_pos_encoding"] = True
@@ -170,7 +187,7 @@ def run_encoder(encoder: PreTrainedModel, pixels: Tensor, **options: bool) -> An
 
 
 def read_features(output: Any) -> EncoderFeatures:
-    """Sort the output of an encoder into what it says of whole inputs and of their patches."""
+    """Split the output of an encoder into pooled features and patch features."""
     features = output.last_hidden_state
     if features.ndim == 4:
         patches, tokens = features.flatten(2).transpose(1, 2), 0

@@ -1,8 +1,8 @@
-"""Families of image encoders: how a new one is made, and how its classifier reads patches.
+"""Families of image encoders: how a new model is built, and how patch logits are computed.
 
-The key is the ``model_type`` of a transformers configuration. Any other family can be a checkpoint
-to start from: its classifier is not asked about patches. Settings of a new model are checked in
-`training.config.ModelConfig`.
+Keys are the ``model_type`` of transformers configurations. Other families can be used as
+checkpoints to start from, without patch logits. `training.config.ModelConfig` checks the settings
+of new models.
 """
 
 import math
@@ -24,18 +24,18 @@ from training.config import InputConfig, ModelConfig
 
 @dataclass(frozen=True)
 class EncoderFamily:
-    """What is known of a family.
+    """Properties of a family.
 
     Parameters
     ----------
     pooled : {"token", "mean"}
-        Whether the classifier reads the features of a class token, or the mean over the patches.
-        Either way it can read those of a single patch.
+        Whether the classifier reads a class token or the mean over the patches; it can be applied
+        to the features of a single patch in both cases.
     build : callable or None
-        Makes a classifier of slices with random weights from the model's and the inputs' settings
-        and the options of its head; None where new models of this family cannot be made.
+        Builds a slice classifier with random weights from the model settings, the input settings
+        and the options of its head; None if new models of the family are not supported.
     boxes : bool
-        Whether a slice model of this family learns from drawn boxes.
+        Whether slice models of the family train on bounding boxes.
     """
 
     pooled: Literal["token", "mean"]
@@ -64,7 +64,7 @@ def _build_vit(
 def _build_resnet(
     config: ModelConfig, inputs: InputConfig, head: Mapping[str, Any]
 ) -> PreTrainedModel:
-    # The stem sees every fourth pixel, and each stage after the first every second of those.
+    # The stem has stride 4, and each stage after the first has stride 2.
     stages = int(math.log2(config.patch)) - 1
     widths = [config.width >> stage for stage in reversed(range(stages))]
     return ResNetForImageClassification(
@@ -86,4 +86,4 @@ FAMILIES: Mapping[str, EncoderFamily] = MappingProxyType(
         "swin": EncoderFamily("mean"),
     }
 )
-"""The families by ``model_type``; `training.config.Family` names those that can be made."""
+"""Families by ``model_type``; `training.config.Family` lists those that can be built."""

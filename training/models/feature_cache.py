@@ -1,13 +1,13 @@
-"""Encoder features of crops, kept in the run folder: a round on the heads alone reads only these.
+"""Encoder features of crops, cached in the run folder for rounds that train the heads alone.
 
-The folder is named by what the features follow from: every weight and setting of the encoder and
-all of the inputs. Another encoder means another folder, and the old one is removed. Within it each
-crop is known by the digest of its own voxels and positions, so nothing stale is ever read.
+The folder name is the digest of all weights and settings of the encoder and of the input settings.
+A different encoder has a different folder, and older folders are removed. Crops are identified by
+the digest of their voxels and positions, so the cache is never stale.
 
 ::
 
     RUN/features/<digest>/features.f16      (rows, positions, features), float16
-    RUN/features/<digest>/rows.json         the row of each crop, by its digest
+    RUN/features/<digest>/rows.json         row of each crop, by its digest
 """
 
 import hashlib
@@ -43,23 +43,27 @@ def cache_features(
     index: PatientIndex,
     advance: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float16]:
-    """The features of all positions of some patients; what the folder lacks is made and kept.
+    """Return the features of all positions, computing and caching those that are missing.
 
     Parameters
     ----------
     folder : Path
-        Of this room alone, e.g. ``RUN/features``.
-    model, inputs
-        The encoder, and what it sees.
-    buffer, index
-        The crops and their positions.
+        Folder of the cache, e.g. ``RUN/features``.
+    model : CervicalSequenceModel
+        Model whose encoder is used.
+    inputs : InputConfig
+        Input settings of the model.
+    buffer : CropBuffer
+        Buffer that holds the crops.
+    index : PatientIndex
+        Crops and positions of the patients.
     advance : callable
-        Called after each crop whose features had to be made.
+        Called without arguments after each computed crop.
 
     Returns
     -------
-    ndarray, shape (patients, 7, positions, features), float16
-        0 where there is no position.
+    ndarray, shape (patients, levels, positions, features), float16
+        Features; 0 for missing positions.
     """
     place = folder / encoder_digest(model, inputs)
     for other in folder.glob("*") if folder.is_dir() else ():
@@ -75,7 +79,7 @@ def cache_features(
     shape = (index.z.shape[2], count_features(model.config.encoder))
     size = int(np.prod(shape)) * np.dtype(np.float16).itemsize
     with unwritable(place), (place / _ARRAY).open("ab") as stream:
-        stream.truncate(len(rows) * size)  # rows that a kill left without a name
+        stream.truncate(len(rows) * size)  # drop rows that a killed process left without an entry
         for row, features in zip(new, _encode(model, inputs, buffer, alone, new), strict=True):
             if keys[row] not in rows:
                 stream.write(features.tobytes())
@@ -90,11 +94,11 @@ def cache_features(
 
 
 def encoder_digest(model: CervicalSequenceModel, inputs: InputConfig) -> str:
-    """SHA-256, in hexadecimal, of all that an encoder's features follow from but the crop."""
+    """SHA-256, in hexadecimal, of the weights and settings that determine an encoder's features."""
     found = hashlib.sha256(canonical_json(asdict(inputs)))
     settings = model.config.encoder.to_dict()
     for name in ("_name_or_path", "architectures", "dtype", "transformers_version"):
-        settings.pop(name, None)  # where it came from, not what it does
+        settings.pop(name, None)  # origin of the checkpoint, which does not affect features
     found.update(canonical_json(settings))
     for name, tensor in sorted(model.encoder.state_dict().items()):
         found.update(name.encode())
@@ -116,7 +120,7 @@ def _crop_digest(buffer: CropBuffer, alone: PatientIndex, row: int) -> str:
 def encode_patients(
     model: CervicalSequenceModel, inputs: InputConfig, buffer: CropBuffer, index: PatientIndex
 ) -> NDArray[np.float16]:
-    """The features of all positions of some patients, as `cache_features`, without keeping them."""
+    """Compute the features of all positions without caching; see `cache_features`."""
     alone = index.alone()
     found = np.zeros((*index.z.shape, count_features(model.config.encoder)), np.float16)
     for place, features in zip(
@@ -136,7 +140,7 @@ def _encode(
     alone: PatientIndex,
     rows: Sequence[int],
 ) -> Iterator[NDArray[np.float16]]:
-    """Features of single vertebrae, each of shape (positions, features)."""
+    """Compute the features of single vertebrae, each of shape (positions, features)."""
     where = device()
     model.eval().to(where)
     for start in range(0, len(rows), _CROPS_AT_ONCE):

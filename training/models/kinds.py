@@ -1,8 +1,7 @@
-"""Kinds of models: all that the round loop and the predictions need to know of one.
+"""Kinds of models: the functions that the round loop and the predictions call.
 
-A saved model says of which kind it is by the ``model_type`` of its config.json; whatever no other
-kind claims is a slice model. Everything else (rounds, candidates, the guard, calibration, folders)
-is the same for all kinds.
+The ``model_type`` in config.json identifies the kind of a saved model; unknown types are slice
+models. Rounds, candidates, validation, calibration and folders are the same for all kinds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,24 +32,23 @@ Model = tuple[PreTrainedModel, InputConfig]
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of model.
+    """The functions of one kind of model.
 
     Parameters
     ----------
     start : callable
-        A new model: with random weights, or from a checkpoint's folder where one is given.
+        Builds a new model, or loads a checkpoint to start from.
     load : callable
-        From a folder that `training.models.slice_model.save_model` wrote, strictly: every weight of
-        it.
+        Loads a folder written by `training.models.slice_model.save_model`, with strict checks of
+        all weights.
     count : callable
-        From the tables alone, how many inputs of a study can be trained on.
+        Counts the trainable inputs of a study, from the tables alone.
     train : callable
-        Trains a model, in place, on a round's crops: see `training.optimization.trainer.fit`.
+        Trains a model in place on the crops of a round, see `training.optimization.trainer.fit`.
     refresh : callable
-        Lets a model whose weights were put together count its statistics of a round's inputs anew;
-        does nothing where it keeps none.
+        Recomputes batch-normalisation statistics on a round's inputs, if the model has any.
     score : callable
-        A logit for each level of each study, in the order of the studies.
+        Computes a logit for each level of each study, in the order of the studies.
     """
 
     start: Callable[[RunConfig, Path | None], Model]
@@ -86,27 +84,27 @@ SEQUENCE = Kind(
 )
 
 KINDS: Mapping[str, Kind] = MappingProxyType({"slice": SLICE, MODEL_TYPE: SEQUENCE})
-"""By the name that recipes use, which is also the ``model_type`` of all but slice models."""
+"""Kinds by the name that recipes use; for all but slice models it is the ``model_type``."""
 
 
 def kind_of(model_type: str) -> Kind:
-    """The kind of a model by the ``model_type`` of its config."""
+    """Return the kind of a model by the ``model_type`` of its configuration."""
     return KINDS.get(model_type, SLICE)
 
 
 def load_any(folder: Path) -> Model:
-    """Load a saved model of whatever kind.
+    """Load a saved model of any kind.
 
     Raises
     ------
     UsageError
-        ``model-invalid`` as `Kind.load` finds it.
+        ``model-invalid`` from `Kind.load`.
     """
-    return kind_of(read_model_type(folder)).load(folder)  # the loader says what is wrong
+    return kind_of(read_model_type(folder)).load(folder)  # the loader raises a precise error
 
 
 def score_any(
     model: PreTrainedModel, inputs: InputConfig, buffer: CropBuffer, studies: Sequence[Study]
 ) -> LevelScores:
-    """Score studies with a model of whatever kind."""
+    """Score studies with a model of any kind."""
     return kind_of(model.config.model_type).score(model, inputs, buffer, studies)

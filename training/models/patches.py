@@ -1,8 +1,8 @@
-"""What each patch of an input says on its own, and how drawn boxes judge it.
+"""Logits of single patches, and the loss of annotated bounding boxes on them.
 
-A thin fracture fills a few patches of an input, and one bit a slice hardly tells a model made from
-random weights which. The classifier that a model has anyway reads the features of one patch as well
-as those of all: no weight is added, and the saved model is the plain one.
+A thin fracture covers few patches of an input, and a slice label alone is a weak signal for a model
+with random weights. The model's classifier is applied to the features of each patch, so no weights
+are added and the saved model is unchanged.
 """
 
 from typing import Any
@@ -16,33 +16,35 @@ from training.models.encoders import read_classifier, read_features
 from training.models.families import FAMILIES
 
 _ENOUGH = 3
-"""Patches of a fracture that are to be worth a slice's whole logit, where a model takes means."""
+"""Number of fractured patches that produce a slice's full logit in mean-pooling models."""
 _INSIDE, _OUTSIDE = 0.15, 0.02
-"""How much of a patch a box covers, at least and at most; what lies between is not judged."""
+"""Coverage of a patch by a box: positive from the first value on, negative up to the second."""
 _SHARPNESS = 1.5
-"""Of the smooth maximum over patches."""
+"""Sharpness of the smooth maximum over patches."""
 _PATCH_WEIGHT = 0.3
-"""Of each patch outside, beside the largest of its slice."""
+"""Weight of the mean loss over negative patches, relative to the largest of each slice."""
 
 
 def has_patch_logits(encoder: PreTrainedModel) -> bool:
-    """Whether the classifier of an encoder's pooled features reads those of a patch as well."""
+    """Return whether an encoder's classifier can be applied to single patches."""
     return encoder.config.model_type in FAMILIES
 
 
 def patch_logits(patches: Tensor, head: nn.Linear, encoder: PreTrainedModel) -> Tensor:
-    """The logit of each patch, shape (batch, patches), row by row.
+    """Compute the logit of each patch, shape (batch, patches), row by row.
 
-    Where a class token is read, it is what the classifier makes of the patch in place of the token.
-    Where the mean of the patches is read, it is the logit which it would have if as few patches as
-    `_ENOUGH` were like this one and the others said nothing.
+    With a class token, the classifier is applied to the patch features in place of the token. With
+    mean pooling, the logit is that of an input in which `_ENOUGH` patches have these features and
+    all others are zero.
 
     Parameters
     ----------
     patches : Tensor, shape (batch, patches, features)
+        Patch features of the encoder.
     head : nn.Linear
-        The classifier, of one logit.
+        Classifier with one logit.
     encoder : PreTrainedModel
+        Encoder that the features come from.
     """
     if FAMILIES[encoder.config.model_type].pooled == "token":
         return head(patches)[..., 0]
@@ -51,12 +53,12 @@ def patch_logits(patches: Tensor, head: nn.Linear, encoder: PreTrainedModel) -> 
 
 
 class PatchReader:
-    """Reads the features of the patches whenever a model of a known family runs.
+    """Records the patch features of a model in each forward pass.
 
     Parameters
     ----------
     model : PreTrainedModel
-        One of `reads`; read until `close`.
+        Model for which `reads` is true; recording ends with `close`.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -66,12 +68,12 @@ class PatchReader:
 
     @staticmethod
     def reads(model: PreTrainedModel) -> bool:
-        """Whether the features of this model have a place in the input."""
+        """Return whether patch features of this model can be recorded."""
         family = FAMILIES.get(model.config.model_type)
         return family is not None and family.boxes
 
     def close(self) -> None:
-        """Leave the model as it was."""
+        """Remove the hook from the model."""
         self._hook.remove()
         self._features = None
 
@@ -79,25 +81,27 @@ class PatchReader:
         self._features = read_features(output).patches
 
     def logits(self) -> Tensor:
-        """The logit of each patch of the last input; see `patch_logits`."""
+        """Return the patch logits of the last forward pass; see `patch_logits`."""
         if self._features is None:
-            raise RuntimeError("the model did not run yet")
+            raise RuntimeError("logits need a forward pass of the model first")
         return patch_logits(self._features, read_classifier(self._model), self._model)
 
 
 def box_loss(logits: Tensor, covered: Tensor, intact: Tensor) -> Tensor:
-    """Ask for one broken patch in each drawn box, and for none outside.
+    """Compute the loss of bounding boxes: a positive patch inside each box, none outside.
 
-    A box is a bag: it holds the fracture and much beside it, so its patches are judged by their
-    smooth maximum (multiple-instance learning; Pinheiro and Collobert, CVPR 2015,
-    doi:10.1109/CVPR.2015.7298780). A slice that shows a fracture which nobody drew says nothing.
+    A box also contains intact bone, so its patches are a bag of multiple-instance learning, reduced
+    by a smooth maximum (Pinheiro and Collobert, CVPR 2015, doi:10.1109/CVPR.2015.7298780).
+    Fractured slices without a box are ignored.
 
     Parameters
     ----------
-    logits, covered : Tensor, shape (batch, patches), float32
-        Of `PatchReader.logits`, and how much of each patch lies in a box.
+    logits : Tensor, shape (batch, patches), float32
+        Patch logits from `PatchReader.logits`.
+    covered : Tensor, shape (batch, patches), float32
+        Fraction of each patch that lies in a box.
     intact : Tensor, shape (batch,), bool
-        The slice shows no fracture.
+        Whether the slice is labelled as showing no fracture.
     """
     inside, outside = covered > _INSIDE, covered <= _OUTSIDE
     boxed = inside.any(dim=1)

@@ -1,8 +1,8 @@
-"""Which positions of a vertebra are looked at, and whole patients as one batch of pictures.
+"""Inputs of sequence models: the positions of a vertebra, and whole patients as one batch.
 
-A vertebra's positions are evenly spaced over the slices that are inputs; one with fewer slices
-than positions is looked at slice by slice, and the positions that are left over are masked.
-Pictures come from `training.data.inputs`, like those of slice models.
+Positions are evenly spaced over the input slices of a vertebra. If there are fewer slices than
+positions, each slice is used once and the remaining positions are masked. Pixels come from
+`training.data.inputs`, as for slice models.
 """
 
 from collections.abc import Sequence
@@ -29,19 +29,19 @@ from training.data.inputs import (
 )
 
 FEW_SLICES = 5
-"""Below so many slices a vertebra is predicted with a warning."""
+"""Number of slices below which a vertebra gets a warning."""
 
 
 @dataclass(frozen=True)
 class PatientIndex:
-    """Some patients' vertebrae, and the positions in them.
+    """Crops and positions of some patients.
 
     Parameters
     ----------
-    crop : ndarray, shape (patients, 7), int64
-        Of the `CropBuffer`; -1 where a level is missing, or is not to be looked at.
-    z : ndarray, shape (patients, 7, positions), int64
-        Slice of the crop; -1 where there is no position.
+    crop : ndarray, shape (patients, levels), int64
+        Index of each vertebra's crop in the `CropBuffer`; -1 for missing or ignored levels.
+    z : ndarray, shape (patients, levels, positions), int64
+        Slice of the crop at each position; -1 for masked positions.
     """
 
     crop: NDArray[np.int64]
@@ -55,16 +55,16 @@ class PatientIndex:
 
     @property
     def valid(self) -> NDArray[np.bool_]:
-        """Which positions there are, shape (patients, 7, positions)."""
+        """Mask of the positions in use, shape (patients, levels, positions)."""
         return self.z >= 0
 
     def flat(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Crop and slice of each position that there is, both of shape (slices,)."""
+        """Crop and slice of each position in use, both of shape (slices,)."""
         valid = self.valid
         return np.broadcast_to(self.crop[..., None], valid.shape)[valid], self.z[valid]
 
     def alone(self) -> "PatientIndex":
-        """The same vertebrae, each as a patient of whom nothing else is known."""
+        """Return the same vertebrae, each as a patient with a single vertebra."""
         row, level = np.nonzero(self.crop >= 0)
         return PatientIndex.of_single(self.crop[row, level], level, self.z[row, level])
 
@@ -72,7 +72,17 @@ class PatientIndex:
     def of_single(
         cls, crop: NDArray[np.int64], level: NDArray[np.int64], z: NDArray[np.int64]
     ) -> "PatientIndex":
-        """Single vertebrae as patients: their crops and levels, each (vertebrae,), and slices."""
+        """Make an index of single vertebrae.
+
+        Parameters
+        ----------
+        crop : ndarray, shape (vertebrae,), int64
+            Crop of each vertebra.
+        level : ndarray, shape (vertebrae,), int64
+            Index of each vertebra's level.
+        z : ndarray, shape (vertebrae, positions), int64
+            Slice at each position.
+        """
         found = cls(
             np.full((len(crop), len(CERVICAL)), -1),
             np.full((len(crop), len(CERVICAL), z.shape[1]), -1),
@@ -83,7 +93,7 @@ class PatientIndex:
 
 
 def choose_positions(vertebra: VertebraCrop, positions: int, trim_mm: float) -> NDArray[np.int64]:
-    """The slices of a vertebra that are looked at, shape (positions,); -1 where there are fewer."""
+    """Return the evenly spaced slices of a vertebra, shape (positions,), padded with -1."""
     slices = vertebra.slices(trim_mm)
     chosen = np.full(positions, -1)
     count = min(positions, len(slices))
@@ -94,17 +104,18 @@ def choose_positions(vertebra: VertebraCrop, positions: int, trim_mm: float) -> 
 
 
 def sample_positions(
-    vertebra: VertebraCrop, around: int, drawn: int, trim_mm: float, random: np.random.Generator
+    vertebra: VertebraCrop, around: int, count: int, trim_mm: float, random: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Draw slices of a vertebra to train on, shape (drawn,); -1 where there are fewer.
+    """Sample slices of a vertebra for training, shape (count,), padded with -1.
 
-    One is drawn from each of so many equal parts; the slice `around` is the one of its part.
+    The slices are divided into `count` equal parts with one sample each; the part that contains
+    `around` gets `around`.
     """
     slices = np.array(vertebra.slices(trim_mm))
-    parts = np.array_split(slices, min(drawn, len(slices)))
+    parts = np.array_split(slices, min(count, len(slices)))
     chosen = np.array([random.choice(part) for part in parts])
     chosen[next(n for n, part in enumerate(parts) if around in part)] = around
-    found = np.full(drawn, -1)
+    found = np.full(count, -1)
     found[: len(chosen)] = chosen
     return found
 
@@ -112,7 +123,7 @@ def sample_positions(
 def index_patients(
     buffer: CropBuffer, studies: Sequence[str], positions: int, trim_mm: float
 ) -> PatientIndex:
-    """List the positions of studies; a study without any crop has a row of -1."""
+    """List the positions of studies; studies without crops get a row of -1."""
     rows = {study: row for row, study in enumerate(studies)}
     crop = np.full((len(studies), len(CERVICAL)), -1)
     z = np.full((*crop.shape, positions), -1)
@@ -127,11 +138,21 @@ def index_patients(
 def gather_patients(buffer: CropBuffer, index: PatientIndex, inputs: InputConfig) -> Batch:
     """Copy the slices of some patients into one batch.
 
+    Parameters
+    ----------
+    buffer : CropBuffer
+        Buffer that holds the crops.
+    index : PatientIndex
+        Crops and positions of the patients.
+    inputs : InputConfig
+        Neighbours and mask channel of the inputs.
+
     Returns
     -------
     dict
-        As `gather_slices`, of all positions in order, and ``valid`` (patients, 7, positions), bool;
-        ``vertebra`` (slices,), int64, which of the batch's vertebrae each slice belongs to.
+        Batch of `gather_slices` with all positions in order; ``valid`` (patients, levels,
+        positions), bool; ``vertebra`` (slices,), int64, index of each slice's vertebra within the
+        batch.
     """
     crop, z = index.flat()
     counts = index.valid.sum(axis=2)[index.crop >= 0]
@@ -145,7 +166,7 @@ def gather_patients(buffer: CropBuffer, index: PatientIndex, inputs: InputConfig
 def sample_vertebra_transforms(
     batch: Batch, augment: AugmentConfig, generator: torch.Generator
 ) -> SliceTransforms:
-    """Draw one pose for each vertebra of a batch: its slices stay a stack."""
+    """Sample one transform for each vertebra of a batch, shared by its slices."""
     of = batch["vertebra"].cpu()
     transforms = sample_transforms(_count(of), augment, generator)
     return SliceTransforms(transforms.matrix[of], transforms.shift_mm[of])
@@ -158,9 +179,9 @@ def make_patient_pixels(
     augment: AugmentConfig | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Pixels for a sequence model, shape (slices, channels, size, size), float32.
+    """Make the input of a sequence model, shape (slices, channels, size, size), float32.
 
-    With `augment` and `generator` intensities vary, and some vertebrae lose their mask.
+    With `augment` and `generator`, intensities are augmented and some masks are dropped.
     """
     pixels = make_pixels(batch, inputs, transforms or identity_transforms(len(batch["hu"])))
     if augment is not None and generator is not None:
@@ -179,11 +200,15 @@ def _count(of: Tensor) -> int:
 
 
 def list_warnings(vertebrae: Sequence[VertebraCrop]) -> list[str]:
-    """What of a study's crops makes its prediction less sure, one line each."""
+    """List reasons why the prediction of a study is less reliable, one line each."""
     found = {vertebra.level: vertebra.shape[0] for vertebra in vertebrae}
-    told = [f"{level} has no crop" for level in CERVICAL if level not in found]
-    return told + [
-        f"{level} has {slices} slice{'s' * (slices != 1)} only"
+    missing = [
+        f"{level} was not found in the scan: its probability is a prior, not a prediction"
+        for level in CERVICAL
+        if level not in found
+    ]
+    return missing + [
+        f"{level} has only {slices} slice{'s' * (slices != 1)}"
         for level, slices in found.items()
         if slices < FEW_SLICES
     ]

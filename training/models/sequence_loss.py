@@ -1,9 +1,9 @@
-"""What a sequence model is asked to say: patients, vertebrae and positions, under known weights.
+"""The loss of sequence models on patients, vertebrae and positions.
 
-Patients are judged by the competition's loss of all eight targets, vertebrae by the cross-entropy
-of their own logits under the same weights (1 whole, 2 broken), positions only where it is known
-whether the slice shows the fracture: never by the label of their vertebra. Of a position both the
-encoder's own opinion and that of the sequence are judged, so that the encoder has to see itself.
+Patients have the competition's loss over all targets. Vertebrae have the cross-entropy of their own
+logits with the same weights (1 intact, 2 fractured). Positions are trained only where the slice
+label is known, not with the label of the vertebra; both the encoder's own logit and the sequence's
+logit of a position are trained, so that the encoder has to detect the fracture itself.
 """
 
 from collections.abc import Sequence
@@ -25,19 +25,19 @@ from training.models.sequence_model import SequenceOutput
 
 @dataclass(frozen=True)
 class PatientTargets:
-    """What is known of some patients.
+    """Targets of some patients.
 
     Parameters
     ----------
-    patient : ndarray, shape (patients, 8), float32
-        0 or 1; NaN where unknown.
-    patient_weight : ndarray, shape (patients, 8), float32
-        Of each target in its exam, see `exam_weights`.
-    vertebra : ndarray, shape (patients, 7), float32
-        0 or 1, NaN where there is no crop or no label, or where it is known that none of the
-        positions shows the fracture.
-    position : ndarray, shape (patients, 7, positions), float32
-        Whether the slice shows the fracture, NaN where nobody said or no position is.
+    patient : ndarray, shape (patients, targets), float32
+        Labels of the patient and the levels, 0 or 1; NaN where unknown.
+    patient_weight : ndarray, shape (patients, targets), float32
+        Weight of each target in its exam, see `exam_weights`.
+    vertebra : ndarray, shape (patients, levels), float32
+        Label of each vertebra, 0 or 1; NaN without a crop or label, or if all positions are known
+        to show no fracture of a fractured vertebra.
+    position : ndarray, shape (patients, levels, positions), float32
+        Label of each slice, 0 or 1; NaN where unknown or masked.
     """
 
     patient: NDArray[np.float32]
@@ -51,7 +51,7 @@ class PatientTargets:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """The same, by name, as a batch carries them."""
+        """Return the targets as tensors, under the names that a batch uses."""
         return {
             "patient_target": torch.from_numpy(self.patient),
             "patient_weight": torch.from_numpy(self.patient_weight),
@@ -63,14 +63,16 @@ class PatientTargets:
 def find_targets(
     buffer: CropBuffer, index: PatientIndex, studies: Sequence[Study] | None = None
 ) -> PatientTargets:
-    """Look up what is known.
+    """Look up the labels of patients, vertebrae and positions.
 
     Parameters
     ----------
     buffer : CropBuffer
+        Buffer that holds the crops and their labels.
     index : PatientIndex
+        Crops and positions of the patients.
     studies : sequence of Study, optional
-        Of its rows, all labelled; without them (rows of single vertebrae) no patient is judged.
+        Labelled studies of the rows; without them the patient targets are NaN.
     """
     patient = np.full((len(index), 1 + len(CERVICAL)), np.nan, np.float32)
     weight = np.zeros_like(patient)
@@ -91,11 +93,16 @@ def find_targets(
 
 @dataclass(frozen=True)
 class LossWeights:
-    """How much each part of the loss counts.
+    """Weights of the parts of the loss.
 
     Parameters
     ----------
-    patient, vertebra, position : float
+    patient : float
+        Weight of the patient loss.
+    vertebra : float
+        Weight of the vertebra loss.
+    position : float
+        Weight of the position loss.
     """
 
     patient: float = 1.0
@@ -106,14 +113,16 @@ class LossWeights:
 def sequence_loss(
     output: SequenceOutput, targets: dict[str, Tensor], shares: LossWeights
 ) -> Tensor:
-    """The loss of a batch: the weighted sum of its parts, each a mean over what is known.
+    """Compute the weighted sum of the patient, vertebra and position losses of a batch.
 
     Parameters
     ----------
     output : SequenceOutput
+        Output of the model.
     targets : dict of Tensor
-        `PatientTargets.tensors`, on the model's device.
+        Tensors of `PatientTargets.tensors`, on the model's device.
     shares : LossWeights
+        Weight of each part.
     """
     vertebra = targets["vertebra_target"]
     return (
@@ -130,7 +139,7 @@ def sequence_loss(
 
 
 def _mean_loss(logits: Tensor | None, target: Tensor, weight: Tensor | None) -> Tensor:
-    """Weighted cross-entropy over the targets that are no NaN, by the sum of their weights."""
+    """Weighted mean of the cross-entropy over targets that are not NaN."""
     assert logits is not None
     known = ~target.isnan()
     weights = known.to(logits.dtype) if weight is None else torch.where(known, weight, 0)

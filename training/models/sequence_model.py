@@ -1,14 +1,14 @@
-"""The winners' shape: a vertebra read as a sequence of positions, a patient as seven vertebrae.
+"""Sequence model: vertebrae as sequences of slice positions, patients as sequences of vertebrae.
 
-An image encoder of transformers turns each position into features. Over the positions runs a
-bidirectional LSTM, or nothing; a gated attention (Ilse, Tomczak and Welling, ICML 2018,
-arXiv:1802.04712) then weighs them, and the vertebra's logit is the weighted mean of the positions'
-logits. The patient head reads the seven vertebrae, corrects their logits, and answers for the
-patient beside their noisy-or. Every correction starts at zero, so a new model is no worse than its
-parts: each position says what its encoder says, a vertebra is a soft maximum, a patient a noisy-or.
+An image encoder of transformers maps each position to features. A bidirectional LSTM over the
+positions is optional. Gated attention (Ilse, Tomczak and Welling, ICML 2018, arXiv:1802.04712)
+weights the positions, and the vertebra's logit is the weighted mean of their logits. The patient
+head reads all vertebrae, corrects their logits and computes the patient's logit on top of the
+noisy-or. All corrections are initialised to zero: a new model's position logit is that of its
+encoder, its vertebra logit a soft maximum, and its patient logit the noisy-or.
 
-The shape is that of the competition's first place (15 positions, a two-layer LSTM, a second model
-over the seven vertebrae); nothing of its code is here.
+The architecture follows the competition's first place (15 positions, two-layer LSTM, a second model
+over the vertebrae); the code is our own.
 """
 
 import math
@@ -32,27 +32,29 @@ from training.models.slice_model import PRIOR, load_model
 MODEL_TYPE = "cspine-sequence"
 _PRIOR_LOGIT = math.log(PRIOR / (1 - PRIOR))
 _LEAST_RISK = 1e-6
-"""What at least the levels of a patient add up to, so that the logarithm has a value."""
+"""Lower bound of the summed risk, which keeps the logarithm finite."""
 
 
 class CervicalSequenceConfig(PreTrainedConfig):
-    """The configuration of `CervicalSequenceModel`, as it stands in ``config.json``.
+    """Configuration of `CervicalSequenceModel`, stored in ``config.json``.
 
     Parameters
     ----------
     encoder : PreTrainedConfig or dict
-        Of the image encoder; any of transformers with features of whole inputs.
+        Configuration of the image encoder, any of transformers with pooled features.
     positions : int
-        Slices of a vertebra that are looked at, at most.
+        Largest number of slices per vertebra.
     pooling : {"lstm", "attention"}
-        Whether positions read each other before they are weighed.
-    width, layers : int
-        Hidden features, a direction, and layers of the LSTM; of ``attention``, twice the width is
-        what the features are projected to.
+        Whether an LSTM runs over the positions before the attention pooling.
+    width : int
+        Hidden features of the LSTM in each direction; with ``attention``, features are projected to
+        twice the width.
+    layers : int
+        Layers of the LSTM.
     patient_width : int
-        Hidden features, a direction, of the LSTM over the seven vertebrae.
+        Hidden features of the LSTM over the vertebrae in each direction.
     dropout : float
-        Before the LSTM and the patient head.
+        Dropout probability before the LSTM and before the patient head.
     """
 
     model_type = MODEL_TYPE
@@ -88,24 +90,26 @@ class CervicalSequenceConfig(PreTrainedConfig):
 
 @dataclass
 class SequenceOutput(ModelOutput):
-    """What the model says of some patients.
+    """Output of a sequence model.
 
     Parameters
     ----------
-    logits : Tensor, shape (patients, 8)
-        In the order of `LABEL_COLUMNS`; a missing level has the one that the others suggest.
-    vertebra_logits : Tensor, shape (patients, 7)
-        Of each vertebra on its own; of a missing one, what is expected of that level.
-    position_logits : Tensor, shape (patients, 7, positions)
-        Whether the fracture is seen there; 0 where there is no position.
-    own_logits : Tensor, shape (patients, 7, positions)
-        The same, by the encoder alone, which does not hear of the other positions.
-    weights : Tensor, shape (patients, 7, positions)
-        Of each position in its vertebra: at least 0, their sum 1, or 0 in a missing vertebra.
-    features : Tensor, shape (patients, 7, positions, features)
-        Of the encoder, 0 where there is no position.
+    logits : Tensor, shape (patients, targets)
+        Final logits in the order of the label columns; a missing level gets a logit inferred from
+        the others.
+    vertebra_logits : Tensor, shape (patients, levels)
+        Logit of each vertebra by itself; a learned constant for missing levels.
+    position_logits : Tensor, shape (patients, levels, positions)
+        Fracture logit of each position; 0 for masked positions.
+    own_logits : Tensor, shape (patients, levels, positions)
+        Fracture logit of each position by the encoder alone.
+    weights : Tensor, shape (patients, levels, positions)
+        Attention weight of each position; non-negative, with sum 1 over a vertebra and 0 if it is
+        missing.
+    features : Tensor, shape (patients, levels, positions, features)
+        Pooled features of the encoder; 0 for masked positions.
     patches : Tensor, shape (slices, patches, features), or None
-        Of the encoder, where it ran.
+        Patch features of the encoder; None if `features` were given.
     """
 
     logits: Tensor | None = None
@@ -118,11 +122,12 @@ class SequenceOutput(ModelOutput):
 
 
 class CervicalSequenceModel(PreTrainedModel):
-    """See the module.
+    """Sequence model of cervical fractures; see the module's description.
 
     Parameters
     ----------
     config : CervicalSequenceConfig
+        Configuration of the model.
     """
 
     config_class = CervicalSequenceConfig
@@ -138,7 +143,7 @@ class CervicalSequenceModel(PreTrainedModel):
         self.classifier = nn.Linear(features, 1)
         self.positions = PositionPooling(features, config)
         self.patient = PatientHead(2 * config.width, config)
-        # A loss that is a mean over the batch: `Trainer` is not to scale it (transformers 5.9+).
+        # The loss is a mean over the batch, so `Trainer` must not scale it (transformers 5.9+).
         self.accepts_loss_kwargs = False
         self.post_init()
 
@@ -156,19 +161,19 @@ class CervicalSequenceModel(PreTrainedModel):
         features: Tensor | None = None,
         **_: Any,
     ) -> SequenceOutput:
-        """Read patients, from pixels or from features that the encoder gave before.
+        """Compute logits from pixels or from encoder features.
 
         Parameters
         ----------
         pixel_values : Tensor, shape (slices, channels, size, size)
-            Of all valid positions of all vertebrae of all patients, in this order.
-        valid : Tensor, shape (patients, 7, positions), bool
-            Which positions there are: of each vertebra the first so many, or none.
-        features : Tensor, shape (patients, 7, positions, features)
-            Instead of pixels.
+            Inputs of all valid positions, in order of patient, level and position.
+        valid : Tensor, shape (patients, levels, positions), bool
+            Mask of the positions in use; they come first in each vertebra.
+        features : Tensor, shape (patients, levels, positions, features)
+            Encoder features, instead of pixels.
         """
         if valid is None or (pixel_values is None) == (features is None):
-            raise ValueError("valid positions, and either their pixels or their features")
+            raise ValueError("forward needs `valid`, and either `pixel_values` or `features`")
         patches = None
         if pixel_values is not None:
             found = read_features(run_encoder(self.encoder, pixel_values))
@@ -192,13 +197,14 @@ class CervicalSequenceModel(PreTrainedModel):
 
 
 class PositionPooling(nn.Module):
-    """The positions of a vertebra: each with its neighbours in view, then all weighed.
+    """LSTM and gated attention over the positions of a vertebra.
 
     Parameters
     ----------
     features : int
-        Of the encoder.
+        Number of features of the encoder.
     config : CervicalSequenceConfig
+        Configuration of the model.
     """
 
     def __init__(self, features: int, config: CervicalSequenceConfig) -> None:
@@ -218,7 +224,7 @@ class PositionPooling(nn.Module):
         self.sharpness = nn.Parameter(torch.ones(()))
 
     def begin(self) -> None:
-        """Start without corrections: a position's logit is its own, its weight follows from it."""
+        """Initialise all corrections to zero, so that position logits are those of the encoder."""
         for layer in (self.context, self.score):
             init.zeros_(layer.weight)
             init.zeros_(layer.bias)
@@ -227,7 +233,7 @@ class PositionPooling(nn.Module):
     def forward(
         self, features: Tensor, own: Tensor, valid: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits and weights of positions; summary and logit of each vertebra."""
+        """Return logits and weights of the positions, and summary and logit of each vertebra."""
         state = self._read(self.dropout(self.norm(features)), valid)
         logits = (own + self.context(state)[..., 0]).masked_fill(~valid, 0)
         gated = torch.tanh(self.signal(state)) * torch.sigmoid(self.gate(state))
@@ -255,13 +261,14 @@ class PositionPooling(nn.Module):
 
 
 class PatientHead(nn.Module):
-    """The seven vertebrae of a patient; those that are missing are known to be.
+    """LSTM over the vertebrae of a patient, with an embedding for missing ones.
 
     Parameters
     ----------
     summary : int
-        Features of a vertebra.
+        Number of features of a vertebra.
     config : CervicalSequenceConfig
+        Configuration of the model.
     """
 
     def __init__(self, summary: int, config: CervicalSequenceConfig) -> None:
@@ -277,7 +284,7 @@ class PatientHead(nn.Module):
         self.overall = nn.Linear(4 * width, 1)
 
     def begin(self) -> None:
-        """Start without corrections."""
+        """Initialise all corrections to zero."""
         init.constant_(self.expected, _PRIOR_LOGIT)
         for parameter in (self.missing, self.place):
             init.normal_(parameter, std=0.02)
@@ -286,11 +293,11 @@ class PatientHead(nn.Module):
             init.zeros_(layer.bias)
 
     def forward(self, summary: Tensor, logits: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-        """All eight logits, and those of each vertebra alone."""
+        """Return the final logits of all targets, and the logits of each vertebra by itself."""
         alone = torch.where(present, logits, self.expected.to(logits.dtype))
-        seen = self.summary(self.dropout(torch.cat([summary, logits[..., None]], dim=-1)))
-        seen = torch.where(present[..., None], seen, self.missing.to(seen.dtype))
-        state, _ = self.lstm(torch.tanh(seen + self.place))
+        hidden = self.summary(self.dropout(torch.cat([summary, logits[..., None]], dim=-1)))
+        hidden = torch.where(present[..., None], hidden, self.missing.to(hidden.dtype))
+        state, _ = self.lstm(torch.tanh(hidden + self.place))
         levels = alone + self.levels(state)[..., 0]
         pooled = torch.cat([state.mean(dim=1), state.amax(dim=1)], dim=-1)
         overall = noisy_or(levels) + self.overall(pooled)[..., 0]
@@ -300,15 +307,17 @@ class PatientHead(nn.Module):
 
 
 def noisy_or(logits: Tensor) -> Tensor:
-    """The logit of "at least one is broken", as if levels broke independently.
+    """Compute the logit of at least one fracture, with independent levels.
 
     Parameters
     ----------
     logits : Tensor, shape (patients, levels)
+        Logits of the levels.
 
     Returns
     -------
     Tensor, shape (patients,)
+        Logit of the patient.
     """
     # With r the sum of -log(1 - p), the odds are exp(r) - 1.
     risk = functional.softplus(logits).sum(dim=-1).clamp(min=_LEAST_RISK)
@@ -316,13 +325,13 @@ def noisy_or(logits: Tensor) -> Tensor:
 
 
 def load_sequence_model(folder: Path) -> tuple[CervicalSequenceModel, InputConfig]:
-    """Reload a folder written by `training.models.slice_model.save_model`, every weight of it.
+    """Load a folder written by `training.models.slice_model.save_model`, with strict checks.
 
     Raises
     ------
     UsageError
-        ``model-invalid`` where a weight is missing, spare or of another shape, or where the inputs
-        are not those of the encoder.
+        ``model-invalid`` if a weight is missing, unexpected or of another shape, or if the input
+        settings do not fit the encoder.
     """
     model, inputs = load_model(folder, CervicalSequenceModel)
     return cast(CervicalSequenceModel, model), inputs

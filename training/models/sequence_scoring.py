@@ -1,4 +1,4 @@
-"""What a sequence model says of studies, for the guard, for calibration and for predictions."""
+"""Scores of a sequence model, for validation, calibration and predictions."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -27,18 +27,24 @@ from training.ranks import rank
 from training.runs import FEATURES
 
 _STUDIES_AT_ONCE = 4
-"""Of which all positions go through the encoder together."""
+"""Number of studies that are encoded together."""
 
 
 def is_frozen(model: CervicalSequenceModel) -> bool:
-    """Whether the encoder rests and the heads alone learn."""
+    """Return whether the encoder is frozen and only the heads are trained."""
     return not any(parameter.requires_grad for parameter in model.encoder.parameters())
 
 
 def find_features(
     model: CervicalSequenceModel, inputs: InputConfig, buffer: CropBuffer, index: PatientIndex
 ) -> NDArray[np.float16]:
-    """Features of all positions, shape (studies, 7, positions, features); kept where all stay."""
+    """Compute the features of all positions, cached in the run folder if the encoder is frozen.
+
+    Returns
+    -------
+    ndarray, shape (studies, levels, positions, features), float16
+        Features; 0 for missing positions.
+    """
     if is_frozen(model) and buffer.folder is not None:
         return cache_features(buffer.folder / FEATURES / str(rank()), model, inputs, buffer, index)
     return encode_patients(model, inputs, buffer, index)
@@ -48,14 +54,25 @@ def find_features(
 def run_sequence_model(
     model: CervicalSequenceModel, inputs: InputConfig, buffer: CropBuffer, studies: Sequence[str]
 ) -> tuple[PatientIndex, SequenceOutput]:
-    """What the model says of some studies.
+    """Run a sequence model on some studies.
+
+    Parameters
+    ----------
+    model : CervicalSequenceModel
+        Model to run; it is moved to the device.
+    inputs : InputConfig
+        Input settings of the model.
+    buffer : CropBuffer
+        Buffer that holds the studies' crops.
+    studies : sequence of str
+        Keys of the studies.
 
     Returns
     -------
-    PatientIndex
-        The positions that it looked at.
-    SequenceOutput
-        On the CPU, without features and patches.
+    index : PatientIndex
+        Crops and positions that were read.
+    output : SequenceOutput
+        Outputs on the CPU, without features and patches.
     """
     index = index_patients(buffer, studies, model.config.positions, inputs.trim_mm)
     model.eval().to(device())
@@ -78,9 +95,9 @@ def run_sequence_model(
 def score_patients(
     model: PreTrainedModel, inputs: InputConfig, buffer: CropBuffer, studies: Sequence[Study]
 ) -> LevelScores:
-    """Score each level of each study, and each patient.
+    """Compute the score of each level and each patient.
 
-    The peak is the slice of the largest weight.
+    The peak of a level is the slice with the largest weight.
     """
     shape = (len(studies), len(CERVICAL))
     scores = LevelScores(

@@ -1,10 +1,10 @@
-"""How a sequence model is started, and trained on the crops of a round.
+"""Building sequence models, and training them on the crops of a round.
 
-A round has two parts. First the encoder and its classifier learn through the heads as they are (of
-a new model a soft maximum over the slices), from few slices of many vertebrae in a step: from the
-vertebrae's labels, from slices and boxes where true ones are known. Then the heads learn from whole
-patients, on features of the encoder that are made once. Where the encoder is frozen, only the
-second part is left.
+A round has two parts. First the encoder and its classifier are trained through the current heads
+(in a new model, a soft maximum over the slices), on few slices of many vertebrae in each step, with
+vertebra labels and, where they are known, slice labels and boxes. Then the heads are trained on
+whole patients, from encoder features that are computed once. With a frozen encoder only the second
+part remains.
 """
 
 import math
@@ -58,10 +58,17 @@ _ALONE = LossWeights(patient=0.0)
 def start_sequence_model(
     config: RunConfig, folder: Path | None
 ) -> tuple[PreTrainedModel, InputConfig]:
-    """A new model, or one that starts from a checkpoint.
+    """Build a new sequence model, or start from a checkpoint.
 
-    A sequence model goes on as it is; of a slice model that was trained here the encoder and the
-    classifier are taken, of any other image model the encoder.
+    A sequence model is loaded as it is. From a slice model of this package the encoder and the
+    classifier are taken, from any other image model the encoder.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Settings of the run.
+    folder : Path or None
+        Folder of the checkpoint; None builds a new model.
 
     Raises
     ------
@@ -102,13 +109,13 @@ def start_sequence_model(
 
 def _freeze(model: CervicalSequenceModel, config: RunConfig) -> CervicalSequenceModel:
     for name, parameter in model.encoder.named_parameters():
-        # A mask token is of pretraining alone, and several devices would wait for its gradient.
+        # A mask token is used in pretraining only; DDP would wait for its gradient.
         parameter.requires_grad_(not config.sequence.frozen and not name.endswith("mask_token"))
     return model
 
 
 def count_positions(study: Study, config: RunConfig) -> int:
-    """Slices of a study's labelled vertebrae: what positions are drawn from."""
+    """Count the slices of a study's labelled vertebrae, from which positions are sampled."""
     return sum(
         len(vertebra.slices(config.inputs.trim_mm))
         for vertebra in study.vertebrae
@@ -126,7 +133,7 @@ def train_sequences(
     config: RunConfig,
     work: RoundWork,
 ) -> Trained:
-    """Train a sequence model, in place; see the module, and `fit`."""
+    """Train a sequence model in place; see the module's description and `fit`."""
     model = cast(CervicalSequenceModel, model)
     if is_frozen(model):
         return _train_heads(model, inputs, buffer, config, work)
@@ -159,7 +166,7 @@ def train_sequences(
 
 @dataclass(frozen=True)
 class _Round:
-    """The single vertebrae of a round as they are drawn, what is known of them, and the order."""
+    """The sampled vertebrae of a round, their targets, and their order."""
 
     index: PatientIndex
     targets: PatientTargets
@@ -182,13 +189,13 @@ def _plan(
     work: RoundWork,
 ) -> _Round:
     crops = [n for n, vertebra in enumerate(buffer.vertebrae) if vertebra.fractured is not None]
-    drawn, trim = min(config.sequence.sampled, model.config.positions), inputs.trim_mm
-    # As many slices a step as a slice model has, and as many of them of broken vertebrae.
+    count, trim = min(config.sequence.sampled, model.config.positions), inputs.trim_mm
+    # As many slices per step as for a slice model, with the same share of fractured vertebrae.
     slices = index_slices(buffer, crops, trim, weak_target=1.0)
-    each = np.mean([min(drawn, len(buffer.vertebrae[crop].slices(trim))) for crop in crops])
+    each = np.mean([min(count, len(buffer.vertebrae[crop].slices(trim))) for crop in crops])
     order = sample_order(
         slices.target,
-        broken_share=config.train.fractured_share,
+        fractured_share=config.train.fractured_share,
         batch=_shared(round(config.train.batch_size * config.train.accumulation / each)),
         steps=work.steps,
         seed=work.seed,
@@ -201,25 +208,25 @@ def _plan(
         np.array([CERVICAL.index(vertebra.level) for vertebra in chosen]),
         np.stack(
             [
-                sample_positions(vertebra, int(around), drawn, trim, random)
+                sample_positions(vertebra, int(around), count, trim, random)
                 for vertebra, around in zip(chosen, z, strict=True)
             ]
         ),
     )
     targets = find_targets(buffer, index)
-    # A vertebra's label adds nothing where it is known of each of these slices what it shows.
-    said = (~np.isnan(targets.position) | ~index.valid).all(axis=2)
-    targets.vertebra[said] = np.nan
+    # If all sampled slices are labelled, the vertebra's label adds no information.
+    labelled = (~np.isnan(targets.position) | ~index.valid).all(axis=2)
+    targets.vertebra[labelled] = np.nan
     return _Round(index, targets, np.arange(order.size).reshape(order.shape))
 
 
 def _shared(batch: int) -> int:
-    """About so many, and as many for each rank."""
+    """Round a batch size down to a multiple of the number of ranks."""
     return max(1, batch // ranks()) * ranks()
 
 
 def _vertebra_loss(model: CervicalSequenceModel, inputs: InputConfig, config: RunConfig) -> Loss:
-    """Of vertebrae, of positions, and of the boxes that are drawn in them."""
+    """Loss of vertebrae, positions and bounding boxes."""
     weight = config.train.box_weight if has_patch_logits(model.encoder) else 0.0
 
     def loss(wrapped: Any, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
@@ -244,7 +251,7 @@ def _train_heads(
     config: RunConfig,
     work: RoundWork,
 ) -> Trained:
-    """Train all but the encoder, on features of whole patients."""
+    """Train the heads on encoder features of whole patients."""
     settings = config.sequence
     known = [study for study in buffer.studies if study.labels]
     index = index_patients(
@@ -255,7 +262,7 @@ def _train_heads(
     batch = _shared(min(settings.head_batch, len(index)))
     order = sample_order(
         np.zeros(len(index), np.float32),
-        broken_share=0,
+        fractured_share=0,
         batch=batch,
         steps=work.steps,
         seed=work.seed,
@@ -286,7 +293,7 @@ def _train_heads(
 
 @contextmanager
 def _frozen(*modules: torch.nn.Module) -> Iterator[None]:
-    """Keep some modules as they are within the block."""
+    """Freeze some modules within the block."""
     parameters = [parameter for module in modules for parameter in module.parameters()]
     before = [parameter.requires_grad for parameter in parameters]
     for parameter in parameters:
@@ -294,8 +301,8 @@ def _frozen(*modules: torch.nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for parameter, learns in zip(parameters, before, strict=True):
-            parameter.requires_grad_(learns)
+        for parameter, requires in zip(parameters, before, strict=True):
+            parameter.requires_grad_(requires)
 
 
 def refresh_sequences(
@@ -305,7 +312,7 @@ def refresh_sequences(
     config: RunConfig,
     work: RoundWork,
 ) -> None:
-    """Let the encoder's batch normalisations count anew; see `recount_statistics`."""
+    """Recompute the batch-normalisation statistics of the encoder, see `recount_statistics`."""
     model = cast(CervicalSequenceModel, model)
     if not keeps_statistics(model.encoder) or is_frozen(model):
         return
@@ -320,7 +327,7 @@ def refresh_sequences(
 
 
 class _Reader(nn.Module):
-    """An encoder that is called with pixels alone."""
+    """Encoder that is called with pixels alone."""
 
     def __init__(self, encoder: PreTrainedModel) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""Slice models as folders: made, started from a checkpoint, saved, and reloaded strictly.
+"""Slice models as folders: building, starting from a checkpoint, saving, and strict loading.
 
 A folder holds ``config.json``, ``model.safetensors``, ``preprocessor_config.json`` and a card, and
-opens with ``AutoModelForImageClassification`` and ``pipeline("image-classification")`` offline. The
-preprocessor carries our `InputConfig` under ``cspine_inputs``: what trained is what predicts.
-Nothing here asks the network, and nothing reads a pickle.
+loads offline with ``AutoModelForImageClassification`` and ``pipeline("image-classification")``. The
+preprocessor configuration holds the `InputConfig` under ``cspine_inputs``, so that predictions use
+the inputs of the training. There is no network access, and pickles are not read.
 """
 
 import json
@@ -30,31 +30,40 @@ from training.models.families import FAMILIES
 
 LABEL = "fractured"
 PRIOR = 0.05
-"""How probable a new model holds a fracture in any slice."""
+"""Initial fracture probability of every slice in a new model."""
 _INPUTS_KEY = "cspine_inputs"
 UNREADABLE = (
     OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError, UsageError,
 )  # fmt: skip
-"""What transformers raises at a folder that is no model."""
+"""Exceptions that transformers raises for folders that are not models."""
 _ONE_LOGIT: Mapping[str, Any] = {
     "num_labels": 1,
     "id2label": {0: LABEL},
     "label2id": {LABEL: 0},
-    # One label would mean regression to transformers.
+    # With one label, transformers would default to regression.
     "problem_type": "multi_label_classification",
 }
 
 
 def build_model(config: ModelConfig, inputs: InputConfig, seed: int) -> PreTrainedModel:
-    """Make a model with random weights.
+    """Build a slice model with random weights.
 
-    Its first guess of every slice is `PRIOR`, so that the many whole ones do not drown the first
-    steps (Lin et al., ICCV 2017, doi:10.1109/ICCV.2017.324, section 4.1).
+    The bias of the classifier is set to `PRIOR`, so that the majority of intact slices does not
+    dominate the first steps (Lin et al., ICCV 2017, doi:10.1109/ICCV.2017.324, section 4.1).
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Family and size of the model.
+    inputs : InputConfig
+        Size and channels of the input.
+    seed : int
+        Seed of the weights.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where its patches do not fill the input.
+        ``config-invalid`` if the patches do not fill the input.
     """
     _check_channels(inputs)
     if inputs.size % config.patch:
@@ -73,20 +82,29 @@ def build_model(config: ModelConfig, inputs: InputConfig, seed: int) -> PreTrain
 def start_model(
     folder: Path, inputs: InputConfig, seed: int
 ) -> tuple[PreTrainedModel, InputConfig]:
-    """Start from any local image-classification checkpoint; its head is replaced where it differs.
+    """Start from a local image-classification checkpoint; a head of another size is replaced.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the checkpoint.
+    inputs : InputConfig
+        Input settings of the run.
+    seed : int
+        Seed of new weights.
 
     Returns
     -------
-    PreTrainedModel
-        With one logit.
-    InputConfig
-        `inputs` with the checkpoint's own input size and normalisation.
+    model : PreTrainedModel
+        Model with one logit.
+    inputs : InputConfig
+        Input settings with the checkpoint's input size and normalisation.
 
     Raises
     ------
     UsageError
-        ``model-invalid`` where the folder is no such checkpoint, has only pickled weights, or
-        lacks weights of the encoder.
+        ``model-invalid`` if the folder is not such a checkpoint, has only pickled weights, or lacks
+        weights of the encoder.
     """
     _check_channels(inputs)
     torch.manual_seed(seed)
@@ -99,7 +117,7 @@ def start_model(
     )
     size = getattr(model.config, "image_size", inputs.size)
     if not isinstance(size, int):
-        raise model_invalid(folder, f"its input is {size}, not a square")
+        raise model_invalid(folder, f"its input size is {size}, not a square")
     return _declare_mean_loss(model), replace(inputs, size=size, **read_normalisation(folder))
 
 
@@ -110,26 +128,26 @@ def load_checkpoint(
     options: Callable[[Any], Mapping[str, Any]],
     **changes: Any,
 ) -> PreTrainedModel:
-    """Load the encoder of any local checkpoint of transformers, and its head where it has one.
+    """Load the encoder of a local transformers checkpoint, and its head if there is one.
 
     Parameters
     ----------
     folder : Path
         Folder with ``config.json`` and safetensors files.
     kind : type
-        Class of transformers whose ``from_pretrained`` makes the model.
+        Class of transformers whose ``from_pretrained`` builds the model.
     head : str
-        How the names of weights begin that may be missing.
+        Name prefix of weights that may be missing.
     options : callable
-        Takes the checkpoint's configuration and returns further options of ``from_pretrained``.
+        Maps the checkpoint's configuration to further options of ``from_pretrained``.
     **changes
         Values to replace in the checkpoint's configuration.
 
     Raises
     ------
     UsageError
-        ``model-invalid`` where the folder is no such checkpoint, has only pickled weights, or
-        lacks weights of the encoder.
+        ``model-invalid`` if the folder is not such a checkpoint, has only pickled weights, or lacks
+        weights of the encoder.
     """
     check_folder(folder)
     try:
@@ -140,13 +158,13 @@ def load_checkpoint(
     except UNREADABLE as error:
         raise model_invalid(folder, _detail_of(error)) from None
     if missing := [name for name in missing if not name.startswith(head)]:
-        detail = f"{len(missing)} weights of the encoder are not there: {missing[0]}"
+        detail = f"{len(missing)} weights of the encoder are missing, first {missing[0]}"
         raise model_invalid(folder, detail)
     return model
 
 
 def read_model_type(folder: Path) -> str:
-    """The ``model_type`` of a folder's config.json; empty where there is none to be read."""
+    """Read the ``model_type`` of a folder's config.json; empty if it cannot be read."""
     try:
         return str(json.loads((folder / "config.json").read_text())["model_type"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -154,7 +172,7 @@ def read_model_type(folder: Path) -> str:
 
 
 def is_cspine_model(folder: Path) -> bool:
-    """Whether `save_model` wrote the folder, so that its head knows of fractures already."""
+    """Return whether `save_model` wrote the folder, so that its head is trained on fractures."""
     path = folder / "preprocessor_config.json"
     try:
         return _INPUTS_KEY in json.loads(path.read_text())
@@ -165,19 +183,20 @@ def is_cspine_model(folder: Path) -> bool:
 def load_model(
     folder: Path, kind: Any = AutoModelForImageClassification
 ) -> tuple[PreTrainedModel, InputConfig]:
-    """Reload a folder written by `save_model`, every weight of it.
+    """Load a folder written by `save_model`, with strict checks of all weights.
 
     Parameters
     ----------
     folder : Path
+        Folder of the model.
     kind : type
-        With the ``from_pretrained`` of its models; slice models by default.
+        Class whose ``from_pretrained`` builds the model; slice models by default.
 
     Raises
     ------
     UsageError
-        ``model-invalid`` where a weight is missing, spare or of another shape, or where the inputs
-        are not those of the model.
+        ``model-invalid`` if a weight is missing, unexpected or of another shape, or if the input
+        settings do not fit the model.
     """
     check_folder(folder)
     try:
@@ -189,10 +208,11 @@ def load_model(
     if wrong:
         raise model_invalid(folder, f"{len(wrong)} weights do not fit, first {wrong[0]}")
     if (size := getattr(model.config, "image_size", inputs.size)) != inputs.size:
-        raise model_invalid(folder, f"it sees {size} px, its inputs have {inputs.size}")
-    seen = getattr(model.config, "encoder", model.config).num_channels
-    if seen != inputs.channels:
-        raise model_invalid(folder, f"it sees {seen} channels, its inputs have {inputs.channels}")
+        raise model_invalid(folder, f"the model takes {size} px, its inputs have {inputs.size}")
+    channels = getattr(model.config, "encoder", model.config).num_channels
+    if channels != inputs.channels:
+        detail = f"the model takes {channels} channels, its inputs have {inputs.channels}"
+        raise model_invalid(folder, detail)
     return _declare_mean_loss(model), inputs
 
 
@@ -204,23 +224,25 @@ def save_model(
     card: str,
     documents: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Write a model folder, whole or not at all.
+    """Write a model folder atomically.
 
     Parameters
     ----------
     model : PreTrainedModel
+        Model to save.
     inputs : InputConfig
+        Input settings of the model.
     folder : Path
-        What stands there is replaced.
+        Folder to write or replace.
     card : str
-        The model card, Markdown.
+        Model card in Markdown.
     documents : mapping
         Further JSON documents by file name.
 
     Raises
     ------
     RunError
-        ``run-unwritable`` where the disk is full or fails; what stood there is intact.
+        ``run-unwritable`` if the disk is full or fails; the previous folder is kept.
     """
     documents = {"preprocessor_config.json": _preprocessor(inputs), **documents}
     with write_folder(folder) as partial:
@@ -231,7 +253,7 @@ def save_model(
 
 
 def _preprocessor(inputs: InputConfig) -> dict[str, Any]:
-    """For others: an RGB picture of the three windowed slices, 0 to 255. For us: the rest."""
+    """Configuration of an RGB image processor for windowed slices, including our `InputConfig`."""
     processor = ViTImageProcessorPil(
         size={"height": inputs.size, "width": inputs.size},
         image_mean=list(inputs.mean),
@@ -242,7 +264,7 @@ def _preprocessor(inputs: InputConfig) -> dict[str, Any]:
 
 
 def _from_pretrained(folder: Path, kind: Any, **options: Any) -> tuple[PreTrainedModel, list[str]]:
-    """The model, and the names of all weights that did not come from the folder as they stand."""
+    """Load a model; also return the names of weights that were not loaded as they are."""
     model, info = kind.from_pretrained(
         folder,
         local_files_only=True,
@@ -258,18 +280,18 @@ def _from_pretrained(folder: Path, kind: Any, **options: Any) -> tuple[PreTraine
 
 
 def copy_from_file(model: PreTrainedModel) -> PreTrainedModel:
-    """Copy every weight out of the file that it was mapped from."""
+    """Copy every weight out of the memory-mapped file."""
     for tensor in (*model.parameters(), *model.buffers()):
-        # Views of the file need not be aligned, and sums then come in another order.
+        # Views of the file may be unaligned, which changes the order of sums.
         tensor.data = tensor.data.clone()
     return model
 
 
 def _declare_mean_loss(model: PreTrainedModel) -> PreTrainedModel:
-    """Tell `Trainer` that this loss is a mean over the batch.
+    """Mark the loss of a model as a mean over the batch.
 
-    The forward of ViT takes ``**kwargs``, from which `Trainer` (transformers 5.9 to 5.23) concludes
-    that it divides by the whole accumulated batch. The multi-label loss does not, so gradients
+    Because the forward of ViT takes ``**kwargs``, `Trainer` (transformers 5.9 to 5.23) assumes that
+    the loss is divided by the whole accumulated batch. The multi-label loss is not, and gradients
     would grow with the number of accumulation steps.
     """
     model.accepts_loss_kwargs = False
@@ -278,34 +300,36 @@ def _declare_mean_loss(model: PreTrainedModel) -> PreTrainedModel:
 
 def _check_channels(inputs: InputConfig) -> None:
     if inputs.channels != 3:
-        raise UsageError("config-invalid", "a slice model sees three neighbours and no mask")
+        raise UsageError(
+            "config-invalid", "slice models take three neighbouring slices and no mask"
+        )
 
 
 def check_folder(folder: Path) -> None:
     """Refuse a folder without a configuration, or with pickled weights only."""
     if not (folder / "config.json").is_file():
-        raise model_invalid(folder, "there is no config.json")
+        raise model_invalid(folder, "no config.json found")
     if not list(folder.glob("*.safetensors")):
-        detail = "there is no safetensors file, and pickled weights are not read"
+        detail = "no safetensors file found, and pickled weights are not read"
         raise model_invalid(folder, detail)
 
 
 def read_normalisation(folder: Path) -> dict[str, Any]:
-    """The checkpoint's own ``mean`` and ``std``, where it says so."""
+    """Read ``mean`` and ``std`` of the checkpoint, if it has them."""
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return {}
     try:
         document = json.loads(path.read_text())
         found = {
-            ours: tuple(float(value) for value in document[theirs])
-            for ours, theirs in (("mean", "image_mean"), ("std", "image_std"))
-            if theirs in document
+            field: tuple(float(value) for value in document[key])
+            for field, key in (("mean", "image_mean"), ("std", "image_std"))
+            if key in document
         }
     except (ValueError, TypeError) as error:
         raise model_invalid(folder, f"preprocessor_config.json: {error}") from None
     if any(len(values) != 3 for values in found.values()):
-        raise model_invalid(folder, "its normalisation is not of three channels")
+        raise model_invalid(folder, "the normalisation needs three channels")
     return found
 
 
@@ -314,5 +338,5 @@ def _detail_of(error: Exception) -> str:
 
 
 def model_invalid(folder: Path, detail: str) -> UsageError:
-    """The error about a folder that is no model, or not a whole one."""
+    """Make the error for a folder that is not a valid model."""
     return UsageError("model-invalid", detail, key=str(folder))

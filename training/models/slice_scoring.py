@@ -1,7 +1,8 @@
-"""Logits of slices, and from them a score for each vertebra; no probability yet.
+"""Logits of slices, and the vertebra scores computed from them.
 
-The score of a vertebra is the mean of its five largest logits (all, where it has fewer): a fracture
-is seen in a part of the slices only. Probabilities come from `training.metrics.calibration`.
+The score of a vertebra is the mean of its five largest logits (of all, if it has fewer), because a
+fracture is visible in some of the slices only. Probabilities come from
+`training.metrics.calibration`.
 """
 
 from collections.abc import Sequence
@@ -27,23 +28,22 @@ from training.data.inputs import (
 from training.devices import device, to_device
 
 TOP = 5
-"""Slices whose logits make a vertebra's score; as in the competition's winning solutions."""
+"""Number of largest logits that are averaged, as in the competition's winning solutions."""
 _BATCH = 64
 
 
 @dataclass(frozen=True)
 class LevelScores:
-    """The scores of some studies, C1 to C7.
+    """Scores of some studies by level.
 
     Parameters
     ----------
-    score : ndarray, shape (studies, 7), float64
-        In logits; NaN where there is no crop.
-    peak : ndarray, shape (studies, 7), int64
-        The slice of the crop with the largest logit; -1 where there is no crop.
+    score : ndarray, shape (studies, levels), float64
+        Vertebra scores in logits; NaN without a crop.
+    peak : ndarray, shape (studies, levels), int64
+        Slice of the crop with the largest logit; -1 without a crop.
     patient : ndarray, shape (studies,), float64, or None
-        What a model says of the whole patient, in logits, NaN where there is no crop; None of a
-        model that looks at one level at a time.
+        Patient logit of the model, NaN without any crop; None for slice models.
     """
 
     score: NDArray[np.float64]
@@ -51,7 +51,7 @@ class LevelScores:
     patient: NDArray[np.float64] | None = None
 
     def rows(self, chosen: slice) -> "LevelScores":
-        """The scores of some of the studies."""
+        """Return the scores of some of the studies."""
         patient = None if self.patient is None else self.patient[chosen]
         return LevelScores(self.score[chosen], self.peak[chosen], patient)
 
@@ -60,7 +60,7 @@ class LevelScores:
 def slice_logits(
     model: PreTrainedModel, inputs: InputConfig, buffer: CropBuffer, index: SliceIndex
 ) -> NDArray[np.float32]:
-    """The logit of each input, shape (inputs,), in the order of the index."""
+    """Compute the logit of each input, shape (inputs,), in the order of the index."""
     model.eval().to(device())
     logits = []
     for start in range(0, len(index), _BATCH):
@@ -76,15 +76,18 @@ def slice_logits(
 def score_studies(
     model: PreTrainedModel, inputs: InputConfig, buffer: CropBuffer, studies: Sequence[Study]
 ) -> LevelScores:
-    """Score each level of each study.
+    """Compute the score of each level of each study.
 
     Parameters
     ----------
-    model, inputs
-        From `training.models.slice_model`.
+    model : PreTrainedModel
+        Slice model.
+    inputs : InputConfig
+        Input settings of the model.
     buffer : CropBuffer
-        Of these studies, at least.
+        Buffer that holds the studies' crops.
     studies : sequence of Study
+        Studies to score.
     """
     rows = {study.study: row for row, study in enumerate(studies)}
     crops = [i for i, vertebra in enumerate(buffer.vertebrae) if vertebra.study in rows]

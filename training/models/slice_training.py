@@ -1,7 +1,6 @@
-"""How a slice model is trained on the crops of a round: order, pixels, and loss.
+"""Training of slice models on the crops of a round.
 
-Where boxes are drawn and the model has patches, it is asked about them too; see
-`training.models.patches`.
+If the model has patch logits, bounding boxes are part of the loss; see `training.models.patches`.
 """
 
 import math
@@ -35,7 +34,7 @@ from training.optimization.trainer import Examples, Loss, RoundWork, Trained, fi
 
 
 def slice_examples(buffer: CropBuffer, index: SliceIndex) -> Examples:
-    """The inputs of a round with their targets."""
+    """Return the inputs of a round with their targets, as a dataset."""
 
     def gather(items: NDArray[np.int64]) -> dict[str, Tensor]:
         batch = gather_slices(buffer, index.crop[items], index.z[items])
@@ -45,7 +44,7 @@ def slice_examples(buffer: CropBuffer, index: SliceIndex) -> Examples:
 
 
 def count_slices(study: Study, config: RunConfig) -> int:
-    """Inputs of a study that can be trained on: those whose target is known."""
+    """Count the inputs of a study whose target is known."""
     trim, weak = config.inputs.trim_mm, config.train.weak_target
     return sum(
         int(np.isfinite(vertebra.targets(weak)[vertebra.slices(trim)]).sum())
@@ -60,7 +59,7 @@ def train_slices(
     config: RunConfig,
     work: RoundWork,
 ) -> Trained:
-    """Train a slice model, in place, on the slices whose target is known; see `fit`."""
+    """Train a slice model in place on the slices whose target is known; see `fit`."""
     index, order = _plan(buffer, inputs, config, work)
     with _slice_loss(model, inputs, config) as loss:
         return fit(
@@ -75,9 +74,9 @@ def refresh_statistics(
     config: RunConfig,
     work: RoundWork,
 ) -> None:
-    """Let batch normalisations count anew, where weights were put together and not trained.
+    """Recompute batch-normalisation statistics for averaged weights, see `recount_statistics`.
 
-    See `recount_statistics`. All ranks count alike.
+    All ranks compute the same statistics.
     """
     if not keeps_statistics(model):
         return
@@ -100,7 +99,7 @@ def _plan(
     index = SliceIndex(index.crop[known], index.z[known], index.target[known])
     order = sample_order(
         index.target,
-        broken_share=config.train.fractured_share,
+        fractured_share=config.train.fractured_share,
         batch=config.train.batch_size * config.train.accumulation,
         steps=work.steps,
         seed=work.seed,
@@ -109,29 +108,36 @@ def _plan(
 
 
 def sample_order(
-    target: NDArray[np.float32], *, broken_share: float, batch: int, steps: int, seed: int
+    target: NDArray[np.float32], *, fractured_share: float, batch: int, steps: int, seed: int
 ) -> NDArray[np.int64]:
-    """Draw the slices of each step, every step with the same share of broken ones.
+    """Sample the slices of each step, with the same share of fractured slices in every step.
 
-    Slices of either kind are drawn without replacement until all were drawn, then again.
+    Fractured and intact slices are sampled without replacement until each is exhausted, then again.
 
     Parameters
     ----------
     target : ndarray, shape (inputs,), float32
-        Above 0 is broken.
-    broken_share : float
-        Of each step; 0, or inputs of one kind only, draw slices as they come.
-    batch, steps, seed : int
+        Target of each input; above 0 counts as fractured.
+    fractured_share : float
+        Fraction of fractured slices in each step; 0, or inputs of one class only, samples all
+        slices uniformly.
+    batch : int
+        Number of slices per step.
+    steps : int
+        Number of steps.
+    seed : int
+        Random seed.
 
     Returns
     -------
     ndarray, shape (steps, batch), int64
+        Indices of the inputs of each step.
     """
     fractured, intact = np.flatnonzero(target > 0), np.flatnonzero(target == 0)
     generator = np.random.default_rng(seed)
     kinds = [(np.arange(target.size), batch)]
-    if broken_share and fractured.size and intact.size and batch > 1:
-        count = min(batch - 1, max(1, round(broken_share * batch)))
+    if fractured_share and fractured.size and intact.size and batch > 1:
+        count = min(batch - 1, max(1, round(fractured_share * batch)))
         kinds = [(fractured, count), (intact, batch - count)]
     sampled = [_endless(i, steps * n, generator).reshape(steps, n) for i, n in kinds]
     return generator.permuted(np.concatenate(sampled, axis=1), axis=1)
@@ -140,14 +146,14 @@ def sample_order(
 def _endless(
     items: NDArray[np.int64], count: int, generator: np.random.Generator
 ) -> NDArray[np.int64]:
-    """The first `count` of the items, shuffled again each time that all were drawn."""
+    """Return the first `count` items of an endless sequence of permutations of `items`."""
     times = -(-count // items.size)
     return np.concatenate([generator.permutation(items) for _ in range(times)])[:count]
 
 
 @contextmanager
 def _slice_loss(model: PreTrainedModel, inputs: InputConfig, config: RunConfig) -> Iterator[Loss]:
-    """The cross-entropy of pixels made on the model's device, and the loss of the boxes."""
+    """Cross-entropy of pixels made on the model's device, plus the loss of the boxes."""
     weight = config.train.box_weight
     patches = PatchReader(model) if weight and PatchReader.reads(model) else None
 

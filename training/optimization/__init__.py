@@ -1,4 +1,4 @@
-"""Optimizer steps: the loop around Hugging Face `Trainer`, its checkpoints and its scalars.
+"""The optimizer loop around Hugging Face `Trainer`: schedule, EMA, checkpoints and scalars.
 
-Not for what is trained: models, examples and losses are given.
+Models, examples and losses are passed in by `training.models`.
 """

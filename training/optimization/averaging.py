@@ -1,6 +1,6 @@
-"""The EMA of the weights while they are trained, and batch statistics for averaged weights.
+"""The exponential moving average (EMA) of weights, and batch statistics for averaged weights.
 
-Not for choosing between the EMA and the last weights: `training.rounds.candidates` does.
+Whether the EMA or the last weights are kept is decided in `training.rounds.candidates`.
 """
 
 from collections.abc import Iterable
@@ -16,21 +16,21 @@ from training.devices import device
 def start_ema(model: nn.Module, keep: float) -> AveragedModel:
     """Start an exponential moving average of a model's parameters (Polyak and Juditsky, 1992).
 
-    The n-th update keeps ``min(keep, n / (n + 9))`` of the average, so that random weights of the
-    start are soon forgotten. It is the rule of TensorFlow's ``ExponentialMovingAverage`` with
-    ``num_updates``.
+    The n-th update has the decay ``min(keep, n / (n + 9))``, so that the initial weights are soon
+    forgotten. This is the rule of TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``.
 
     Parameters
     ----------
     model : Module
-        The weights that the average starts from; buffers of the average follow the model's.
+        Model whose weights the average starts from; buffers of the average follow the model's.
     keep : float
-        Share of the average that an update keeps at most, in 0 to 1.
+        Largest decay of an update, from 0 to 1.
 
     Returns
     -------
     AveragedModel
-        Call its ``update_parameters(model)`` after each step; ``module`` holds the average.
+        Model whose ``update_parameters(model)`` is called after each step; ``module`` holds the
+        average.
     """
 
     def follow(means: Any, weights: Any, updates: Any) -> None:
@@ -44,25 +44,25 @@ def start_ema(model: nn.Module, keep: float) -> AveragedModel:
 
 
 def resume_ema(ema: AveragedModel, updates: int) -> None:
-    """Continue an EMA after so many updates; its weights are set by the caller."""
-    ema.n_averaged.fill_(1 + updates)  # the weights of the start count as the first
+    """Set the number of updates of an EMA whose weights the caller has restored."""
+    ema.n_averaged.fill_(1 + updates)  # the initial weights count as the first update
 
 
 def keeps_statistics(model: nn.Module) -> bool:
-    """Whether a model has batch normalisations, which keep statistics of their inputs."""
+    """Return whether a model has batch normalisation layers."""
     return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def recount_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> None:
-    """Set the statistics of a model's batch normalisations to their mean over some batches.
+    """Recompute the batch-normalisation statistics of a model as their mean over some batches.
 
-    The mean of two networks' statistics is not what the network between them sees (Izmailov et al.,
+    The average of two networks' statistics does not fit the averaged weights (Izmailov et al.,
     Averaging Weights Leads to Wider Optima, UAI 2018, section 3.2).
 
     Parameters
     ----------
     model : Module
-        Called with each batch; moved to the device, and in evaluation mode afterwards.
+        Model that is called with each batch; it is moved to the device and left in evaluation mode.
     inputs : iterable of Tensor
         Batches on the device.
     """

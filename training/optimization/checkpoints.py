@@ -1,8 +1,8 @@
-"""What training goes on from to the very same weights: safetensors files, and never a pickle.
+"""Training state as safetensors files, from which training resumes bit by bit; no pickles.
 
-A checkpoint in the middle of a training holds the model, the moments of AdamW, the EMA,
-and in its header where the training is. Draws need no state: each batch makes its own from the seed
-and its number. The last iterate of a finished round holds the model's weights alone.
+A checkpoint holds the model, the moments of AdamW and the EMA; its header holds the position in the
+training. The random numbers need no state, since every batch derives its generator from the seed
+and the batch number. The file of a finished round's last weights holds the model's weights alone.
 """
 
 import json
@@ -22,23 +22,25 @@ from training.durable import write_file
 from training.optimization.averaging import resume_ema
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""What AdamW keeps of each parameter."""
+"""State of AdamW for each parameter."""
 _SETTINGS = "cspine"
-"""The key of the header that holds the settings of a training."""
+"""Header key of the settings of a training."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a round is.
+    """Position in a round.
 
     Parameters
     ----------
-    number, steps : int
-        The round, and all its steps.
+    number : int
+        Number of the round.
+    steps : int
+        Total steps of the round.
     step : int
-        Those that are done.
+        Finished steps.
     loss : float
-        Sum of their losses.
+        Sum of the losses of the finished steps.
     """
 
     number: int
@@ -49,16 +51,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Everything that a step of a training changes.
+    """Everything that an optimizer step changes.
 
     Parameters
     ----------
     model : Module
-        The weights as the last step left them.
+        Model with the weights of the last step.
     optimizer : AdamW
-        Of the parameters of `model`.
+        Optimizer of the parameters of `model`.
     ema : AveragedModel or None
-        The EMA of the weights, from `training.optimization.averaging.start_ema`.
+        EMA of the weights, from `training.optimization.averaging.start_ema`.
     """
 
     model: nn.Module
@@ -66,7 +68,7 @@ class TrainingState:
     ema: AveragedModel | None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state, by name; they are not copied."""
+        """Return every tensor of the state by name, without copying."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
             state = self.optimizer.state[parameter]
@@ -77,12 +79,12 @@ class TrainingState:
         return tensors
 
     def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Set the state to what `tensors` gave after so many steps.
+        """Restore the state from the output of `tensors` after `step` steps.
 
         Raises
         ------
         KeyError, RuntimeError
-            Where the tensors are not those of such a model.
+            If the tensors do not fit the model.
         """
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
@@ -91,9 +93,9 @@ class TrainingState:
         self.model.load_state_dict(parts["model"], strict=True)
         fused = bool(self.optimizer.defaults.get("fused"))
         for name, parameter in self.model.named_parameters():
-            if name in parts["exp_avg"]:  # what is frozen has none
+            if name in parts["exp_avg"]:  # frozen parameters have none
                 self.optimizer.state[parameter] = {
-                    # Only a fused AdamW counts its steps on the device.
+                    # Only a fused AdamW keeps its step count on the device.
                     moment: parts[moment][name].to(parameter.device if on_device else "cpu")
                     for moment in _MOMENTS
                     for on_device in (fused or moment != "step",)
@@ -118,19 +120,19 @@ def batch_seed(seed: int, number: int) -> int:
 
 
 def write_checkpoint(path: Path, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
-    """Replace the checkpoint, whole or not at all.
+    """Replace the checkpoint file atomically.
 
     Raises
     ------
     RunError
-        ``run-unwritable`` where the disk is full or fails.
+        ``run-unwritable`` if the disk is full or fails.
     """
     header = {name: repr(value) for name, value in asdict(progress).items()}
     _write(path, tensors, header)
 
 
 def read_checkpoint(path: Path) -> tuple[Progress, dict[str, Tensor]] | None:
-    """Read the checkpoint; None where there is none, or none that can be read."""
+    """Read a checkpoint; return None if there is none, or none that can be read."""
     if not path.is_file():
         return None
     try:
@@ -147,63 +149,64 @@ def read_checkpoint(path: Path) -> tuple[Progress, dict[str, Tensor]] | None:
 
 
 def write_last_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Keep the weights that a round trained, whole or not at all.
+    """Save the last weights of a round atomically.
 
     Raises
     ------
     RunError
-        ``run-unwritable`` where the disk is full or fails.
+        ``run-unwritable`` if the disk is full or fails.
     """
     _write(path, weights, {})
 
 
 def read_last_weights(path: Path) -> dict[str, Tensor]:
-    """Read them back, to the bit.
+    """Read the last weights of a round.
 
     Raises
     ------
     UsageError
-        ``model-invalid`` where they are missing or damaged.
+        ``model-invalid`` if the file is missing or damaged.
     """
     try:
         return _read(path)[1]
     except (SafetensorError, OSError) as error:
-        reason = f"the next round goes on from these weights, and they cannot be read: {error}"
+        reason = f"the next round starts from these weights, which cannot be read: {error}"
         raise UsageError("model-invalid", reason, key=str(path)) from None
 
 
 def write_training(
     path: Path, state: TrainingState, step: int, settings: Mapping[str, Any]
 ) -> None:
-    """Keep a training that is no round of a run, whole or not at all.
+    """Save the state of a training outside a RUN atomically.
 
     Parameters
     ----------
     path : Path
-        The file; what is there is replaced.
+        File to write or replace.
     state : TrainingState
+        State of the training.
     step : int
-        Steps that are done.
+        Finished steps.
     settings : mapping
-        JSON values that `resume_training` must be given again.
+        JSON values that must be passed to `resume_training` again.
 
     Raises
     ------
     RunError
-        ``run-unwritable`` where the disk is full or fails.
+        ``run-unwritable`` if the disk is full or fails.
     """
     _write(path, state.tensors(), {_SETTINGS: json.dumps({**settings, "step": step})})
 
 
 def resume_training(path: Path, state: TrainingState, settings: Mapping[str, Any]) -> int:
-    """Set a new training to the state that `write_training` kept; returns the steps done.
+    """Restore a state saved by `write_training`, and return the number of finished steps.
 
-    Where there is no file, nothing is set and the steps are 0.
+    If there is no file, the state is unchanged and 0 is returned.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where it had other settings, or is damaged.
+        ``config-invalid`` if the settings differ or the file is damaged.
     """
     if not path.is_file():
         return 0
@@ -212,12 +215,14 @@ def resume_training(path: Path, state: TrainingState, settings: Mapping[str, Any
         document = json.loads(header[_SETTINGS])
         step = int(document.pop("step"))
         if document != settings:
-            reason = "a training of other settings or studies stopped here: remove the file"
+            reason = (
+                "it holds an unfinished training with other settings or studies: remove the file"
+            )
             raise UsageError("config-invalid", reason, key=str(path))
         state.restore(tensors, step)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError,
             RuntimeError) as error:  # fmt: skip
-        reason = f"a stopped training that cannot be read ({error}): remove the file"
+        reason = f"cannot read the unfinished training ({error}): remove the file"
         raise UsageError("config-invalid", reason, key=str(path)) from None
     return step
 
@@ -229,6 +234,6 @@ def _write(path: Path, tensors: Mapping[str, Tensor], header: dict[str, str]) ->
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     with safe_open(path, "pt") as stream:
-        # Views of the file need not be aligned, and sums then come in another order.
+        # Views of the file may be unaligned, which changes the order of sums.
         tensors = {name: stream.get_tensor(name).clone() for name in stream.keys()}  # noqa: SIM118
         return stream.metadata() or {}, tensors

@@ -1,4 +1,4 @@
-"""Curves for TensorBoard, beside the journals that everything else reads."""
+"""TensorBoard scalars, in addition to the journals."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,12 +8,12 @@ from typing import Any
 from training.durable import unwritable
 
 Scalars = Callable[[str, float, int], None]
-"""Takes a name, a value and the step of the optimizer, counted over all rounds."""
+"""Function of a name, a value and the optimizer step, counted over all rounds."""
 
 
 @contextmanager
 def write_scalars(folder: Path) -> Iterator[Scalars]:
-    """Write scalars below `folder`; nothing is made there before the first one comes."""
+    """Write scalars to `folder`, which is created with the first one."""
     from torch.utils.tensorboard import SummaryWriter
 
     writers: list[Any] = []

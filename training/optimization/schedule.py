@@ -1,4 +1,4 @@
-"""The learning rate along the steps of a training."""
+"""The learning-rate schedule."""
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -6,18 +6,18 @@ from transformers import get_cosine_schedule_with_warmup
 
 
 def warmup_cosine(optimizer: Optimizer, warmup: int, steps: int, done: int = 0) -> LambdaLR:
-    """Raise each group's learning rate along a line to its peak, then lower it along a cosine to 0.
+    """Raise the learning rates linearly to their peak, then decrease them along a cosine to 0.
 
     Parameters
     ----------
     optimizer : Optimizer
-        New: the learning rate of each group is its peak.
+        New optimizer; the learning rate of each parameter group is its peak.
     warmup : int
-        Steps from 0 to the peak.
+        Number of steps from 0 to the peak.
     steps : int
-        All steps, the warm-up included.
+        Total number of steps, including the warm-up.
     done : int
-        Steps of the schedule that an earlier process took.
+        Number of steps that were finished before a resume.
     """
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]

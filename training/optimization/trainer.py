@@ -1,10 +1,9 @@
-"""One round of any kind of model through Hugging Face `Trainer`, kept small.
+"""One round of training through Hugging Face `Trainer`, for any kind of model.
 
-Two traps of transformers 5.9 to 5.24 are avoided here. `Trainer`'s own checkpoints are pickles, and
-reload a ViT without its encoder: so it never saves (`training.models.slice_model` and
-`training.optimization.checkpoints` do). And it takes the loss of every model whose forward has
-``**kwargs`` for a sum over the whole accumulated batch: so each model says here that its loss is a
-mean.
+Two defects of transformers 5.9 to 5.24 are avoided. `Trainer`'s own checkpoints are pickles and
+reload a ViT without its encoder, so it never saves; `training.models.slice_model` and
+`training.optimization.checkpoints` do. `Trainer` also treats the loss of any model whose forward
+takes ``**kwargs`` as a sum over the accumulated batch, so models are marked as returning a mean.
 """
 
 import math
@@ -40,34 +39,36 @@ from training.ranks import gather_rows, is_first, rank, ranks
 
 Log = Callable[[Mapping[str, Any]], None]
 Loss = Callable[[Any, dict[str, Tensor], torch.Generator], Tensor]
-"""Of the model as `Trainer` wraps it, one batch on its device, and a generator on the CPU for all
-that is drawn; a mean over the batch."""
+"""Function of the model as `Trainer` wraps it, a batch on its device, and a CPU generator for all
+random numbers; returns the mean loss over the batch."""
 STATISTICS_BATCHES = 16
-"""Steps whose inputs set the statistics of batch normalisations anew."""
+"""Number of steps whose inputs are used to recompute batch-normalisation statistics."""
 _LOGS_A_ROUND = 50
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|stages|blocks)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class RoundWork:
-    """What is to be trained in one round.
+    """The work of one round.
 
     Parameters
     ----------
     number : int
-        Of the round, from 1.
+        Number of the round, from 1.
     steps : int
-        Of the optimizer.
+        Number of optimizer steps.
     rate : float
-        Peak of the learning rate.
-    layer_decay, ema : float
-        See `training.config.BoostConfig`.
+        Peak learning rate of the round.
+    layer_decay : float
+        Factor of the learning rate from each layer to the one below.
+    ema : float
+        Averaging window of the EMA as a fraction of the round's steps; 0 disables it.
     seed : int
-        Of the order, the augmentation and all other draws.
+        Seed of the order, the augmentation and the dropout.
     log : callable
-        Gets step, steps, loss and learning_rate, about fifty times.
+        Called about fifty times with step, steps, loss and learning_rate.
     checkpoint : Path or None
-        Where the round keeps itself while it is trained; None keeps nothing.
+        Checkpoint file of the round; None saves none.
     """
 
     number: int
@@ -82,14 +83,14 @@ class RoundWork:
 
 @dataclass(frozen=True)
 class Trained:
-    """What came out of a round, beside the model's own weights.
+    """The result of a round, apart from the model's weights.
 
     Parameters
     ----------
     loss : float
-        The mean training loss.
+        Mean training loss.
     ema : mapping of str to Tensor, or None
-        The moving average of the parameters, by name, where one was asked for.
+        EMA of the parameters by name, if requested.
     """
 
     loss: float
@@ -97,14 +98,14 @@ class Trained:
 
 
 class Examples(Dataset[Any]):
-    """Examples that are gathered a whole batch at once, for `fit` and any ``DataLoader``.
+    """Map-style dataset that gathers whole batches, for `fit` and any ``DataLoader``.
 
     Parameters
     ----------
     count : int
-        How many there are.
+        Number of examples.
     gather : callable
-        Takes numbers of examples, int64, and returns their batch as a dict of tensors.
+        Maps indices of examples, int64, to their batch, a dict of tensors.
     """
 
     def __init__(
@@ -132,27 +133,31 @@ def fit(
     config: TrainConfig,
     work: RoundWork,
 ) -> Trained:
-    """Train a model, in place; where a checkpoint of this round is found, go on from it.
+    """Train a model in place, resuming from the round's checkpoint if there is one.
 
     Parameters
     ----------
     model : PreTrainedModel
+        Model to train.
     examples : Dataset
-        Map-style; its ``__getitems__`` gathers a whole batch as a dict of tensors, as `Examples`
-        does.
+        Map-style dataset whose ``__getitems__`` gathers a batch as a dict of tensors, see
+        `Examples`.
     order : ndarray, shape (steps, batch_size * accumulation), int64
-        The examples of each step, the same on all ranks.
+        Indices of the examples of each step, the same on all ranks.
     loss : callable
+        Loss of a batch, see `Loss`.
     config : TrainConfig
+        Batch size, weight decay, warm-up and checkpoint interval.
     work : RoundWork
+        Steps, learning rate and seed of the round.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where the ranks cannot share a step evenly.
+        ``config-invalid`` if a step cannot be divided among the ranks.
     RunError
-        ``training-diverged`` where the loss is no number; ``run-unwritable`` where the checkpoint
-        cannot be kept.
+        ``training-diverged`` if the loss is not finite; ``run-unwritable`` if the checkpoint cannot
+        be written.
     """
     parts = _divide(order.shape[1], config.batch_size)
     model.accepts_loss_kwargs = False
@@ -181,7 +186,7 @@ def fit(
             disable_tqdm=True,
             remove_unused_columns=False,
         )
-        # Several GPUs are for torchrun; Trainer would take them all in one process.
+        # Several GPUs are used through torchrun; Trainer would use all of them in one process.
         arguments._n_gpu = min(1, arguments.n_gpu)
         trainer = _RoundTrainer(
             model=model,
@@ -214,14 +219,18 @@ def replay(
     see: Callable[[dict[str, Tensor], torch.Generator], Tensor],
     work: RoundWork,
 ) -> Iterator[Tensor]:
-    """Yield the inputs of a round's first steps; the random numbers follow the step alone.
+    """Yield the inputs of the first steps of a round, with reproducible augmentation.
 
     Parameters
     ----------
-    examples, order, work
-        As for `fit`.
+    examples : Examples
+        Dataset of the round.
+    order : ndarray, shape (steps, batch), int64
+        Indices of the examples of each step.
     see : callable
-        Makes the model's input of a batch on the device and a generator on the CPU.
+        Makes the model input from a batch on the device and a CPU generator.
+    work : RoundWork
+        Seed of the round.
     """
     for number, items in enumerate(order[:STATISTICS_BATCHES]):
         generator = torch.Generator().manual_seed(batch_seed(work.seed, number))
@@ -229,11 +238,11 @@ def replay(
 
 
 def _divide(step: int, most: int) -> int:
-    """In how many parts a rank takes its share of a step, of which at most so many fit."""
+    """Return the number of batches in a rank's share of a step, each of at most `most` inputs."""
     if step % ranks():
         raise UsageError(
             "config-invalid",
-            f"{ranks()} ranks cannot share the {step} inputs of a step (batch size x accumulation)",
+            f"{ranks()} ranks cannot share {step} inputs per step (batch size x accumulation)",
         )
     share = step // ranks()
     return next(n for n in range(1, share + 1) if share % n == 0 and share // n <= most)
@@ -245,10 +254,10 @@ def _divide(step: int, most: int) -> int:
 def parameter_groups(
     model: PreTrainedModel, config: TrainConfig, work: RoundWork
 ) -> list[dict[str, Any]]:
-    """Group the parameters by layer: the deeper a layer lies below the head, the lower its rate.
+    """Group the parameters by layer, with layer-wise learning-rate decay.
 
-    Layer-wise decay is that of Clark et al., ELECTRA (ICLR 2020). Biases, norms and other vectors
-    have no weight decay.
+    The decay follows Clark et al., ELECTRA (ICLR 2020). Biases, norms and other vectors have no
+    weight decay.
     """
     levels = _levels([name for name, _ in model.named_parameters()])
     top = max(levels.values())
@@ -267,7 +276,7 @@ def parameter_groups(
 
 
 def _levels(names: list[str]) -> dict[str, int]:
-    """0 for embeddings, then the numbered layers from 1, and above them what is in none."""
+    """Layer index by parameter name: 0 for embeddings, numbered layers from 1, the rest on top."""
     found = {name: int(match[1]) for name in names if (match := _LAYER.search(name))}
     top = max(found.values(), default=-1) + 2
     return {
@@ -290,7 +299,7 @@ class _Order(Sampler[int]):
 
 
 class _RoundTrainer(Trainer):
-    """`Trainer` with a given order and a given loss; every draw follows the batch's number."""
+    """`Trainer` with a given order and loss, and random numbers seeded by the batch number."""
 
     def __init__(
         self, *, order: NDArray[np.int64], loss: Loss, first_batch: int, **options: Any
@@ -305,17 +314,17 @@ class _RoundTrainer(Trainer):
         return self._order
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """The loss of one batch, with draws that are the same whatever ran before."""
+        """Compute the loss of a batch, with a generator seeded by the batch number."""
         seed = batch_seed(self.args.seed, self._batch)
         self._batch += ranks()
-        torch.manual_seed(seed)  # dropout's
+        torch.manual_seed(seed)  # for dropout
         loss = self._loss(model, inputs, torch.Generator().manual_seed(seed))
         self.losses += float(loss.detach()) / self.args.gradient_accumulation_steps
         return loss
 
 
 class _Ema(TrainerCallback):
-    """Updates the EMA of the weights, where there is one."""
+    """Updates the EMA after each step."""
 
     def __init__(self, state: TrainingState) -> None:
         self._state = state
@@ -326,7 +335,7 @@ class _Ema(TrainerCallback):
 
 
 class _RoundLog(TrainerCallback):
-    """Hand every log line on, and stop at a loss that is no number."""
+    """Passes log entries on, and stops if the loss is not finite."""
 
     def __init__(self, log: Log, done: int, steps: int) -> None:
         self._log = log
@@ -352,7 +361,7 @@ class _RoundLog(TrainerCallback):
 
 
 class _CheckpointWriter(TrainerCallback):
-    """Writes the checkpoint every so many steps."""
+    """Writes the checkpoint every ``checkpoint_steps`` steps."""
 
     def __init__(
         self,
@@ -369,7 +378,7 @@ class _CheckpointWriter(TrainerCallback):
         self._trainer = trainer
 
     def loss(self) -> float:
-        """Sum over the steps that are done, the mean of all ranks."""
+        """Sum of the losses of the finished steps, averaged over the ranks."""
         mine = np.array([self._trainer.losses / ranks()])
         return self._done.loss + float(gather_rows(mine)[0])
 
@@ -383,7 +392,7 @@ class _CheckpointWriter(TrainerCallback):
 
 
 def _restore(state: TrainingState, work: RoundWork) -> Progress:
-    """Take up the round where its checkpoint left it; says how far that is."""
+    """Restore the state from the round's checkpoint and return the position in the round."""
     found = read_checkpoint(work.checkpoint) if work.checkpoint else None
     if found is None or (found[0].number, found[0].steps) != (work.number, work.steps):
         return Progress(work.number, work.steps, 0, 0.0)

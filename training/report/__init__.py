@@ -1,4 +1,4 @@
-"""HTML pages about a run and about single studies, written from what a run folder holds.
+"""HTML reports of runs and of single studies, written from the run folder.
 
-Not for scoring: the numbers come from `training.evaluation` and `training.explanation`.
+The numbers come from `training.evaluation` and `training.explanation`.
 """

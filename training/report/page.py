@@ -1,7 +1,7 @@
-"""One self-contained HTML page about an evaluated run: its score, its rounds, its cases, its card.
+"""The training report: one self-contained HTML page about an evaluated run.
 
-All of it stands in the run folder already. Not here: scoring (`training.evaluation.evaluate`),
-drawing (`training.report.plots`), and what the journals say (`training.rounds.journal`).
+Everything is read from the run folder. Scores come from `training.evaluation.evaluate`, plots from
+`training.report.plots`, decisions from `training.rounds.journal`.
 """
 
 from dataclasses import asdict
@@ -14,7 +14,14 @@ from presentation.pages import data_url, page_templates
 from storage_schemas.errors import UsageError, reason_of
 from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.data.splits import SIDES
-from training.evaluation.evaluate import BEST, ENSEMBLE, FIGURES, MODEL, TEST_CONSTANT, Evaluation
+from training.evaluation.evaluate import (
+    BEST,
+    METRIC_TITLES,
+    MODEL,
+    TEST_CONSTANT,
+    Evaluation,
+    title,
+)
 from training.explanation.examples import KINDS, LIST
 from training.report.plots import (
     plot_calibration,
@@ -24,6 +31,7 @@ from training.report.plots import (
     plot_precision,
     plot_roc,
 )
+from training.rounds.candidates import candidate_title
 from training.rounds.cards import CARD
 from training.rounds.folds import fold_runs
 from training.rounds.journal import explain_decision, read_curve
@@ -40,30 +48,30 @@ from training.runs import (
 )
 
 SHOWN = 5
-"""Studies of the largest loss, and of the smallest, that are shown before all of them."""
+"""Number of studies with the largest and the smallest loss in the first two tables."""
 _HEADINGS = 2
-"""By how much those of the card sink below the page's own."""
+"""Levels by which the headings of the model card are lowered."""
 
 
 def render_report(run: RunFolder) -> tuple[str, Evaluation]:
-    """Make the page.
+    """Render the page.
 
     Parameters
     ----------
     run : RunFolder
-        Trained and evaluated: a plain run, a run in folds, or a blend.
+        Evaluated run: plain, cross-validated or an ensemble of runs.
 
     Returns
     -------
-    str
-        HTML without any outside reference.
-    Evaluation
-        What it shows.
+    page : str
+        HTML without external references.
+    evaluation : Evaluation
+        Evaluation that the page shows.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where the run was not evaluated yet, or by another version.
+        ``config-invalid`` if the run has no evaluation, or one of another version.
     """
     evaluation = _read_evaluation(run)
     splits, settings = run.read(SPLITS), run.read(SETTINGS)
@@ -76,15 +84,17 @@ def render_report(run: RunFolder) -> tuple[str, Evaluation]:
             store=settings["store"],
             evaluation=asdict(evaluation),
             headline=evaluation.headline,
-            names={"model": MODEL, "best": BEST, "hardest": TEST_CONSTANT, "mixture": ENSEMBLE},
-            figures=FIGURES,
+            names={"model": MODEL, "best": BEST, "test_constant": TEST_CONSTANT},
+            title=title,
+            candidate_title=candidate_title,
+            metrics=METRIC_TITLES,
             targets=LABEL_COLUMNS,
             sides={side: len(splits[side]) for side in SIDES},
             config=settings["config"],
             start=settings["start"],
             journals=[_journal(each, number) for number, each in enumerate(_parts(run))],
             blend=run.read(RUN_ENSEMBLE) if run.has(RUN_ENSEMBLE) else None,
-            stack=run.read(ROUND_ENSEMBLE) if run.has(ROUND_ENSEMBLE) else None,
+            round_ensemble=run.read(ROUND_ENSEMBLE) if run.has(ROUND_ENSEMBLE) else None,
             plots={
                 "losses": plot_losses(evaluation),
                 "calibration": plot_calibration(evaluation),
@@ -112,12 +122,12 @@ def _read_evaluation(run: RunFolder) -> Evaluation:
 
 
 def _parts(run: RunFolder) -> tuple[RunFolder, ...]:
-    """The runs whose rounds are told: its folds, or itself; a blend holds copies of models only."""
+    """Return the runs whose rounds are shown: the folds, the run itself, or none."""
     return fold_runs(run) or (() if run.has(RUN_ENSEMBLE) else (run,))
 
 
 def _journal(run: RunFolder, number: int) -> dict[str, Any]:
-    """The rounds of a run, and how its loss went."""
+    """Collect the rounds of a run, with their plots."""
     rounds = run.lines(HISTORY)
     return {
         "name": run.path.name,
@@ -130,18 +140,18 @@ def _journal(run: RunFolder, number: int) -> dict[str, Any]:
 
 
 def _cases(run: RunFolder, evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
-    """The cases of each kind with their pictures, and the probability of each."""
-    said = {exam["study"]: exam["probabilities"] for exam in evaluation.exams}
+    """Collect the example cases of each kind, with pictures and probabilities."""
+    probabilities = {exam["study"]: exam["probabilities"] for exam in evaluation.exams}
     cases: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     for entry in run.read(LIST):
-        chance = said[entry["study"]][LABEL_COLUMNS.index(entry["level"])]
+        probability = probabilities[entry["study"]][LABEL_COLUMNS.index(entry["level"])]
         pictures = {name: _picture(run, entry[name]) for name in ("plain", "heat")}
-        cases[entry["kind"]].append(entry | pictures | {"chance": chance})
+        cases[entry["kind"]].append(entry | pictures | {"probability": probability})
     return cases
 
 
 def _picture(run: RunFolder, name: str) -> str:
-    """A data URL of one of the run's pictures."""
+    """Return a picture of the run as a data URL."""
     path = run.path / EXAMPLES / Path(name).name
     try:
         data = path.read_bytes()
@@ -152,7 +162,7 @@ def _picture(run: RunFolder, name: str) -> str:
 
 
 def _card(run: RunFolder) -> str:
-    """The model card as HTML; its markup is Markdown's alone."""
+    """Render the model card as HTML; HTML inside the card is escaped."""
     folder = run.path if run.has(RUN_ENSEMBLE) else run.model
     try:
         text = (folder / CARD).read_text()

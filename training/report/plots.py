@@ -1,4 +1,4 @@
-"""Plots of a run for its report."""
+"""Plots of the training report."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,17 +16,17 @@ from presentation.figures import (
     svg_of,
 )
 from storage_schemas.vertebrae import LABEL_COLUMNS
-from training.evaluation.evaluate import BEST, CURVES, MODEL, PRIOR, Evaluation
+from training.evaluation.evaluate import BEST, CURVES, MODEL, PRIOR, Evaluation, title
 from training.rounds.journal import LearningCurve
 
 _COLOURS = dict(zip(CURVES, (BLUE, ORANGE), strict=True))
 _LINES = ("-", ":")
-"""Of the model, and of the mixture beside it."""
+"""Line styles of the model and of the ensemble."""
 _SQUARE = (4.2, 3.6)
 
 
 def plot_losses(evaluation: Evaluation) -> str:
-    """The loss of each target with its interval, of the models and of the constants."""
+    """Plot the loss of each target with its interval, for models and constant predictions."""
     with page_style():
         figure, axes = new_figure(10.6, 3.6)
         names = ["all", *LABEL_COLUMNS]
@@ -39,10 +39,16 @@ def plot_losses(evaluation: Evaluation) -> str:
         ):
             values = np.array([evaluation.losses[name][target] for target in names])
             ends = np.array([evaluation.intervals[name][target] for target in names]).T
-            # A percentile interval may lie wholly on one side of the value.
+            # A percentile interval need not contain the value.
             reach = np.clip([values - ends[0], ends[1] - values], 0, None)
             axes.errorbar(
-                places + 0.18 * number, values, reach, fmt="o", color=colour, label=name, capsize=2
+                places + 0.18 * number,
+                values,
+                reach,
+                fmt="o",
+                color=colour,
+                label=title(name),
+                capsize=2,
             )
         axes.set_xticks(places, [name.removeprefix("patient_") for name in names])
         axes.set_ylabel("weighted log loss")
@@ -52,7 +58,7 @@ def plot_losses(evaluation: Evaluation) -> str:
 
 
 def plot_candidates(rounds: Sequence[Mapping[str, Any]], name: str) -> str:
-    """The guard loss of each candidate of each round, and of what was kept."""
+    """Plot the guard loss of each round's candidates, and of the incumbent."""
     with page_style():
         figure, axes = new_figure()
         others = [
@@ -66,9 +72,9 @@ def plot_candidates(rounds: Sequence[Mapping[str, Any]], name: str) -> str:
         kept = [(entry["round"], entry["guard_loss"]) for entry in rounds if entry["accepted"]]
         if kept:
             axes.plot(*zip(*kept, strict=True), "D", color=GREEN, ms=6, label="accepted")
-        held = [(e["round"], e["guard_loss"]) for e in rounds if e["guard_loss"] is not None]
-        if held:
-            axes.step(*zip(*held, strict=True), color=BLUE, where="post", label="incumbent")
+        incumbents = [(e["round"], e["guard_loss"]) for e in rounds if e["guard_loss"] is not None]
+        if incumbents:
+            axes.step(*zip(*incumbents, strict=True), color=BLUE, where="post", label="incumbent")
         constant = rounds[-1]["guard_best_constant"]
         axes.axhline(constant, color=ORANGE, linestyle="--", linewidth=1, label="best constant")
         axes.set_xticks([entry["round"] for entry in rounds])
@@ -79,7 +85,7 @@ def plot_candidates(rounds: Sequence[Mapping[str, Any]], name: str) -> str:
 
 
 def plot_learning(curve: LearningCurve, name: str) -> str:
-    """The training loss and the learning rate along the steps; a line where each round ends."""
+    """Plot training loss and learning rate by step; vertical lines mark the end of a round."""
     with page_style():
         figure, axes = new_figure()
         for end in curve.ends[:-1]:
@@ -92,26 +98,29 @@ def plot_learning(curve: LearningCurve, name: str) -> str:
         rates.ticklabel_format(axis="y", scilimits=(-2, 2))
         axes.plot(curve.steps, curve.losses, color=BLUE, linewidth=1.3)
         axes.set_ylabel("training loss", color=BLUE)
-        axes.set_xlabel("steps of the optimizer")
+        axes.set_xlabel("optimizer step")
         axes.set_ylim(bottom=0)
         rates.set_ylim(bottom=0)
         return svg_of(figure, name)
 
 
 def plot_calibration(evaluation: Evaluation) -> str:
-    """What was said against what came true."""
+    """Plot the reliability diagram."""
     return _plot_curves(
-        evaluation, "calibration", ("probability said", "share that is broken"), diagonal=True
+        evaluation,
+        "calibration",
+        ("predicted probability", "observed fracture rate"),
+        diagonal=True,
     )
 
 
 def plot_roc(evaluation: Evaluation) -> str:
-    """Sensitivity against false alarms."""
-    return _plot_curves(evaluation, "roc", ("share of false alarms", "sensitivity"), diagonal=True)
+    """Plot the ROC curve."""
+    return _plot_curves(evaluation, "roc", ("1 - specificity", "sensitivity"), diagonal=True)
 
 
 def plot_precision(evaluation: Evaluation) -> str:
-    """Precision against sensitivity."""
+    """Plot the precision-recall curve."""
     return _plot_curves(evaluation, "precision_recall", ("sensitivity", "precision"))
 
 
@@ -127,7 +136,7 @@ def _plot_curves(
                 if (points := curves[kind]) is None:
                     continue
                 name = group.removeprefix("patient_")
-                told = name if model == MODEL else f"{name}, {model}"
+                label = name if model == MODEL else f"{name}, {title(model)}"
                 x, y = zip(*points, strict=True)
                 axes.plot(
                     x,
@@ -136,8 +145,8 @@ def _plot_curves(
                     marker="o" if kind == "calibration" else "",
                     markersize=4,
                     color=_COLOURS[group],
-                    label=told,
-                    # Between two thresholds precision is that of the larger one.
+                    label=label,
+                    # Between two thresholds, the precision is that of the larger one.
                     drawstyle="steps-post" if kind == "precision_recall" else "default",
                 )
         axes.set_xlim(-0.02, 1.02)

@@ -1,4 +1,4 @@
-"""What is told of one new study: a JSON document, and one self-contained HTML page."""
+"""The prediction for one study as a JSON document and as a self-contained HTML page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,19 +14,20 @@ from training.explanation.overlay import grey, shade
 
 @dataclass(frozen=True)
 class StudyPage:
-    """What a run says of one study.
+    """Contents of a study page.
 
     Parameters
     ----------
     study : str
-    probabilities : tuple of 8 floats
-        Calibrated, in the order of `LABEL_COLUMNS`.
+        Key of the study.
+    probabilities : tuple of float
+        Fracture probabilities, in the order of the label columns.
     warnings : tuple of str
-        Why it is less sure than usual.
+        Reasons why the prediction is less reliable.
     attributions : tuple of LevelAttribution
-        Of the levels that have a crop.
+        Slice weights and heat maps of the levels that have a crop.
     model : str
-        Which of the run's models the readings are of.
+        Kind of the model that the attributions belong to.
     """
 
     study: str
@@ -40,7 +41,7 @@ Origins = Mapping[tuple[str, int], Mapping[str, Any]]
 
 
 def find_origins(store: StudyStore, study: str) -> Origins:
-    """For each level and slice of its crop, where it came from: its number and its height in mm."""
+    """Look up instance number and z position in mm of each slice, by level and crop index."""
     table = store.read_table("slices").select(
         ["study", "level", "crop_z", "instance_number", "z_mm"]
     )
@@ -52,18 +53,18 @@ def find_origins(store: StudyStore, study: str) -> Origins:
 
 
 def describe(page: StudyPage, origins: Origins) -> dict[str, Any]:
-    """The answer as plain JSON values, without pictures."""
-    chances = dict(zip(LABEL_COLUMNS, page.probabilities, strict=True))
+    """Return the prediction as JSON values, without pictures."""
+    probabilities = dict(zip(LABEL_COLUMNS, page.probabilities, strict=True))
     return {
         "study": page.study,
         "use": "research only; not a medical device",
-        "probabilities": chances,
+        "probabilities": probabilities,
         "warnings": list(page.warnings),
         "model": page.model,
         "levels": [
             {
                 "level": attribution.level,
-                "probability": chances[attribution.level],
+                "probability": probabilities[attribution.level],
                 "slices": [
                     {"slice": z, **_origin(origins, attribution.level, z), "weight": w, "logit": x}
                     for z, w, x in zip(
@@ -82,16 +83,16 @@ def _origin(origins: Origins, level: str, z: int) -> Mapping[str, Any]:
 
 
 def render_page(page: StudyPage, origins: Origins) -> str:
-    """One HTML page without any outside reference: probabilities, and the slices behind them."""
-    chances = dict(zip(LABEL_COLUMNS, page.probabilities, strict=True))
+    """Render the HTML page, without external references."""
+    probabilities = dict(zip(LABEL_COLUMNS, page.probabilities, strict=True))
     template = page_templates("training").get_template("study.html.j2")
     return template.render(
         page=page,
-        chances=chances,
+        probabilities=probabilities,
         levels=[
             {
                 "level": attribution.level,
-                "chance": chances[attribution.level],
+                "probability": probabilities[attribution.level],
                 "bars": _bars(attribution),
                 "keys": [
                     {
@@ -104,14 +105,14 @@ def render_page(page: StudyPage, origins: Origins) -> str:
                 ],
             }
             for attribution in sorted(
-                page.attributions, key=lambda attribution: -chances[attribution.level]
+                page.attributions, key=lambda attribution: -probabilities[attribution.level]
             )
         ],
     )
 
 
 def _bars(attribution: LevelAttribution) -> list[dict[str, Any]]:
-    """The weight of each slice as a share of the largest, feet first."""
+    """Bars of the slice weights relative to the largest, from inferior to superior."""
     most = max(attribution.weights)
     keys = {key.z for key in attribution.keys}
     return [

@@ -1,4 +1,4 @@
-"""Explaining predictions: for each study a JSON document and a page in a folder."""
+"""Explanations of predictions: a JSON document and an HTML page for each study."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -27,38 +27,41 @@ def explain_studies(
     folder: Path,
     advance: Callable[[], None] = lambda: None,
 ) -> None:
-    """Write ``<study>.json`` and ``<study>.html`` of each study.
+    """Write ``<study>.json`` and ``<study>.html`` for each study.
 
     Parameters
     ----------
     store : StudyStore
+        Store that the crops are read from.
     run : RunFolder
-        What predicted. Of a blend its heaviest sequence model shows what it looked at, or its
-        heaviest model where there is none.
+        Run that predicted. In an ensemble, the sequence model with the largest weight is explained,
+        or the model with the largest weight if there is no sequence model.
     studies : sequence of Study
+        Studies to explain.
     predictions : Predictions
-        Of these studies.
+        Predictions of the same studies.
     folder : Path
+        Folder to write to.
     advance : callable
-        Called after each study.
+        Called without arguments after each study.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where the folder cannot be written, or as `read_members`.
+        ``config-invalid`` if the folder cannot be written or the run cannot be read.
     StoreError
-        Of a shard that is missing or damaged.
+        ``array-missing`` or ``array-damaged`` if a shard cannot be read.
     """
     member = _choose(read_members(run))
     model, inputs = load_any(member.folder)
     name = "sequence model" if _is_sequence(member) else "slice model"
     if member.weight < 1:
-        name += f", {member.weight:.0%} of the blend"
-    for study, chances in zip(studies, predictions.probabilities.tolist(), strict=True):
+        name += f", {member.weight:.0%} of the ensemble"
+    for study, probabilities in zip(studies, predictions.probabilities.tolist(), strict=True):
         with open_buffer(store, [study], run.path, masks=inputs.mask) as buffer:
             page = StudyPage(
                 study=study.study,
-                probabilities=tuple(chances),
+                probabilities=tuple(probabilities),
                 warnings=tuple(list_warnings(study.vertebrae)),
                 attributions=attribute_study(model, inputs, buffer, study.study),
                 model=name,

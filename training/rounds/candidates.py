@@ -63,6 +63,13 @@ class Decision:
     error: float | None
 
 
+def candidate_title(name: str) -> str:
+    """Return the displayed name of a candidate in the journal."""
+    if name.startswith("step "):
+        return f"interpolated {name.removeprefix('step ')}"
+    return {RAW: "last weights", "average": "EMA"}.get(name, name)
+
+
 def copy_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """Copy all parameters and buffers of a model to the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

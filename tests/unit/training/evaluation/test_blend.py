@@ -173,9 +173,9 @@ def test_the_card_of_a_blend_tells_members_and_limits(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=9)]
     blend(STORE, out := RunFolder(tmp_path / "out"), runs)
     card = (out.path / "README.md").read_text()
-    assert "blend of 2 models" in card
+    assert "ensemble of 2 models" in card
     assert "Not a medical device" in card
-    assert "outside hospital" in card
+    assert "external hospital" in card
     assert not [study for study in STUDIES if f"| {study.study} " in card]
 
 
@@ -188,7 +188,7 @@ def refuse(tmp_path: Path, runs: Sequence[RunFolder], match: str) -> None:
 
 def test_runs_of_other_locked_patients_are_refused(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", split_seed=1)]
-    refuse(tmp_path, runs, "locked test")
+    refuse(tmp_path, runs, "test patients")
 
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_one_run_is_no_blend(tmp_path: Path) -> None:
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b")]
-    with pytest.raises(UsageError, match="something else"):
+    with pytest.raises(UsageError, match="holds no ensemble"):
         blend(STORE, runs[0], runs)
     assert runs[0].model.is_dir()
 

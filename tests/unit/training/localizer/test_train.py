@@ -144,7 +144,7 @@ def test_named_places_are_those_of_the_whole_cube() -> None:
     cube = torch.from_numpy(hu).float()[None, None]
     places = sample_places(as_classes(levels), TINY.block, torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        named = network.name(network.see(cube), places.sample, places.place)
+        named = network.classify_places(network.extract_features(cube), places.sample, places.place)
         whole = fold_blocks(network(cube), TINY.block).reshape(1, 9, 8, -1)
     expected = whole[0, :, :, places.place].permute(2, 0, 1)
     assert torch.allclose(named, expected, atol=1e-5)
@@ -329,7 +329,7 @@ def test_a_damaged_state_is_refused_by_name(store: StudyStore, tmp_path: Path) -
     )
     for data in (others, state.read_bytes(), b"damaged"):
         state.write_bytes(data)
-        with pytest.raises(UsageError, match="cannot be read") as refused:
+        with pytest.raises(UsageError, match="cannot read") as refused:
             train_localizer(store, out, TINY)
         assert refused.value.key == str(state)
 

@@ -8,7 +8,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from training.metrics.rank_metrics import mean_figures, rank_figures
+from training.metrics.rank_metrics import brier_score, rank_metrics
 
 Exams = tuple[NDArray[np.int64], NDArray[np.float64]]
 
@@ -24,25 +24,25 @@ def make_exams(count: int = 60, seed: int = 0, *, ties: bool = True) -> Exams:
 @pytest.mark.parametrize("seed", range(4))
 def test_figures_are_those_of_scikit_learn(seed: int, ties: bool) -> None:
     labels, scores = make_exams(seed=seed, ties=ties)
-    found = rank_figures(labels, scores, np.ones((1, len(labels))))
+    found = rank_metrics(labels, scores, np.ones((1, len(labels))))
     assert found["auc"][0] == pytest.approx(roc_auc_score(labels, scores))
     assert found["average_precision"][0] == pytest.approx(average_precision_score(labels, scores))
     false_alarms, sensitivity, _ = roc_curve(labels, scores, drop_intermediate=False)
     expected = sensitivity[false_alarms <= 0.05].max()
     assert found["sensitivity"][0] == pytest.approx(expected)
-    brier = mean_figures(labels, scores, np.ones((1, len(labels))))["brier"][0]
+    brier = brier_score(labels, scores, np.ones((1, len(labels))))["brier"][0]
     assert brier == pytest.approx(brier_score_loss(labels, scores))
 
 
 def test_a_resample_is_the_sample_with_exams_repeated_or_left_out() -> None:
     labels, scores = make_exams()
     weights = np.random.default_rng(1).integers(0, 3, (5, len(labels))).astype(np.float64)
-    found = rank_figures(labels, scores, weights) | mean_figures(labels, scores, weights)
+    found = rank_metrics(labels, scores, weights) | brier_score(labels, scores, weights)
     for row, counts in enumerate(weights.astype(int)):
         many_labels, many_scores = np.repeat(labels, counts), np.repeat(scores, counts)
         alone = np.ones((1, len(many_labels)))
-        expected = rank_figures(many_labels, many_scores, alone)
-        expected |= mean_figures(many_labels, many_scores, alone)
+        expected = rank_metrics(many_labels, many_scores, alone)
+        expected |= brier_score(many_labels, many_scores, alone)
         for name, values in found.items():
             assert values[row] == pytest.approx(expected[name][0]), name
 
@@ -50,12 +50,12 @@ def test_a_resample_is_the_sample_with_exams_repeated_or_left_out() -> None:
 def test_a_resample_of_one_class_has_no_figures() -> None:
     labels, scores = make_exams()
     weights = np.stack([labels, 1 - labels, np.ones_like(labels)]).astype(np.float64)
-    for values in rank_figures(labels, scores, weights).values():
+    for values in rank_metrics(labels, scores, weights).values():
         assert np.isnan(values).tolist() == [True, True, False]
 
 
 def test_ninety_five_percent_specificity_may_be_met_exactly() -> None:
     labels = np.array([1, 1] + [0] * 20)
     scores = np.array([0.9, 0.5, 0.6] + [0.1] * 19)
-    found = rank_figures(labels, scores, np.ones((1, 22)))
+    found = rank_metrics(labels, scores, np.ones((1, 22)))
     assert found["sensitivity"][0] == 1.0

@@ -148,5 +148,5 @@ def test_a_closed_reader_leaves_no_hook(family: Family) -> None:
 
 
 def test_reading_before_the_model_ran_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="did not run"):
+    with pytest.raises(RuntimeError, match="forward pass"):
         PatchReader(build("vit")).logits()

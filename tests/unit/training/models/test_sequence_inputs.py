@@ -198,10 +198,10 @@ def test_missing_levels_and_few_slices_are_said() -> None:
     crops = [make_vertebra((3, 8, 8), level="C1"), make_vertebra((1, 8, 8), level="C2")]
     crops += [make_vertebra((9, 8, 8), level=f"C{level}") for level in (3, 4, 5)]
     assert list_warnings(crops) == [
-        "C6 has no crop",
-        "C7 has no crop",
-        "C1 has 3 slices only",
-        "C2 has 1 slice only",
+        "C6 was not found in the scan: its probability is a prior, not a prediction",
+        "C7 was not found in the scan: its probability is a prior, not a prediction",
+        "C1 has only 3 slices",
+        "C2 has only 1 slice",
     ]
 
 

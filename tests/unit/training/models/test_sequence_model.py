@@ -174,7 +174,7 @@ def test_features_that_were_kept_read_as_their_pixels(pooling: Pooling) -> None:
 def test_pixels_or_features_must_be_given_but_not_both() -> None:
     model = build()
     for options in ({}, {"valid": GAPS}, {"features": torch.zeros(3, 7, 6, 16)}):
-        with pytest.raises(ValueError, match="valid positions"):
+        with pytest.raises(ValueError, match="forward needs `valid`"):
             model(**options)
 
 

@@ -286,9 +286,9 @@ def test_two_missing_levels_and_one_of_three_slices_get_probabilities_and_a_warn
     chances = fitted.probabilities(found.score, found.patient)
     assert ((chances > 0) & (chances < 1)).all()
     assert list_warnings(study.vertebrae) == [
-        "C2 has no crop",
-        "C5 has no crop",
-        "C3 has 3 slices only",
+        "C2 was not found in the scan: its probability is a prior, not a prediction",
+        "C5 was not found in the scan: its probability is a prior, not a prediction",
+        "C3 has only 3 slices",
     ]
 
 

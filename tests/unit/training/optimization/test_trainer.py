@@ -76,7 +76,7 @@ def weights(model: PreTrainedModel) -> Tensor:
 
 
 def order(target: NDArray[np.float32], share: float, batch: int, batches: int) -> NDArray[Any]:
-    return sample_order(target, broken_share=share, batch=batch, steps=batches, seed=0)
+    return sample_order(target, fractured_share=share, batch=batch, steps=batches, seed=0)
 
 
 FEW_FRACTURED = np.array([1, 0.35, 1] + [0] * 20, np.float32)

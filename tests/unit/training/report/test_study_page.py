@@ -24,7 +24,7 @@ def study_page(**changes: Any) -> StudyPage:
     values: dict[str, Any] = {
         "study": "1.2.3",
         "probabilities": (0.9, 0.1, 0.8, 0.02, 0.03, 0.04, 0.05, 0.06),
-        "warnings": ("C3 has no crop",),
+        "warnings": ("C3 was not found",),
         "attributions": (
             LevelAttribution("C1", (0, 1), (0.5, 0.5), (-2.0, -1.0), (key(0),)),
             LevelAttribution("C2", (3, 4, 5), (0.1, 0.7, 0.2), (-1.0, 2.0, 0.0), (key(4), key(5))),
@@ -38,7 +38,7 @@ def test_the_document_holds_the_eight_probabilities_and_every_slices_weight() ->
     found = json.loads(json.dumps(describe(study_page(), ORIGINS)))
     assert list(found["probabilities"]) == list(LABEL_COLUMNS)
     assert found["probabilities"]["C2"] == 0.8
-    assert found["warnings"] == ["C3 has no crop"]
+    assert found["warnings"] == ["C3 was not found"]
     level = found["levels"][1]
     assert (level["level"], level["key_slices"]) == ("C2", [4, 5])
     assert level["slices"][1] == {
@@ -60,9 +60,9 @@ def test_the_page_shows_levels_by_probability_with_their_key_slices_twice() -> N
 
 def test_the_page_warns_and_says_that_it_is_no_medical_device() -> None:
     page = render_page(study_page(), ORIGINS)
-    assert "C3 has no crop" in page
+    assert "C3 was not found" in page
     assert "not a medical device" in page
-    assert "Less sure" not in render_page(study_page(warnings=()), ORIGINS)
+    assert "Warning:" not in render_page(study_page(warnings=()), ORIGINS)
 
 
 def test_the_page_asks_nothing_from_outside_and_escapes_what_it_is_given() -> None:
