@@ -1,7 +1,7 @@
-"""The bare loop that the whole job is measured against: fetch, decode and compress, nothing else.
+"""The bare loop that `full_scale` is compared with: it only fetches, decodes and compresses.
 
-It reads the same bytes of the same bucket (see `big_bucket`) and cuts the same crops, in processes
-of its own, which live on between its turns.
+It reads the same bytes from the same bucket (see `big_bucket`) and cuts the same crops, in worker
+processes that persist between turns.
 """
 
 import multiprocessing
@@ -19,19 +19,19 @@ from numpy.typing import NDArray
 from storage_schemas.objects import ObjectFolder
 
 NIFTI_HEADER = 352
-"""Bytes before the voxels, of NIfTI-1."""
+"""Bytes of a NIfTI-1 file before the voxels."""
 BARE_STUDIES = 12
-"""At a time."""
+"""Number of studies in a turn."""
 
 
 def bare_study(number: int, bucket: str, slices: int, boxes: list[list[slice]]) -> int:
-    """Fetch, decode and compress one study and its mask; returns the bytes to be stored."""
+    """Fetch, decode and compress one study and its mask; return the number of bytes to store."""
     folder = ObjectFolder(bucket)
     study = big_bucket.presented_uid(number)
     keys = [f"{big_bucket.SOURCE}/{study}/{z}.dcm" for z in range(slices)]
     mask = zlib.decompress(folder.get(f"{big_bucket.MASKS}/{study}.nii.gz"), wbits=31)
     volume = np.stack([_decode(data) for _, data in folder.get_all(keys)])
-    # A phantom's mask lies on the grid of its images, its rows from the other end.
+    # A phantom's mask has the grid of its images, with the rows reversed.
     labels = np.frombuffer(mask, np.uint8, volume.size, NIFTI_HEADER).reshape(volume.shape)
     codec = Blosc(cname="zstd", clevel=3, shuffle=Blosc.SHUFFLE)
     return sum(
@@ -49,24 +49,25 @@ def _decode(data: bytes | OSError) -> NDArray[np.int16]:
 
 
 class BareLoop:
-    """The bare loop over `BARE_STUDIES` studies, in processes of its own, turn after turn.
+    """Run the bare loop over `BARE_STUDIES` studies in worker processes, turn by turn.
 
     Parameters
     ----------
     bucket : str
+        URL of the bucket.
     counts : list of int
-        Slices of each study.
+        Number of slices of each study.
     boxes : list
-        What is cut from each real study.
+        Crop boxes of each real study.
     workers : int
-        Processes.
+        Number of worker processes.
 
     Attributes
     ----------
     turns : list of float
-        Wall seconds of a study, of each turn.
+        Wall seconds per study of each turn.
     bytes_out : int
-        Of a study.
+        Bytes to store per study.
     """
 
     def __init__(
@@ -76,18 +77,18 @@ class BareLoop:
         self._jobs = [(n, bucket, counts[n], boxes[n % len(boxes)]) for n in chosen]
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(workers, context, initializer=_count_nothing)
-        self._work(self._jobs[:workers])  # imports and caches
+        self._work(self._jobs[:workers])  # warm up imports and caches
         self.turns: list[float] = []
         self.bytes_out = 0
 
     def take_turn(self) -> None:
-        """Run it once, and note the wall seconds of a study."""
+        """Run one turn and record the wall seconds per study."""
         start = time.perf_counter()
         self.bytes_out = self._work(self._jobs) // BARE_STUDIES
         self.turns.append((time.perf_counter() - start) / BARE_STUDIES)
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop the worker processes."""
         self._pool.shutdown()
 
     def _work(self, jobs: list[tuple[Any, ...]]) -> int:
@@ -95,5 +96,5 @@ class BareLoop:
 
 
 def _count_nothing() -> None:
-    """The requests that are counted are the run's."""
+    """Disable request counting, which covers the pipeline's run only."""
     big_bucket.count = lambda kind: None

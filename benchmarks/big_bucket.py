@@ -1,10 +1,10 @@
-"""A bucket of 2,019 studies that takes the room of a few, and a store that keeps no payload.
+"""A bucket that presents 2,019 studies from a few real ones, and a store that keeps no payload.
 
-Two file systems for fsspec. ``bigbucket`` presents a few real studies again and again, each time
-under UIDs of its own: every read opens a file and puts the right UID into its bytes. ``lightstore``
-is a local folder in which shards are kept as their length and checksum. Both count requests in
-files, since the processes that make them end before anyone could ask. Workers of Dask learn of them
-by preloading this module.
+Two fsspec file systems. ``bigbucket`` presents a few real studies repeatedly, each time under
+different UIDs: every read opens a file and replaces the UID in its bytes. ``lightstore`` is a local
+folder in which shards are kept as their length and checksum. Both count requests in files, because
+worker processes end before they could be asked. Dask workers load the file systems by preloading
+this module.
 """
 
 import json
@@ -20,34 +20,34 @@ from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 COUNTS = "CSPINE_BENCH_COUNTS"
-"""Environment variable: the folder of the counting files."""
+"""Environment variable with the folder of the counter files."""
 UID_ROOT = "1.2.826.0.1.3680043.8.498"
 SOURCE, MASKS = "studies", "masks"
 
 
 def template_uid(number: int) -> str:
-    """StudyInstanceUID of a real study; as long as those that are presented."""
+    """StudyInstanceUID of a real study, of the same length as the presented ones."""
     return f"{UID_ROOT}.9{number:09d}"
 
 
 def presented_uid(number: int) -> str:
-    """StudyInstanceUID of one of the many."""
+    """StudyInstanceUID of a presented study."""
     return f"{UID_ROOT}.8{number:09d}"
 
 
 def count(kind: str) -> None:
-    """Count one request: a byte more in this process' file."""
+    """Count one request, by appending a byte to the process's counter file."""
     os.write(_counter(f"{os.environ[COUNTS]}/{kind}-{os.getpid()}"), b".")
 
 
 @cache
 def _counter(path: str) -> int:
-    # Kept open: to open it for each request would cost a study more than its headers do.
+    # Kept open: opening it for each request would take longer than parsing the headers.
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
 
 def counted() -> Counter[str]:
-    """Requests of all processes so far, by kind."""
+    """Return the requests of all processes so far, by kind."""
     totals: Counter[str] = Counter()
     for path in Path(os.environ[COUNTS]).iterdir():
         totals[path.name.partition("-")[0]] += path.stat().st_size
@@ -58,14 +58,14 @@ class BigBucket(AbstractFileSystem):
     """``bigbucket://<folder>/studies/<uid>/<number>.dcm`` and ``.../masks/<uid>.nii.gz``.
 
     The folder holds ``<template>/<number>.dcm``, ``<template>.nii.gz`` and ``bucket.json``, which
-    lists how many slices each presented study has.
+    lists the number of slices of each presented study.
     """
 
     protocol = "bigbucket"
     cachable = True
 
     def _split(self, path: str) -> tuple[str, str, str]:
-        """Folder, kind (or "") and the rest."""
+        """Split a path into folder, kind (or "") and rest."""
         path = self._strip_protocol(path)
         for kind in (SOURCE, MASKS):
             head, found, rest = f"{path}/".partition(f"/{kind}/")
@@ -101,7 +101,7 @@ class BigBucket(AbstractFileSystem):
         return {"name": name, "size": size, "type": "file", "ETag": "1"}
 
     def isdir(self, path: str) -> bool:
-        """Whether there is such a folder."""
+        """Return whether a folder exists."""
         folder, kind, rest = self._split(path)
         return bool(kind) and not rest and (Path(folder) / "bucket.json").is_file()
 
@@ -127,7 +127,7 @@ class BigBucket(AbstractFileSystem):
 
 
 class LightStore(LocalFileSystem):
-    """A local folder that keeps of each shard only its length and checksum."""
+    """A local folder that keeps only length and checksum of each shard."""
 
     protocol = "lightstore"
 
@@ -136,7 +136,7 @@ class LightStore(LocalFileSystem):
         return str(LocalFileSystem._strip_protocol(path.removeprefix("lightstore://")))
 
     def unstrip_protocol(self, name: str) -> str:
-        """The URL of a path."""
+        """Return the URL of a path."""
         return f"lightstore://{self._strip_protocol(name)}"
 
     def pipe_file(self, path: str, value: bytes, **kwargs: Any) -> None:

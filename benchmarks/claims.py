@@ -1,4 +1,4 @@
-"""What every benchmark ends with: the machine, a table, and claims that a program can check."""
+"""The output of every benchmark: the machine, a table, and machine-readable claims."""
 
 import json
 import platform
@@ -16,15 +16,18 @@ from pipeline.cores import available_cores
 
 @dataclass(frozen=True)
 class Claim:
-    """One figure that is promised.
+    """A measured value with its target.
 
     Parameters
     ----------
     claim : str
-        Its name.
-    value, target : float
-        What was measured, and what was promised.
+        Name of the claim.
+    value : float
+        Measured value.
+    target : float
+        Value that the claim promises.
     better : {"higher", "lower"}
+        Whether the value must be at least or at most the target.
     """
 
     claim: str
@@ -34,14 +37,14 @@ class Claim:
 
     @property
     def holds(self) -> bool:
-        """Whether the promise was kept."""
+        """Whether the measured value meets the target."""
         if self.better == "higher":
             return self.value >= self.target
         return self.value <= self.target
 
 
 def describe_machine(packages: Sequence[str]) -> dict[str, Any]:
-    """The processor, how much of it may be used, and the versions that were measured."""
+    """Return processor, available cores, and versions of Python and the packages."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text(errors="replace").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -59,7 +62,7 @@ def report(
     claims: Sequence[Claim],
     file: Path | None,
 ) -> None:
-    """Print the table and the claims, and write them as JSON where a file is given."""
+    """Print the table and the claims, and write them to a JSON file if one is given."""
     console = Console(width=150)
     console.print(f"{machine['processor']}, {machine['cores']} cores, Python {machine['python']}")
     console.print(" ".join(f"{name} {v}" for name, v in machine["packages"].items()))
@@ -71,7 +74,7 @@ def report(
         sign = ">=" if claim.better == "higher" else "<="
         console.print(
             f"{'holds ' if claim.holds else 'MISSED'} {claim.claim}:"
-            f" {claim.value:.2f} (promised {sign} {claim.target:g})"
+            f" {claim.value:.2f} (target {sign} {claim.target:g})"
         )
     if file is not None:
         written = [{**asdict(claim), "holds": claim.holds} for claim in claims]

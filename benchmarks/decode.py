@@ -1,11 +1,11 @@
-"""Slices per second, from files on disk to an int16 volume of Hounsfield units in memory.
+"""Decoding speed: slices per second, from files on disk to an int16 volume of HU in memory.
 
     python benchmarks/decode.py [--quick] [--json FILE] [--realdata FOLDER]
 
-Every contestant reads the same files in the same process, in turns, several rounds; its best round
-counts, and its volume is compared voxel by voxel with the truth. Peers: SimpleITK, dcm2niix (which
-writes a NIfTI file that is then read), dicom2nifti, MONAI, and a plain loop over pydicom that sorts
-by position, with each of its decoder plugins. Needs the extra `bench`.
+All readers read the same files in the same process, taking turns for several rounds. The best round
+of each counts, and its volume is compared with the truth voxel by voxel. Compared with: SimpleITK,
+dcm2niix (which writes a NIfTI file that is then read), dicom2nifti, MONAI, and a loop over pydicom
+that sorts by position, with each decoder plugin. Needs the extra `bench`.
 """
 
 import argparse
@@ -63,20 +63,20 @@ REAL = {
 
 
 def make_grid(count: int) -> Grid:
-    """512 x 512 voxels of 0.3 mm, and so many slices from T2 to the skull base."""
+    """Return a grid of 512 x 512 voxels of 0.3 mm, with slices from T2 to the skull base."""
     x = (np.arange(512) - 255.5) * 0.3
     return Grid(x, x + 10, np.linspace(-105, 80, count), 0.0)
 
 
 def make_stack(grid: Grid) -> NDArray[np.uint16]:
-    """Stored values, (z, y, x), 12 bits unsigned, of a phantom's neck at `SITE`."""
+    """Return stored values, (z, y, x), 12 bits unsigned, of a phantom's neck at `SITE`."""
     random = np.random.default_rng(0)
     scan = render_patient(sample_patient(random), {}, grid, random)
     return acquire(scan.hu, grid, SITE, random).astype(np.uint16)
 
 
 def encode(image: NDArray[np.uint16], name: str) -> bytes:
-    """One slice's pixel data in a transfer syntax of `SYNTAXES`."""
+    """Encode one slice's pixel data in a transfer syntax of `SYNTAXES`."""
     encoders: dict[str, Callable[[], bytes]] = {
         "raw": image.tobytes,
         "RLE": lambda: rle.encode_pixel_data(
@@ -99,7 +99,7 @@ def encode(image: NDArray[np.uint16], name: str) -> bytes:
 
 
 def write_series(folder: Path, stack: NDArray[np.uint16], grid: Grid, name: str) -> None:
-    """Write a stack as one file a slice, named in no spatial order."""
+    """Write a stack as one file per slice; file names are not in spatial order."""
     series = Series("1.2.826.0.1.3680043.8.498.1", "1.2.826.0.1.3680043.8.498.1.1", "P", False)
     folder.mkdir(parents=True)
     for z, image in enumerate(stack):
@@ -112,18 +112,18 @@ def write_series(folder: Path, stack: NDArray[np.uint16], grid: Grid, name: str)
         data.save_as(folder / f"{(z * 7919) % len(stack):04}.dcm", enforce_file_format=True)
 
 
-# ---- the contestants -----------------------------------------------------------------------------
+# ---- readers -------------------------------------------------------------------------------------
 
 
 def ours(folder: Path) -> Volume:
-    """This pipeline; like its own fetching, it reads ahead while headers are parsed."""
+    """Read with this pipeline, fetching files ahead while headers are parsed."""
     with ThreadPoolExecutor(2) as pool:
         files = pool.map(lambda path: (path.name, path.read_bytes()), folder.iterdir())
         return read_volume(files, mask_padding=False).hu
 
 
 def simpleitk(folder: Path) -> Volume:
-    """SimpleITK's series reader."""
+    """Read with SimpleITK's series reader."""
     import SimpleITK
 
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
@@ -134,7 +134,7 @@ def simpleitk(folder: Path) -> Volume:
 
 
 def dcm2niix(folder: Path) -> Volume:
-    """dcm2niix into a NIfTI file, and nibabel out of it."""
+    """Convert to NIfTI with dcm2niix, and read with nibabel."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as out:
         command = ["dcm2niix", "-z", "n", "-b", "n", "-f", "v", "-o", out, str(folder)]
         subprocess.run(command, check=True, capture_output=True)
@@ -143,7 +143,7 @@ def dcm2niix(folder: Path) -> Volume:
 
 
 def dicom2nifti(folder: Path) -> Volume:
-    """dicom2nifti into a NIfTI file, and nibabel out of it."""
+    """Convert to NIfTI with dicom2nifti, and read with nibabel."""
     import dicom2nifti
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as out:
@@ -153,7 +153,7 @@ def dicom2nifti(folder: Path) -> Volume:
 
 
 def monai(folder: Path) -> Volume:
-    """MONAI's LoadImage with its pydicom reader."""
+    """Read with MONAI's LoadImage and its pydicom reader."""
     from monai.transforms import LoadImage
 
     image = LoadImage(reader="PydicomReader", image_only=True, dtype=np.int16)(str(folder))
@@ -161,7 +161,7 @@ def monai(folder: Path) -> Volume:
 
 
 def pydicom_with(plugin: str) -> Callable[[Path], Volume]:
-    """A loop over pydicom with one named decoder plugin, sorted by position."""
+    """Make a reader that loops over pydicom with one decoder plugin, sorted by position."""
 
     def read(folder: Path) -> Volume:
         slices = [pydicom.dcmread(path) for path in folder.iterdir()]
@@ -177,7 +177,7 @@ def pydicom_with(plugin: str) -> Callable[[Path], Volume]:
 
 
 def _read_nifti(file: Path) -> Volume:
-    """(z, y, x) with z and y in the order of the file."""
+    """Read a NIfTI file as (z, y, x), with z and y in the order of the file."""
     import nibabel
 
     image = nibabel.load(file, mmap=False)
@@ -203,22 +203,22 @@ NOT_PYTHON = ("dcm2niix",)
 
 @dataclass
 class Lane:
-    """One contestant on one series: wall and processor seconds of each round, and its verdict."""
+    """Results of one reader on one series: wall and processor seconds by round, and correctness."""
 
     seconds: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
-    verdict: str = ""
+    correctness: str = ""
 
 
 def race(
-    folder: Path, rounds: int, truth: Volume | None, contestants: dict[str, Callable[[Path], Any]]
+    folder: Path, rounds: int, truth: Volume | None, readers: dict[str, Callable[[Path], Any]]
 ) -> dict[str, Lane]:
-    """Let all contestants read one series in turns."""
-    lanes = {name: Lane() for name in contestants}
-    for number in range(rounds + 1):  # the first is for caches and imports
-        for name, read in contestants.items():
+    """Let all readers read one series, taking turns."""
+    lanes = {name: Lane() for name in readers}
+    for number in range(rounds + 1):  # the first round warms up caches and imports
+        for name, read in readers.items():
             lane = lanes[name]
-            if lane.verdict.startswith("fails"):
+            if lane.correctness.startswith("fails"):
                 continue
             try:
                 with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -227,10 +227,10 @@ def race(
                     volume = read(folder)
                     seconds, work = time.perf_counter() - start, processor_seconds() - work
             except Exception as error:  # noqa: BLE001 - a peer may fail in any way; that is a result
-                lane.verdict = f"fails: {type(error).__name__}"
+                lane.correctness = f"fails: {type(error).__name__}"
                 continue
             if number == 0:
-                lane.verdict = judge(volume, truth)
+                lane.correctness = compare(volume, truth)
             else:
                 lane.seconds.append(seconds)
                 lane.processor.append(work)
@@ -238,13 +238,13 @@ def race(
 
 
 def processor_seconds() -> float:
-    """Of this process and of its children that have ended, on all cores."""
+    """Return processor seconds of this process and its finished children, over all cores."""
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, who))
 
 
-def judge(volume: Volume, truth: Volume | None) -> str:
-    """Whether a volume holds the true voxels; peers may store axes the other way round."""
+def compare(volume: Volume, truth: Volume | None) -> str:
+    """Compare a volume with the true voxels; reversed axes are accepted."""
     if truth is None:
         return "reference"
     if volume.shape != truth.shape:
@@ -256,14 +256,16 @@ def judge(volume: Volume, truth: Volume | None) -> str:
 
 
 def main() -> None:
-    """Run the races and report."""
+    """Run the comparison and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="under a minute, rougher figures")
+    parser.add_argument(
+        "--quick", action="store_true", help="run in under a minute, with less precise values"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     default = Path(__file__).resolve().parents[2] / "shared" / "realdata"
     parser.add_argument("--realdata", type=Path, default=default, help="folder of real series")
     options = parser.parse_args()
-    logging.disable(logging.WARNING)  # peers comment on every series
+    logging.disable(logging.WARNING)  # other readers print a message for every series
     count, rounds = (24, 2) if options.quick else (200, 3)
     real = dict(list(REAL.items())[: 1 if options.quick else None])
     rows: list[dict[str, Any]] = []
@@ -287,28 +289,28 @@ def main() -> None:
 def enter(
     rows: list[dict[str, Any]], name: str, folder: Path, rounds: int, truth: Volume
 ) -> dict[str, float]:
-    """Race on one series; adds its rows, returns slices per second by contestant."""
+    """Compare all readers on one series; add the rows and return slices per second by reader."""
     lanes = race(folder, rounds, truth, {OURS: ours, **PEERS})
     count = len(truth)
     rates = {n: count / min(lane.seconds) for n, lane in lanes.items() if lane.seconds}
-    for contestant, lane in lanes.items():
-        rate = rates.get(contestant)
+    for reader, lane in lanes.items():
+        rate = rates.get(reader)
         rows.append(
             {
                 "series": name,
-                "contestant": contestant,
+                "reader": reader,
                 "slices/s": rate if rate else "-",
                 "ms/slice": 1e3 / rate if rate else "-",
                 "cpu ms/slice": 1e3 * min(lane.processor) / count if rate else "-",
-                "ours is x times": rates[OURS] / rate if rate else "-",
-                "voxels": lane.verdict,
+                "speed-up": rates[OURS] / rate if rate else "-",
+                "voxels": lane.correctness,
             }
         )
     return rates
 
 
 def make_claims(rates: dict[str, dict[str, float]]) -> list[Claim]:
-    """The promises, as ratios of slices per second, ours over theirs."""
+    """Make the claims: ratios of slices per second, this pipeline to the others."""
 
     def fastest(series: str, *without: str) -> float:
         return max(rate for n, rate in rates[series].items() if n not in (OURS, *without))

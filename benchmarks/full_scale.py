@@ -1,10 +1,10 @@
-"""The whole job at its real size on one machine: 2,019 studies, 711,601 slices, through Dask.
+"""Preprocessing at full size on one machine: 2,019 studies, 711,601 slices, through Dask.
 
 A few phantom studies in JPEG Lossless at 512 x 512, with masks, are presented as 2,019 (see
-`big_bucket`), and the real command preprocesses all of them. Beside it, with as many processes, a
-bare loop over the same bytes only fetches, decodes and compresses: a few studies before the run, a
-few after it, and a few every some minutes, while the run is halted, because a shared machine is not
-as fast all the time.
+`big_bucket`), and the `run` command preprocesses all of them. For comparison, a bare loop with as
+many processes only fetches, decodes and compresses the same bytes: a few studies before the run,
+after it, and at intervals during which the run is halted, because the speed of a shared machine
+varies.
 
     python benchmarks/full_scale.py --fraction 0.02
 """
@@ -38,7 +38,7 @@ from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import CERVICAL
 
 STUDIES, SLICES = 2_019, 711_601
-"""Of the competition's training set."""
+"""Number of studies in the competition's training set."""
 SITE = replace(SITES[2], fov_mm=(150, 150))
 PACKAGES = ("dask", "distributed", "zarr", "numcodecs", "imagecodecs", "pydicom", "numpy")
 BARE_EVERY_S = 150.0
@@ -48,7 +48,7 @@ BARE_EVERY_S = 150.0
 
 
 def make_bucket(folder: Path, templates: int, fraction: float, size: int) -> int:
-    """Write the real studies and say how many are presented; returns the number of slices."""
+    """Write the real studies and the list of presented ones; return the number of slices."""
     studies = max(templates, round(STUDIES * fraction))
     total = round(studies * SLICES / STUDIES)
     counts = [total // studies + (number < total % studies) for number in range(studies)]
@@ -64,7 +64,7 @@ def make_bucket(folder: Path, templates: int, fraction: float, size: int) -> int
 
 
 def make_empty_bucket(folder: Path) -> None:
-    """Present as many studies of one object that is no DICOM: what is left is the work around."""
+    """Present as many studies of one object that is not DICOM, to measure the overhead."""
     study = folder / big_bucket.template_uid(0)
     study.mkdir(parents=True)
     (study / "0.dcm").write_bytes(b"none")
@@ -103,9 +103,10 @@ def preprocess(
     masks: bool = True,
     beside: BareLoop | None = None,
 ) -> tuple[dict[str, Any], float, PeakMemory]:
-    """Run the real command; returns its summary, its wall seconds and its memory.
+    """Run the command; return its summary, wall seconds and memory.
 
-    Every `BARE_EVERY_S` it is halted for a turn of what runs beside it, which is not of its time.
+    Every `BARE_EVERY_S` seconds the run is halted for a turn of the bare loop, whose time is not
+    counted.
     """
     command = [
         *(sys.executable, "-c"),
@@ -131,13 +132,13 @@ def preprocess(
                     beside.take_turn()
                 paused += time.perf_counter() - stopped
     seconds = time.perf_counter() - start - paused
-    if process.returncode not in (0, 1):  # 1: something is quarantined, as the empty studies are
+    if process.returncode not in (0, 1):  # 1: something is quarantined, here the empty studies
         raise SystemExit(f"the run ended with {process.returncode}: {out[-500:]}")
     return json.loads(out.splitlines()[-1]), seconds, peak
 
 
 def boxes_of(store: StudyStore, templates: int) -> list[list[list[slice]]]:
-    """What was cut from each real study."""
+    """Return the crop boxes of each real study."""
     found = []
     for number in range(templates):
         record = store.record(big_bucket.presented_uid(number))
@@ -153,10 +154,12 @@ def boxes_of(store: StudyStore, templates: int) -> list[list[list[slice]]]:
 def main() -> None:
     """Run and report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--fraction", type=float, default=1.0, help="of the 2,019 studies")
-    parser.add_argument("--quick", action="store_true", help="a few small studies, in a minute")
+    parser.add_argument("--fraction", type=float, default=1.0, help="fraction of the 2,019 studies")
+    parser.add_argument(
+        "--quick", action="store_true", help="use a few small studies; takes a minute"
+    )
     parser.add_argument("--workers", type=int, default=available_cores())
-    parser.add_argument("--store", help="keep all that is written, in this folder")
+    parser.add_argument("--store", help="keep all output in this folder")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     here = str(Path(__file__).parent)

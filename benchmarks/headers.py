@@ -1,10 +1,10 @@
-"""Milliseconds a header: our narrow reader of a few elements beside pydicom.
+"""Milliseconds per header: our reader of selected elements and pydicom.
 
     python benchmarks/headers.py [--quick] [--json FILE] [--realdata FOLDER]
 
-Every contestant gets the same objects as bytes in memory, in turns, several rounds, and its best
-round counts. Each must give the stored bytes of every element that the pipeline reads
-(`pipeline.dicom.elements.SPECIFIC`) and that pydicom's whole header holds.
+All readers get the same objects as bytes in memory, taking turns for several rounds, and the best
+round of each counts. Each must return the stored bytes of every element that the pipeline reads
+(`pipeline.dicom.elements.SPECIFIC`) and that pydicom's full header holds.
 """
 
 import argparse
@@ -28,23 +28,23 @@ MOST_FILES = 100
 
 
 def ours(data: bytes) -> Values:
-    """The narrow reader; the raw bytes by the project's names."""
+    """Read with our reader; return the raw bytes by element name."""
     return read_elements("", data, Limits()).values
 
 
 def pydicom_whole(data: bytes) -> Values:
-    """pydicom, up to the pixel data."""
+    """Read with pydicom, up to the pixel data."""
     return _raw(pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True))
 
 
 def pydicom_specific(data: bytes) -> Values:
-    """pydicom, keeping the same elements only."""
+    """Read with pydicom, the same elements only."""
     stream = io.BytesIO(data)
     return _raw(pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=TAGS))
 
 
 def _raw(dataset: pydicom.Dataset) -> Values:
-    """The stored bytes, which pydicom converts only when a value is asked for."""
+    """Return the stored bytes, which pydicom converts only when a value is requested."""
     return {name: dataset.get_item(tag).value for name, tag in SPECIFIC.items() if tag in dataset}
 
 
@@ -57,7 +57,7 @@ CONTESTANTS: dict[str, Callable[[bytes], Values]] = {
 
 
 def race(objects: Sequence[bytes], rounds: int) -> dict[str, float]:
-    """Milliseconds an object of each contestant, the best of several rounds taken in turns."""
+    """Return milliseconds per object of each reader, the best of several rounds."""
     best = dict.fromkeys(CONTESTANTS, float("inf"))
     for _ in range(rounds):
         for name, read in CONTESTANTS.items():
@@ -69,8 +69,8 @@ def race(objects: Sequence[bytes], rounds: int) -> dict[str, float]:
 
 
 def enter(rows: list[dict[str, Any]], series: str, objects: Sequence[bytes], rounds: int) -> float:
-    """Race on one series and add its rows; our lead over the faster peer."""
-    # Empty ones aside: of an empty SOPClassUID the pipeline reads the file meta's.
+    """Compare the readers on one series and add its rows; return the speed-up over pydicom."""
+    # Empty elements excluded: for an empty SOPClassUID the pipeline reads the file meta's.
     truth = [{k: v for k, v in pydicom_whole(data).items() if v} for data in objects]
     best = race(objects, rounds)
     for name, read in CONTESTANTS.items():
@@ -79,9 +79,9 @@ def enter(rows: list[dict[str, Any]], series: str, objects: Sequence[bytes], rou
             {
                 "series": series,
                 "headers": len(objects),
-                "contestant": name,
+                "reader": name,
                 "ms/header": f"{best[name]:.4f}",
-                "ours is x times": best[name] / best[OURS],
+                "speed-up": best[name] / best[OURS],
                 "values": "exact" if exact else "other values",
             }
         )
@@ -89,9 +89,11 @@ def enter(rows: list[dict[str, Any]], series: str, objects: Sequence[bytes], rou
 
 
 def main() -> None:
-    """Run the races and report."""
+    """Run the comparison and report."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, rougher figures")
+    parser.add_argument(
+        "--quick", action="store_true", help="use fewer rounds, with less precise values"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     default = Path(__file__).resolve().parents[2] / "shared" / "realdata"
     parser.add_argument("--realdata", type=Path, default=default, help="folder of real series")

@@ -1,17 +1,18 @@
-"""Samples per second into the training step: this loader, numpy alone, and three others.
+"""Samples per second into the training step: this loader, numpy alone, and three other loaders.
 
-A sample is what a training step takes: a slice of a vertebra and its two neighbours, native int16
-voxels, in a batch that is filled up to its largest slice. All contestants deliver the same samples
-of the same crops, shuffled, from a local disk, in one process, in turns; the best turn counts. The
-others keep each sample ready-made, as their authors mean it: a file each (MONAI PersistentDataset),
-MDS shards (MosaicML Streaming) or tar shards (WebDataset). What is warm lies in the page cache.
+A sample is the input of a training step: a slice of a vertebra and its two neighbours, native int16
+voxels, in a batch padded to its largest slice. All loaders deliver the same samples of the same
+crops, shuffled, from a local disk, in one process, taking turns; the best turn counts. The other
+loaders store each sample ready-made, as their documentation recommends: one file each (MONAI
+PersistentDataset), MDS shards (MosaicML Streaming) or tar shards (WebDataset). Warm data are in the
+page cache.
 
-MosaicML Streaming 0.13 wants numpy < 2.2, transformers < 5 and torchvision, so that no environment
-of this project can hold it. Where it was installed beside, without what it wants, it takes part:
+MosaicML Streaming 0.13 requires numpy < 2.2, transformers < 5 and torchvision, which no environment
+of this project can satisfy. It is included if it has been installed separately, without its
+dependencies:
 
-    pip install --no-deps --target PEERS mosaicml-streaming Brotli catalogue xxhash zstd
-    pip install --no-deps --target PEERS python-snappy cramjam
-    PYTHONPATH=PEERS python benchmarks/loader.py
+    pip install --no-deps --target PEERS mosaicml-streaming Brotli catalogue xxhash zstd pip install
+    --no-deps --target PEERS python-snappy cramjam PYTHONPATH=PEERS python benchmarks/loader.py
 """
 
 import argparse
@@ -52,7 +53,7 @@ BATCH = 32
 TRIM_MM = 8.0
 COLD = "this loader, cold"
 KEPT = "reading and decompressing alone"
-THROWN_AWAY = "the same, thrown away at once"
+THROWN_AWAY = "the same, discarded at once"
 Read = Callable[[], Iterator[Tensor]]
 """One pass over all samples, as batches."""
 
@@ -61,7 +62,7 @@ Read = Callable[[], Iterator[Tensor]]
 
 
 def make_store(folder: Path, studies: int, size: int, slices: int) -> str:
-    """Preprocess a phantom cohort; returns the store."""
+    """Preprocess a phantom cohort; return the store."""
     source, store = folder / "source", folder / "store"
     make_cohort(source, studies=studies, seed=0, size=size, slices=slices)
     arguments = ["run", str(source), str(store), "--masks", str(source / "segmentations")]
@@ -71,7 +72,7 @@ def make_store(folder: Path, studies: int, size: int, slices: int) -> str:
 
 
 def native(buffer: CropBuffer, crop: int, z: int) -> NDArray[np.int16]:
-    """One sample, shape (3, rows, columns)."""
+    """Return one sample, shape (3, rows, columns)."""
     voxels = buffer.crop(crop)
     if 0 < z < len(voxels) - 1:
         return voxels[z - 1 : z + 2]
@@ -79,7 +80,7 @@ def native(buffer: CropBuffer, crop: int, z: int) -> NDArray[np.int16]:
 
 
 def collate(samples: Sequence[NDArray[np.int16]]) -> Tensor:
-    """Put samples into one batch, filled up with air."""
+    """Combine samples into one batch, padded with air."""
     rows, columns = np.max([sample.shape[1:] for sample in samples], axis=0)
     batch = np.full((len(samples), 3, rows, columns), AIR_HU, np.int16)
     for place, sample in zip(batch, samples, strict=True):
@@ -87,11 +88,11 @@ def collate(samples: Sequence[NDArray[np.int16]]) -> Tensor:
     return torch.from_numpy(batch)
 
 
-# ---- the contestants -----------------------------------------------------------------------------
+# ---- loaders -------------------------------------------------------------------------------------
 
 
 def this_loader(buffer: CropBuffer, index: SliceIndex, order: NDArray[np.int64]) -> Read:
-    """The loader that trains."""
+    """The loader used in training."""
     dataset = slice_examples(buffer, index)
 
     def read() -> Iterator[Tensor]:
@@ -105,7 +106,7 @@ def this_loader(buffer: CropBuffer, index: SliceIndex, order: NDArray[np.int64])
 
 
 def memmap(buffer: CropBuffer, index: SliceIndex, order: NDArray[np.int64]) -> Read:
-    """The same voxels by numpy alone: the limit."""
+    """The same voxels with numpy alone, as the upper limit."""
 
     def read() -> Iterator[Tensor]:
         for start in range(0, len(order), BATCH):
@@ -130,7 +131,7 @@ class _Samples(Dataset[Any]):
 def monai_persistent(
     buffer: CropBuffer, index: SliceIndex, order: NDArray[np.int64], folder: Path
 ) -> Read:
-    """Each sample a file, written at its first use."""
+    """One file per sample, written at its first use."""
     from monai.data import PersistentDataset
     from monai.transforms import Lambda
 
@@ -152,7 +153,7 @@ def monai_persistent(
 def web_dataset(
     buffer: CropBuffer, index: SliceIndex, order: NDArray[np.int64], folder: Path
 ) -> Read:
-    """Tar shards, read in turn and shuffled in a buffer of a thousand."""
+    """Tar shards, read sequentially and shuffled in a buffer of a thousand samples."""
     import webdataset
 
     place = folder / "web"
@@ -193,7 +194,7 @@ def mosaic(buffer: CropBuffer, index: SliceIndex, order: NDArray[np.int64], fold
 
 
 def _pretend_torchvision() -> None:
-    """Streaming imports it for its pictures, of which none is used here."""
+    """Provide a stub of torchvision, which Streaming imports for pictures not used here."""
     if "torchvision" in sys.modules:
         return
     for name in ("", ".datasets", ".datasets.folder", ".transforms", ".transforms.functional"):
@@ -214,7 +215,7 @@ PEERS: dict[str, Callable[..., Read]] = {
 
 
 def forget(paths: Sequence[Path]) -> None:
-    """Ask the system to drop files from its page cache."""
+    """Ask the operating system to drop files from its page cache."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -222,10 +223,10 @@ def forget(paths: Sequence[Path]) -> None:
 
 
 def bare_read(shards: Sequence[tuple[Path, int]], *, keep: bool) -> list[list[bytes]]:
-    """Read and decompress shards with numcodecs alone, as many at once as the loader does.
+    """Read and decompress shards with numcodecs alone, with the loader's parallelism.
 
-    Each is a path, and how many slabs lie there. What comes of it is kept, or else thrown away slab
-    by slab, which never takes fresh memory.
+    Each entry is a path and its number of slabs. The results are kept in memory, or discarded slab
+    by slab, which allocates no new memory.
     """
     codec = Blosc()
 
@@ -243,20 +244,22 @@ def bare_read(shards: Sequence[tuple[Path, int]], *, keep: bool) -> list[list[by
 def race_cold(
     store: StudyStore, studies: Sequence[Study], folder: Path, turns: int
 ) -> dict[str, float]:
-    """Best seconds until a round is loaded from the store, and of the bare reading of its shards;
-    to give back the room is in neither."""
+    """Best seconds to load a round from the store, and to read its shards with the bare loop.
+
+    Releasing the memory or the file is not included.
+    """
     vertebrae = [vertebra for study in studies for vertebra in study.vertebrae]
     paths = [Path(store.url) / VOLUMES / vertebra.path / "c/0/0/0" for vertebra in vertebrae]
     slabs = [vertebra.layout.slabs for vertebra in vertebrae]
     listed = list(zip(paths, slabs, strict=True))
-    contestants: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    loaders: dict[str, Callable[[], AbstractContextManager[object]]] = {
         COLD: lambda: open_buffer(store, studies, folder),
         KEPT: lambda: nullcontext(bare_read(listed, keep=True)),
         THROWN_AWAY: lambda: nullcontext(bare_read(listed, keep=False)),
     }
-    seconds: dict[str, float] = dict.fromkeys(contestants, np.inf)
+    seconds: dict[str, float] = dict.fromkeys(loaders, np.inf)
     for _ in range(turns):
-        for name, load in contestants.items():
+        for name, load in loaders.items():
             forget(paths)
             start = time.perf_counter()
             with load():
@@ -265,7 +268,7 @@ def race_cold(
 
 
 def race_warm(readers: dict[str, Read], samples: int, turns: int) -> dict[str, float]:
-    """Best seconds of one pass of each contestant; the first pass of each fills its caches."""
+    """Best seconds of one pass of each loader; the first pass fills the caches."""
     seconds: dict[str, float] = dict.fromkeys(readers, np.inf)
     for _ in range(turns + 1):
         for name, read in readers.items():
@@ -280,8 +283,10 @@ def race_warm(readers: dict[str, Read], samples: int, turns: int) -> dict[str, f
 def main() -> None:
     """Run and report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a few small studies, in a minute")
-    parser.add_argument("--store", help="a local store that is there already")
+    parser.add_argument(
+        "--quick", action="store_true", help="use a few small studies; takes a minute"
+    )
+    parser.add_argument("--store", help="use this existing local store")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
@@ -311,11 +316,11 @@ def main() -> None:
     rates = {name: samples / seconds for name, seconds in (cold | warm).items()}
     ours = rates["this loader, warm"]
     rows: list[dict[str, Any]] = [
-        {"loader": name, "samples/s": rate, "of this loader, warm": rate / ours, "": ""}
+        {"loader": name, "samples/s": rate, "relative to this loader, warm": rate / ours, "": ""}
         for name, rate in rates.items()
     ]
     rows += [
-        {"loader": name, "samples/s": "-", "of this loader, warm": "-", "": why}
+        {"loader": name, "samples/s": "-", "relative to this loader, warm": "-", "": why}
         for name, why in missing.items()
     ]
     peers = [rates[name] for name in PEERS if name in rates]

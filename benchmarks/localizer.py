@@ -1,15 +1,15 @@
-"""How well C1 to C7 are found in phantom patients that a localizer never saw, and how fast.
+"""Accuracy and speed of a localizer on held-out phantom patients.
 
     python benchmarks/localizer.py [--quick] [--json FILE] [--model OUT.onnx] [--store STORE]
 
-Without --model one is trained first: by the demo preset on the masks of STORE, or of phantoms made
-here; with --quick on fewer of them, in a coarser cube. Then new patients of all sites are scanned
-and found by the pipeline's own way from overview to boxes. Dice is over voxels of the network's
-cube; a box is the crop that the pipeline would cut from the volume. Beside it stands a guess that
-looks at no picture: the mean place of each vertebra in the training studies. It is a good one where
-all scans show the same part of the neck, so as many patients are scanned with other ends and off
-the middle; the claims are about the others. Seconds are those of
-one core; of this network and the default one of 128 voxels a side the slower counts.
+Without --model, a localizer is trained first with the demo preset on the masks of STORE, or of new
+phantoms; with --quick, on fewer of them and a coarser cube. New patients of all sites are then
+scanned and located with the pipeline's own code, from overview to boxes. Dice is computed on the
+voxels of the network's cube; a box is the crop that the pipeline would cut. The baseline is
+image-independent: the mean position of each vertebra in the training studies. It is strong if all
+scans show the same part of the neck, so as many patients are scanned with shifted ends and off
+centre; the claims refer to the unshifted ones. Seconds are those of one core; of this network and
+the default network (128 voxels) the slower counts.
 """
 
 import argparse
@@ -47,28 +47,31 @@ from storage_schemas.localizer_card import LOCALIZED_LEVELS
 from storage_schemas.store import OVERVIEW, OVERVIEW_LEVELS, VOLUMES, StudyStore
 from storage_schemas.targets import COMPETITION
 
-# What needs torch is imported where it is used: every process that scans patients opens this file.
+# torch is imported where it is used, because every scanning process imports this file.
 
 PACKAGES = ("numpy", "torch", "monai", "onnx", "onnxruntime")
 LEARNT, TESTED, MOVED = "learnt", "tested", "moved"
 SEEDS = {LEARNT: 1, TESTED: 2, MOVED: 3}
-"""Of the patients; the cohorts that `cspine-pipeline phantom` makes are drawn otherwise."""
+"""Seeds of the patients, which differ from those of `cspine-pipeline phantom`."""
 MARGIN_MM = StudyConfig().margin_mm
 ENOUGH = 0.95
-"""Of a vertebra's voxels, the share that its box must hold."""
+"""Fraction of a vertebra's voxels that its box must contain."""
 
 
 @dataclass(frozen=True)
 class ScannedPatient:
-    """A new patient, as the pipeline holds it before it looks for vertebrae.
+    """A new patient, as the pipeline holds it before localization.
 
     Parameters
     ----------
     site : str
+        Name of the site.
     hu : ndarray, shape (z, y, x), int16, HU
+        Voxels of the scan.
     labels : ndarray, shape (z, y, x), uint8
-        The truth, in the store's numbers.
+        True level of each voxel, in the store's numbers.
     geometry : StackGeometry
+        Geometry of the scan.
     """
 
     site: str
@@ -77,7 +80,7 @@ class ScannedPatient:
     geometry: StackGeometry
 
     def overview_levels(self, affine: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """The truth on the overview's grid, by nearest neighbour; no axis is turned here."""
+        """True levels on the overview's grid, by nearest neighbour; no axis is rotated here."""
         origin = np.array(self.geometry.positions[0])[::-1]
         places = [
             (np.arange(128) * affine[2 - axis, axis] + affine[2 - axis, 3] - origin[axis])
@@ -92,18 +95,18 @@ class ScannedPatient:
 
 
 def scan_patient(number: int, purpose: str, pixels: int, slices: int) -> ScannedPatient:
-    """Draw and scan one patient; sites take turns."""
+    """Sample and scan one patient; sites alternate."""
     random = np.random.default_rng([SEEDS[purpose], number])
     site = SITES[number % len(SITES)]
     patient = sample_patient(random)
     pixel = random.uniform(*site.fov_mm) / pixels
     side = (np.arange(pixels) - (pixels - 1) / 2) * pixel
-    # From below T2 to above the foramen magnum, as the neck is scanned.
+    # From below T2 to above the foramen magnum, the usual range of a cervical-spine scan.
     low = -100 * patient.size - random.uniform(2, 12)
     high = 54 * patient.size + random.uniform(22, 34)
     right, back = random.normal(0, 4, 2)
     if purpose == MOVED:
-        # Begun higher and ended higher than the others, and off the middle.
+        # Starting and ending higher than the others, and off centre.
         low, high = low + random.uniform(0, 20), high + random.uniform(0, 25)
         right, back = random.uniform(-15, 15, 2)
     grid = Grid(side + right, side + 10 + back, np.linspace(low, high, slices))
@@ -126,7 +129,7 @@ def scan_patients(count: int, purpose: str, *, quick: bool) -> list[ScannedPatie
 
 
 def store_overviews(patients: Sequence[ScannedPatient], folder: Path) -> StudyStore:
-    """A store that holds what a localizer learns from, and nothing else."""
+    """Make a store that holds only the training data of a localizer."""
     store = StudyStore.create(str(folder))
     rows: list[dict[str, object]] = []
     for number, patient in enumerate(patients):
@@ -149,18 +152,24 @@ def store_overviews(patients: Sequence[ScannedPatient], folder: Path) -> StudySt
 
 @dataclass(frozen=True)
 class LevelResult:
-    """One vertebra of one patient: found, and guessed without a look.
+    """Result for one vertebra of one patient, with the baseline.
 
     Parameters
     ----------
     level : str
-    dice, dice_volume : float
-        Over the network's cube, and over the volume.
-    held : float
-        Share of its voxels in the volume that its crop holds.
+        Name of the vertebra.
+    dice : float
+        Dice on the network's cube.
+    dice_volume : float
+        Dice on the volume.
+    covered : float
+        Fraction of the vertebra's voxels in the volume that its crop contains.
     wrong : bool
-        Whether what was found lies more on another vertebra, or on none.
-    guess_dice, guess_held : float
+        Whether the prediction overlaps another vertebra more, or none.
+    baseline_dice : float
+        Dice of the constant baseline.
+    baseline_covered : float
+        Covered fraction of the constant baseline.
     """
 
     level: str
@@ -168,19 +177,19 @@ class LevelResult:
     dice_volume: float
     covered: float
     wrong: bool
-    guess_dice: float
-    guess_held: float
+    baseline_dice: float
+    baseline_covered: float
 
 
 def score_patient(
-    patient: ScannedPatient, network: Network, guess: Any
+    patient: ScannedPatient, network: Network, baseline: Any
 ) -> tuple[list[LevelResult], float]:
-    """Find a patient's vertebrae and compare; also the seconds of a core that finding took."""
+    """Locate a patient's vertebrae and compare; also return the processor seconds of locating."""
     from training.localizer.overviews import level_classes, shrink_classes
     from training.localizer.scores import score_baseline
 
     overview = make_overview(patient.hu, patient.geometry)
-    started = time.process_time()  # on one thread, and whatever else the machine does
+    started = time.process_time()  # on one thread, in processor time
     try:
         found = locate_by_network(patient.hu, patient.geometry, overview, network, LOCALIZED_LEVELS)
         located = {vertebra.level: vertebra for vertebra in found.vertebrae}
@@ -193,16 +202,18 @@ def score_patient(
     factor = len(overview[0]) // network.size
     truth = shrink_classes(level_classes(patient.overview_levels(overview[1])), factor)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    guesses = score_baseline(guess, truth, spacing.tolist(), MARGIN_MM)
+    baselines = score_baseline(baseline, truth, spacing.tolist(), MARGIN_MM)
     results = []
-    for number, (level, guessed) in enumerate(zip(LOCALIZED_LEVELS, guesses, strict=True), start=1):
+    for number, (level, baseline_level) in enumerate(
+        zip(LOCALIZED_LEVELS, baselines, strict=True), start=1
+    ):
         inside = np.zeros(truth.shape, bool)
         if level in parts:
             inside[parts[level].extent] = parts[level].inside
         covered, dice, wrong = _score_volume(patient, number, located.get(level))
         result = LevelResult(
             level, _dice(inside, truth == number), dice, covered, wrong,
-            guessed.dice or 0.0, guessed.covered or 0.0,
+            baseline_level.dice or 0.0, baseline_level.covered or 0.0,
         )  # fmt: skip
         results.append(result)
     return results, seconds
@@ -211,7 +222,7 @@ def score_patient(
 def _score_volume(
     patient: ScannedPatient, number: int, found: LocatedVertebra | None
 ) -> tuple[float, float, bool]:
-    """Share of the vertebra that the crop holds, Dice, and whether the name is wrong."""
+    """Return covered fraction, Dice, and whether the name is wrong."""
     there = patient.labels == number
     if found is None:
         return 0.0, 0.0, False
@@ -227,8 +238,8 @@ def _dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
     return float(2 * (one & other).sum() / (one.sum() + other.sum()))
 
 
-def learn_guess(store: StudyStore, size: int, folder: Path) -> Any:
-    """The constant guess of a store's studies."""
+def fit_store_baseline(store: StudyStore, size: int, folder: Path) -> Any:
+    """Fit the constant baseline to a store's studies."""
     from training.localizer.overviews import open_overviews, read_masked
     from training.localizer.scores import fit_baseline
 
@@ -238,7 +249,7 @@ def learn_guess(store: StudyStore, size: int, folder: Path) -> Any:
 
 
 def time_default(folder: Path) -> float:
-    """Seconds of a core that the default network takes; its weights do not matter here."""
+    """Processor seconds of the default network, which do not depend on its weights."""
     from training.localizer.config import LocalizerConfig
     from training.localizer.onnx_export import export_network
     from training.localizer.unet import build_network
@@ -263,7 +274,7 @@ def time_default(folder: Path) -> float:
 
 
 def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[Claim]]:
-    """Train where nothing is given, scan, find, and sum up."""
+    """Train if no model is given, scan, locate, and summarise."""
     from training.localizer.config import LOCALIZER_PRESETS
     from training.localizer.train import train_localizer
 
@@ -282,13 +293,13 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
         train_localizer(store, model, config)
         print(f"trained in {time.perf_counter() - started:.0f} s")
     network = open_network(choose_network(str(model)))
-    guess = learn_guess(store, network.size, folder)
+    baseline = fit_store_baseline(store, network.size, folder)
     results: dict[str, list[LevelResult]] = {TESTED: [], MOVED: []}
     times = []
     for purpose, found in results.items():
         count = 20 if options.quick else 40
         for patient in scan_patients(count, purpose, quick=options.quick):
-            levels, seconds = score_patient(patient, network, guess)
+            levels, seconds = score_patient(patient, network, baseline)
             found += levels
             times.append(seconds)
     default = time_default(folder)
@@ -311,7 +322,7 @@ def measure(options: argparse.Namespace, folder: Path) -> tuple[list[dict[str, A
 
 
 def summarise(name: str, results: Sequence[LevelResult]) -> dict[str, Any]:
-    """One row of the table."""
+    """Return one row of the table."""
 
     def mean(values: Sequence[float]) -> float:
         return float(np.mean(values))
@@ -321,21 +332,23 @@ def summarise(name: str, results: Sequence[LevelResult]) -> dict[str, Any]:
         "vertebrae": len(results),
         "Dice": mean([r.dice for r in results]),
         "Dice in the volume": mean([r.dice_volume for r in results]),
-        "constant's Dice": mean([r.guess_dice for r in results]),
+        "baseline Dice": mean([r.baseline_dice for r in results]),
         "boxes covering 95%": mean([r.covered >= ENOUGH for r in results]),
-        "constant's boxes": mean([r.guess_held >= ENOUGH for r in results]),
+        "baseline boxes": mean([r.baseline_covered >= ENOUGH for r in results]),
         "not found": sum(r.dice_volume == 0 for r in results),
         "named wrongly": sum(r.wrong for r in results),
     }
 
 
 def main() -> None:
-    """Measure, print, and write."""
+    """Measure, print and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="under a minute, rougher figures")
+    parser.add_argument(
+        "--quick", action="store_true", help="run in under a minute, with less precise values"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--model", type=Path, metavar="OUT.onnx", help="score this one")
-    parser.add_argument("--store", metavar="STORE", help="learn from this store's masks")
+    parser.add_argument("--model", type=Path, metavar="OUT.onnx", help="localizer to score")
+    parser.add_argument("--store", metavar="STORE", help="train on the masks of this store")
     options = parser.parse_args()
     machine = describe_machine(PACKAGES)
     with tempfile.TemporaryDirectory(prefix="cspine-localizer-") as folder:

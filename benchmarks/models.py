@@ -1,11 +1,11 @@
-"""Sequence model, slice model, their blend and the best constant on locked phantom patients.
+"""Sequence model, slice model, their ensemble and the best constant on locked phantom patients.
 
-Both models have the very same encoder: the slice model's, as its rounds left it. What is compared
-is how a vertebra and a patient are read from it: by a calibrated mean of the highest slices, or by
-the heads of the sequence model. These go through the same round loop, in as many optimizer steps as
-the slice model took, on features that the encoder gives once. With `--end-to-end` a sequence model
-whose encoder learns through its own heads, from the same random weights, runs beside them. The
-table counts what each run put through its encoder.
+Both models have the same encoder, as the slice model's rounds trained it. The comparison is how
+scores of vertebrae and patients are computed from it: by a calibrated mean of the highest slices,
+or by the heads of the sequence model. The heads go through the same round loop with as many
+optimizer steps as the slice model took, on encoder features that are computed once. With
+`--end-to-end`, a sequence model whose encoder is trained through its own heads, from the same
+random weights, is included. The table counts the slices that each run passed through its encoder.
 
     python benchmarks/models.py
 """
@@ -39,7 +39,7 @@ ENCODERS = ("ResNetModel", "ViTModel")
 
 @dataclass(frozen=True)
 class Size:
-    """How large a race is."""
+    """Size of a comparison."""
 
     studies: int
     pixels: int
@@ -50,8 +50,8 @@ class Size:
 def full_size() -> Size:
     """The demo's training patients and settings, with smaller pictures.
 
-    Held-out parts are larger: losses are compared that differ by hundredths, which neither 40 test
-    patients nor 20 that calibrate can tell.
+    The held-out splits are larger: 40 test and 20 calibration patients cannot resolve differences
+    of a few hundredths of the loss.
     """
     demo = PRESETS["demo"]
     config = replace(
@@ -63,7 +63,7 @@ def full_size() -> Size:
 
 
 def quick_size() -> Size:
-    """Enough to run every line; nothing is learnt."""
+    """Enough to run every line; nothing useful is trained."""
     demo = PRESETS["demo"]
     return Size(
         32,
@@ -80,7 +80,7 @@ def quick_size() -> Size:
 
 
 def make_store(folder: Path, size: Size) -> str:
-    """A phantom cohort, preprocessed."""
+    """Preprocess a phantom cohort."""
     cohort, store = folder / "cohort", folder / "store"
     make_cohort(cohort, studies=size.studies, size=size.pixels, slices=size.slices)
     labels = ["--labels", str(cohort / "train.csv")]
@@ -93,7 +93,7 @@ def make_store(folder: Path, size: Size) -> str:
 
 @contextmanager
 def counting(counts: dict[str, int]) -> Iterator[None]:
-    """Count the slices that go through any encoder within the block, to be learnt from or not."""
+    """Count the slices that pass through any encoder in the block, with and without gradient."""
 
     def count(module: torch.nn.Module, arguments: Any, output: Any) -> None:
         if type(module).__name__ in ENCODERS:
@@ -109,7 +109,7 @@ def counting(counts: dict[str, int]) -> Iterator[None]:
 def race(
     store: StudyStore, folder: Path, config: RunConfig, end_to_end: bool
 ) -> list[dict[str, Any]]:
-    """Train both models and blend them; one row for each, and one for the constant."""
+    """Train both models and combine them; return one row for each, and one for the constant."""
     slices, rows = _train("slice", store, folder, config, None)
     sequence = replace(config, recipe="sequence")
     heads = sequence.override({"sequence": {"frozen": True}})
@@ -120,14 +120,14 @@ def race(
     out = RunFolder(folder / f"blend-{config.seed}")
     blend(store, out, [slices, sequences])
     found = evaluate(store, out)
-    rows.append(_row("blend", config.seed, found, {}))
+    rows.append(_row("ensemble", config.seed, found, {}))
     return [*rows, _row("constant", config.seed, found, {}, of=BEST)]
 
 
 def _train(
     name: str, store: StudyStore, folder: Path, config: RunConfig, start: Path | None
 ) -> tuple[RunFolder, list[dict[str, Any]]]:
-    """Train one model; the run, and its row."""
+    """Train one model; return the run and its row."""
     run = RunFolder(folder / f"{name.replace(' ', '-')}-{config.seed}")
     counts = {"trained": 0, "seen": 0}
     began = time.monotonic()
@@ -138,7 +138,7 @@ def _train(
         "accepted": f"{sum(line['accepted'] for line in history)} of {len(history)}",
         "steps": sum(line["steps"] for line in history),
         "slices trained": counts["trained"],
-        "slices seen": counts["seen"],
+        "slices inferred": counts["seen"],
         "seconds": round(time.monotonic() - began),
     }
     return run, [_row(name, config.seed, evaluate(store, run), more)]
@@ -162,33 +162,37 @@ def _row(
         "accepted": "",
         "steps": "",
         "slices trained": "",
-        "slices seen": "",
+        "slices inferred": "",
         "seconds": "",
         **more,
     }
 
 
 def claim(rows: list[dict[str, Any]]) -> list[Claim]:
-    """The ratios of mean losses over the seeds."""
+    """Make the claims: ratios of mean losses over the seeds."""
 
     def mean(name: str) -> float:
         return float(np.mean([row["loss"] for row in rows if row["model"] == name]))
 
     ratios = {
         "sequence / slice log loss": mean("sequence") / mean("slice"),
-        "blend / best single log loss": mean("blend") / min(mean("sequence"), mean("slice")),
+        "ensemble / best single log loss": mean("ensemble") / min(mean("sequence"), mean("slice")),
         "sequence / constant log loss": mean("sequence") / mean("constant"),
     }
     return [Claim(name, value, 1.0, "lower") for name, value in ratios.items()]
 
 
 def main() -> None:
-    """Run the race."""
+    """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--store", help="a phantom store that is there (default: make one)")
+    parser.add_argument("--store", help="existing phantom store (default: make one)")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), metavar="S")
-    parser.add_argument("--end-to-end", action="store_true", help="a third model")
-    parser.add_argument("--quick", action="store_true", help="tiny, one seed, under a minute")
+    parser.add_argument(
+        "--end-to-end", action="store_true", help="add a sequence model trained end to end"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny models and one seed, in under a minute"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     size = quick_size() if options.quick else full_size()

@@ -1,4 +1,4 @@
-"""A command and its children, seen from outside as Linux keeps them: their memory, and a halt."""
+"""Memory of a command and its child processes as reported by Linux, and pausing them."""
 
 import os
 import signal
@@ -12,20 +12,20 @@ GIB = 1 << 30
 
 
 class PeakMemory:
-    """The most memory that the processes of a command held, the first one apart from its workers.
+    """Peak memory of a command's processes, the first one separately from its workers.
 
     Parameters
     ----------
     pid : int
-        Of the command.
+        Process id of the command.
     """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._peaks: dict[int, int] = {}
 
-    def look(self) -> None:
-        """Note the peaks so far, as the kernel keeps them."""
+    def record(self) -> None:
+        """Record the peaks so far, as reported by the kernel."""
         for pid in _family(self._pid):
             try:
                 status = Path(f"/proc/{pid}/status").read_text()
@@ -42,7 +42,7 @@ class PeakMemory:
 
     @property
     def others(self) -> float:
-        """GiB of its largest child."""
+        """GiB of its largest child process."""
         return max((peak for pid, peak in self._peaks.items() if pid != self._pid), default=0) / GIB
 
 
@@ -72,12 +72,12 @@ def halted(pid: int) -> Iterator[None]:
 
 @contextmanager
 def watched(process: subprocess.Popen[str]) -> Iterator[PeakMemory]:
-    """Look at a process' memory twice a second while it runs."""
+    """Record a process's memory twice a second while it runs."""
     peak, over = PeakMemory(process.pid), threading.Event()
 
     def watch() -> None:
         while not over.wait(0.5):
-            peak.look()
+            peak.record()
 
     thread = threading.Thread(target=watch)
     thread.start()

@@ -1,10 +1,9 @@
-"""Rounds of boosting beside plain continuation, training on everything at once, and a constant.
+"""Boosting rounds beside plain continuation, joint training and a constant.
 
-On a phantom cohort whose hospitals differ (see `site_cohort`), the same small ViT, which was taught
-fractures on other patients first, is trained by each recipe with equally many optimizer steps: once
-while hospitals arrive one after another, which is the hard case, and once shuffled. What counts is
-the competition's loss on patients whom no recipe ever saw; the gap is that between `seed` and
-`joint`.
+On a phantom cohort of different hospitals (see `site_cohort`), the same small ViT, pretrained on
+fractures of other patients, is trained by each recipe with the same number of optimizer steps: once
+with hospitals arriving one after another, which is the hard case, and once shuffled. The score is
+the competition's loss on test patients; the gap is the difference between `seed` and `joint`.
 
     python benchmarks/rounds.py --ablate
 """
@@ -51,18 +50,18 @@ BASE = RunConfig(
         slices_per_round=1400,
     ),
 )
-"""As many epochs as let `joint` gain little from more."""
+"""Settings of all runs; `joint` gains little from more epochs."""
 START_EPOCHS = 30.0
-"""Of the model that all start from: as a pretrained one, it is to be past its steep part."""
-WHOLE = BoostConfig(replay=0.75, rate_fall=1.0, layer_decay=1.0, caution=0.0)
-"""Rates do not fall: a small model that still learns has little that they would protect. And gains
-add up that a hundred guard patients could not prove one by one."""
+"""Epochs of the pretraining, long enough to pass the steep part of the loss curve."""
+FULL = BoostConfig(replay=0.75, rate_fall=1.0, layer_decay=1.0, caution=0.0)
+"""Complete boosting settings: constant peak rates, since a small model that still improves needs no
+protection, and caution 0, since a hundred guard patients cannot prove small gains one by one."""
 ABLATIONS: Mapping[str, BoostConfig] = {
-    "boost without replay": replace(WHOLE, replay=0.0),
-    "boost without merging": replace(WHOLE, step_lengths=()),
-    "boost without the average": replace(WHOLE, ema_window=0.0),
-    "boost without the guard": replace(WHOLE, guarded=False),
-    "boost with doubt": replace(WHOLE, caution=1.0),
+    "boost without replay": replace(FULL, replay=0.0),
+    "boost without interpolation": replace(FULL, step_lengths=()),
+    "boost without EMA": replace(FULL, ema_window=0.0),
+    "boost without the guard": replace(FULL, guarded=False),
+    "boost, caution 1": replace(FULL, caution=1.0),
 }
 
 
@@ -73,25 +72,29 @@ class Job:
     Parameters
     ----------
     name : str
-        Of the contestant.
+        Name in the table.
     recipe : str
+        Recipe of the run.
     order : str
+        Whether hospitals arrive shuffled or one by one.
     seed : int
-        Of the splits, the weights, the order of the hospitals and all draws.
+        Seed of the splits, the weights, the order of the hospitals and the sampling.
     policy : BoostConfig
+        Boosting settings of the run.
     epochs : float
+        Epochs per round.
     """
 
     name: str
     recipe: str
     order: Order
     seed: int
-    policy: BoostConfig = WHOLE
+    policy: BoostConfig = FULL
     epochs: float = BASE.train.epochs
 
 
 def run_job(job: Job, store: str, start: Path | None, folder: str, quick: bool) -> dict[str, Any]:
-    """Train one run from the model in `start` and evaluate it; returns its row of the table."""
+    """Train one run from the model in `start` and evaluate it; return its row of the table."""
     import torch
 
     from storage_schemas.store import StudyStore
@@ -120,10 +123,10 @@ def run_job(job: Job, store: str, start: Path | None, folder: str, quick: bool) 
         "rounds": len(history),
         "accepted": sum(line["accepted"] for line in history),
         "steps": sum(line["steps"] for line in history),
-        "guard rises": sum(b > a for a, b in pairwise(guard)),
+        "guard increases": sum(b > a for a, b in pairwise(guard)),
         "guard": guard[-1],
         "test": found.losses[MODEL]["all"],
-        "mixture": found.losses[ENSEMBLE]["all"] if ENSEMBLE in found.losses else None,
+        "ensemble": found.losses[ENSEMBLE]["all"] if ENSEMBLE in found.losses else None,
         "constant": found.losses[BEST]["all"],
         "AUC": found.figures[MODEL]["levels"]["auc"][0],  # type: ignore[index]
         "worst hospital": found.sites[found.worst_site][MODEL],
@@ -131,7 +134,7 @@ def run_job(job: Job, store: str, start: Path | None, folder: str, quick: bool) 
 
 
 def pretrain(root: Path, patients: int, quick: bool) -> Path:
-    """Teach a model on patients from elsewhere; returns its folder."""
+    """Pretrain a model on patients of another hospital; return its folder."""
     store = make_site_store(root, patients, seed=COHORT_SEED + 1, hospitals=ELSEWHERE, **SHAPE)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, context) as pool:
@@ -141,12 +144,12 @@ def pretrain(root: Path, patients: int, quick: bool) -> Path:
 
 
 def plan_jobs(seeds: Sequence[int], orders: Sequence[Order], ablate: bool) -> list[Job]:
-    """All runs; those that the promises are of come first."""
+    """List all runs; those of the claims come first."""
     jobs = []
     for seed in seeds:
         for order in orders:
             recipes: tuple[str, ...] = ("boost", "seed")
-            if order == orders[0]:  # all patients in one round have no order
+            if order == orders[0]:  # a single round has no order
                 recipes += ("joint",)
             jobs += [Job(recipe, recipe, order, seed) for recipe in recipes]
     if ablate:
@@ -154,8 +157,8 @@ def plan_jobs(seeds: Sequence[int], orders: Sequence[Order], ablate: bool) -> li
     return jobs
 
 
-def tell(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
-    """What is promised of the boosted runs."""
+def make_claims(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
+    """Make the claims about the boosted runs."""
     tests = {(row["recipe"], row["order"], row["seed"]): row["test"] for row in rows}
     seeds = sorted({row["seed"] for row in rows})
     hard = [
@@ -166,7 +169,7 @@ def tell(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
     return [
         Claim(
             "guard loss rises",
-            sum(row["guard rises"] for row in rows if row["recipe"] == "boost"),
+            sum(row["guard increases"] for row in rows if row["recipe"] == "boost"),
             0,
             "lower",
         ),
@@ -176,7 +179,7 @@ def tell(rows: Sequence[Mapping[str, Any]]) -> list[Claim]:
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The mean over the seeds of each contestant, as rows of the same table."""
+    """Average over the seeds, as rows of the same table."""
     found = []
     for order, recipe in dict.fromkeys((row["order"], row["recipe"]) for row in rows):
         mine = [r for r in rows if (r["order"], r["recipe"]) == (order, recipe)]
@@ -192,14 +195,18 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Run and report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one seed of a small cohort")
-    parser.add_argument("--ablate", action="store_true", help="boost without each of its parts")
+    parser.add_argument("--quick", action="store_true", help="use one seed and a small cohort")
+    parser.add_argument(
+        "--ablate", action="store_true", help="add an ablation of each part of boost"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
         "--orders", nargs="+", choices=get_args(Order), default=["site", "shuffled"]
     )
     parser.add_argument("--patients", type=int, default=640)
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep all that is written")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep all output in this folder"
+    )
     parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
@@ -220,7 +227,7 @@ def main() -> None:
             rows = [future.result() for future in futures]
     rows.sort(key=lambda row: (row["order"], row["seed"]))
     machine = describe_machine(PACKAGES) | {"hospitals": len(HOSPITALS), "patients": patients}
-    report(machine, rows + summarise(rows), tell(rows), options.json)
+    report(machine, rows + summarise(rows), make_claims(rows), options.json)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A phantom cohort of hospitals that differ as hospitals do, preprocessed by the real pipeline.
+"""A phantom cohort of hospitals with different scanners and patients, preprocessed by the pipeline.
 
-Each hospital has its own scanner (kernel, noise, field of view) and its own patients: which levels
-break, and how often, follows from whom an emergency room sees. Falls of the old break C1 and C2,
-the road and shallow water break C5 to C7 (Goldberg et al., Distribution and Patterns of Blunt
+Each hospital has its own scanner (kernel, noise, field of view) and its own patients: the frequency
+of fractures by level depends on the patient population. Falls of elderly patients fracture C1 and
+C2; road and diving accidents fracture C5 to C7 (Goldberg et al., Distribution and Patterns of Blunt
 Traumatic Cervical Spine Injury, Ann Emerg Med 2001, doi:10.1067/mem.2001.116150). Only the neck is
-scanned, and fractures are comminuted and gape more than in `pipeline.phantom`, so that a small ViT
+scanned, and fractures are comminuted and wider than in `pipeline.phantom`, so that a small ViT
 learns from random weights in minutes.
 """
 
@@ -28,28 +28,28 @@ from presentation.output import csv_text, write_output
 from storage_schemas.vertebrae import CERVICAL, LABEL_COLUMNS
 
 NECK_MM = (-88.0, 44.0)
-"""Below and above the middle of C4, of a patient of size 1."""
+"""Range below and above the centre of C4 in mm, for a patient of size 1."""
 
 SHEETS = 4
-"""Times that sheets are drawn for a broken vertebra, at most."""
+"""Largest number of fracture sheets that are sampled for a vertebra."""
 
 
 @dataclass(frozen=True)
 class Hospital:
-    """Where patients come from.
+    """Population and scanner of a hospital.
 
     Parameters
     ----------
     site : Site
-        Its scanner.
-    broken : float
-        Share of its patients with a fracture.
+        Scanner of the hospital.
+    fractured : float
+        Fraction of its patients with a fracture.
     levels : mapping of str to float
-        How often each level breaks, beside the others.
+        Relative frequency of fractures of each level.
     """
 
     site: Site
-    broken: float
+    fractured: float
     levels: Mapping[str, float]
 
 
@@ -70,7 +70,7 @@ HOSPITALS = (
 
 
 ELSEWHERE = (Hospital(_scanner(0, 0.1, (15, 35)), 0.6, dict.fromkeys(CERVICAL, 1.0)),)
-"""Whose patients a model has seen before: what pretraining is to a model of natural images."""
+"""Hospital whose patients are used for pretraining."""
 
 
 def make_site_store(
@@ -82,12 +82,12 @@ def make_site_store(
     slices: int,
     hospitals: Sequence[Hospital] = HOSPITALS,
 ) -> str:
-    """Write the DICOM of so many patients, evenly from the hospitals, and preprocess it.
+    """Write DICOM files of patients, evenly from the hospitals, and preprocess them.
 
     Returns
     -------
     str
-        The store below `folder`.
+        URL of the store in `folder`.
     """
     source, store = folder / "source", folder / "store"
     for part in ("train_images", "segmentations"):
@@ -102,8 +102,8 @@ def make_site_store(
         source / "train.csv",
         ("StudyInstanceUID", *LABEL_COLUMNS),
         [
-            (study, int(bool(broken)), *(int(c in broken) for c in CERVICAL))
-            for study, broken, _ in rows
+            (study, int(bool(fractured)), *(int(c in fractured) for c in CERVICAL))
+            for study, fractured, _ in rows
         ],
     )
     _write_csv(
@@ -124,8 +124,8 @@ def _write_patient(
     random = np.random.default_rng([seed, index])
     hospital = hospitals[index % len(hospitals)]
     patient = sample_patient(random)
-    broken = _draw_broken(hospital, random)
-    fractures = {level: _shatter(level, random) for level in broken}
+    fractured = _draw_broken(hospital, random)
+    fractures = {level: _shatter(level, random) for level in fractured}
     pixel = random.uniform(*hospital.site.fov_mm) / size
     x = (np.arange(size) - (size - 1) / 2) * pixel + random.normal(0, 3)
     z = np.linspace(NECK_MM[0] * patient.size, NECK_MM[1] * patient.size, slices)
@@ -144,11 +144,11 @@ def _write_patient(
         (study, x0, y0, min(x1, size) - x0, min(y1, size) - y0, series.number(place, slices))
         for place, _, (x0, y0, x1, y1) in scan.boxes
     ]
-    return study, broken, boxes
+    return study, fractured, boxes
 
 
 def _draw_broken(hospital: Hospital, random: np.random.Generator) -> tuple[str, ...]:
-    if random.random() >= hospital.broken:
+    if random.random() >= hospital.fractured:
         return ()
     weights = np.array([hospital.levels.get(level, 0.0) for level in CERVICAL])
     count = 1 + int(random.random() < 0.4)
@@ -157,7 +157,7 @@ def _draw_broken(hospital: Hospital, random: np.random.Generator) -> tuple[str, 
 
 
 def _shatter(level: str, random: np.random.Generator) -> tuple[Fracture, ...]:
-    """A comminuted fracture: sheets at several places of one vertebra, wide and tall."""
+    """Sample a comminuted fracture: wide and tall sheets at several places of one vertebra."""
     sheets = {one.site: one for _ in range(SHEETS) for one in sample_fractures(level, random)}
     return tuple(
         replace(
