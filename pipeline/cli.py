@@ -6,194 +6,276 @@ configuration; 3 the run could not finish.
 
 import argparse
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
-from pipeline.config import StudyConfig
-from pipeline.cores import available_cores
-from pipeline.inspection import READABLE, inspect_studies, render
-from pipeline.phantom import FAULTS, make_cohort
-from pipeline.run import Executor, RunSummary, execute, plan_run
-from pipeline.runlog import RunLog
-from pipeline.source.listing import open_source
-from pipeline.studies import guess_layout, list_studies
-from pipeline.study import StudyRow
-from pipeline.tables import Annotations, build_tables, refresh_tables
-from pipeline.verify import verify_store
-from pipeline.vertebrae.onnx_network import choose_network
-from presentation.arguments import at_least, number, positive_number, read, seconds, share
-from presentation.commandline import (
-    OneLineParser,
-    add_shared_flags,
-    run_command,
-    tell_summary,
-)
+from pipeline import api
+from pipeline.config import NetworkFile, StudyConfig
+from presentation.arguments import integer, number, positive_number, seconds, share
+from presentation.commandline import add_command, build_parser, run_command, tell_summary
 from presentation.output import write_output
 from presentation.progress import StageProgress, say_event, show_table
-from storage_schemas.annotations import check_studies, load_targets, read_boxes, read_labels
-from storage_schemas.errors import RunError, StoreError, UsageError, reason_of
-from storage_schemas.objects import ObjectFolder
-from storage_schemas.store import StudyStore
-from storage_schemas.targets import COMPETITION, Targets
+from presentation.setting_flags import SettingFlags
+from storage_schemas.errors import RunError, UsageError, reason_of
 from storage_schemas.vertebrae import MASK_LABELS, parse_levels
+
+# pydicom, scipy and zarr take a second to import: each command imports its own stage.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error is one line."""
-    # Dask reports what this project already reports, with less; its workers inherit this.
-    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "critical")
-    return run_command(parser(), arguments, stopped="what is committed stays")
+    api.quiet_dask()
+    return run_command(parser(), arguments, stopped="what is committed stays", extra="pipeline")
+
+
+def read_network(value: Any) -> NetworkFile | Any:
+    """The localizer at a path or URL; what is not a text is returned as it is."""
+    if not isinstance(value, str):
+        return value
+    from pipeline.vertebrae.onnx_network import choose_network
+
+    return choose_network(value)
+
+
+def read_levels(value: Any) -> tuple[str, ...]:
+    """Levels in anatomical order, of a text with commas between or of a list."""
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    try:
+        return parse_levels(text)
+    except UsageError as error:
+        raise UsageError(error.kind, f"vertebrae: {error.detail}") from None
+
+
+STUDY_SETTINGS = SettingFlags(
+    StudyConfig,
+    flags={
+        "--masks": "masks",
+        "--mask-labels": "mask_labels",
+        "--localizer": "localizer",
+        "--vertebrae": "vertebrae",
+        "--margin": "margin_mm",
+        "--strict": "strict",
+        "--hash-keys": "hash_keys",
+    },
+    choices={"mask_labels": MASK_LABELS},
+    readers={"localizer": read_network, "vertebrae": read_levels},
+    metavars={"masks": "URL", "localizer": "model.onnx", "vertebrae": "C1,..."},
+)
 
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    top = OneLineParser("cspine-pipeline", description="DICOM studies to vertebra crops")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    top, commands = build_parser(
+        "cspine-pipeline", "Turn DICOM studies of the spine into a store of vertebra crops."
+    )
 
-    phantom = commands.add_parser("phantom", help="make a synthetic cohort as real DICOM files")
-    phantom.add_argument("out", metavar="OUT", type=Path)
-    phantom.add_argument("--studies", type=int, default=30)
-    phantom.add_argument("--seed", type=number, default=0)
-    phantom.add_argument("--size", type=int, default=256, help="rows and columns of a slice")
-    phantom.add_argument("--slices", type=int, help="slices of a study (default: about 100)")
-    phantom.add_argument("--faults", action="store_true", help="add a study of each bad kind")
-    phantom.set_defaults(command=_phantom)
+    phantom = add_command(
+        commands,
+        "phantom",
+        _phantom,
+        "make a synthetic cohort as real DICOM files",
+        "cohort --studies 20 --size 128 --slices 60 --faults",
+    )
+    phantom.add_argument("out", metavar="OUT", type=Path, help="folder to write to")
+    phantom.add_argument(
+        "--studies",
+        type=integer,
+        default=30,
+        metavar="N",
+        help="number of studies (default: 30)",
+    )
+    phantom.add_argument(
+        "--seed",
+        type=number,
+        default=0,
+        metavar="SEED",
+        help="seed of everything sampled (default: 0)",
+    )
+    phantom.add_argument(
+        "--size",
+        type=integer,
+        default=256,
+        metavar="PX",
+        help="rows and columns of a slice, in pixels (default: 256)",
+    )
+    phantom.add_argument(
+        "--slices",
+        type=integer,
+        metavar="N",
+        help="number of slices of a study (default: about 100)",
+    )
+    phantom.add_argument(
+        "--faults", action="store_true", help="add one study with each kind of fault"
+    )
 
-    look = commands.add_parser("inspect", help="say what would happen, and why; writes nothing")
+    look = add_command(
+        commands,
+        "inspect",
+        _inspect,
+        "list what run would process or refuse, and why, from headers alone; writes nothing",
+        "SOURCE",
+    )
     look.add_argument("source", metavar="SOURCE", help="folder or URL of DICOM files")
-    look.add_argument("--layout", choices=("study", "scan"), help="default: by the folders' names")
-    look.set_defaults(command=_inspect)
+    _add_layout(look, None)
 
-    run = commands.add_parser("run", help="decode, order, crop and store every study")
+    run = add_command(
+        commands,
+        "run",
+        _run,
+        "decode, order, crop and store every study that is missing or changed",
+        "SOURCE STORE --masks segmentations --labels train.csv --set max_bad_share=0.1",
+    )
     run.add_argument("source", metavar="SOURCE", help="folder or URL of studies")
     run.add_argument("store", metavar="STORE", help="folder or URL of the store")
+    _add_layout(run, "study")
     run.add_argument(
-        "--layout",
-        choices=("study", "scan"),
-        default="study",
-        help="folders are studies, or headers say which study a file is of",
-    )
-    run.add_argument("--masks", metavar="URL", help="folder of <study>.nii[.gz] label masks")
-    run.add_argument("--mask-labels", choices=sorted(MASK_LABELS), default="rsna")
-    run.add_argument(
-        "--only-masked", action="store_true", help="only studies with a mask; the others later"
-    )
-    run.add_argument(
-        "--localizer", metavar="model.onnx", help="finds the vertebrae of studies without a mask"
-    )
-    run.add_argument(
-        "--vertebrae",
-        type=_levels,
-        metavar="C1,...",
-        help="levels to crop (default: those of the targets, C1 to C7)",
-    )
-    run.add_argument("--margin", type=float, default=8.0, metavar="MM")
-    run.add_argument(
-        "--strict", action="store_true", help="quarantine studies whose geometry is not regular"
+        "--only-masked",
+        action="store_true",
+        help="process only studies with a mask; a later run processes the others",
     )
     _add_annotations(run)
-    run.add_argument("--limit", type=positive_number, metavar="N", help="only the first N studies")
     run.add_argument(
-        "--hash-keys",
+        "--limit", type=positive_number, metavar="N", help="process only the first N studies by key"
+    )
+    run.add_argument(
+        "--repair",
         action="store_true",
-        help="store digests of the objects' keys, where these hold names",
+        help="verify the store first, and process damaged studies again",
     )
-    run.add_argument("--repair", action="store_true", help="verify first, and redo what is damaged")
-    run.add_argument(
-        "--memory",
-        type=_size,
-        default="4GiB",
-        metavar="SIZE",
-        help="of each local worker (default: 4GiB)",
-    )
-    run.add_argument(
-        "--study-seconds",
-        type=seconds,
-        default=3600.0,
-        metavar="S",
-        help="after which a study's worker is given up (default: 3600)",
-    )
-    run.add_argument("--performance-report", metavar="OUT.html", help="write Dask's own report")
-    where = run.add_mutually_exclusive_group()
-    where.add_argument(
-        "--workers", type=positive_number, metavar="N", help="local worker processes"
-    )
-    where.add_argument("--serial", action="store_true", help="in this process, without Dask")
-    where.add_argument("--scheduler", metavar="ADDR", help="tcp:// or tls:// address")
-    where.add_argument("--scheduler-file", metavar="F")
-    run.add_argument(
-        "--insecure", action="store_true", help="allow an unencrypted scheduler beyond this machine"
-    )
-    run.set_defaults(command=_run)
+    STUDY_SETTINGS.add_to(run)
+    _add_workers(run)
 
-    verify = commands.add_parser("verify", help="prove every stored array against its record")
-    verify.add_argument("store", metavar="STORE")
-    verify.add_argument("--source", metavar="SOURCE", help="prove the inputs unchanged, too")
-    verify.add_argument("--layout", choices=("study", "scan"), default="study")
+    verify = add_command(
+        commands,
+        "verify",
+        _verify,
+        "verify checksums of all stored arrays",
+        "STORE --source SOURCE --cross-check 0.01",
+    )
+    verify.add_argument("store", metavar="STORE", help="folder or URL of the store")
+    verify.add_argument(
+        "--source",
+        metavar="SOURCE",
+        help="folder or URL of studies; verify that they are unchanged, too",
+    )
+    _add_layout(verify, "study")
     verify.add_argument(
         "--cross-check",
         type=share,
         default=0.0,
-        metavar="FRACTION",
-        help="of SOURCE's objects, decode so many with a second decoder, too",
+        metavar="SHARE",
+        help="also decode this share of the source files with a second decoder and compare, 0 to 1"
+        " (default: 0)",
     )
-    verify.set_defaults(command=_verify)
 
-    catalog = commands.add_parser("catalog", help="rebuild the tables from the records")
-    catalog.add_argument("store", metavar="STORE")
+    catalog = add_command(
+        commands,
+        "catalog",
+        _catalog,
+        "rebuild the tables of a store from its records",
+        "STORE --labels train.csv --boxes train_bounding_boxes.csv",
+    )
+    catalog.add_argument("store", metavar="STORE", help="folder or URL of the store")
     _add_annotations(catalog)
-    catalog.set_defaults(command=_catalog)
 
-    report = commands.add_parser("report", help="write a page of counts and pictures")
-    report.add_argument("store", metavar="STORE")
-    report.add_argument("out", metavar="OUT.html", type=Path)
+    report = add_command(
+        commands,
+        "report",
+        _report,
+        "write a page about a store, with counts and pictures",
+        "STORE preprocessing.html --pages",
+    )
+    report.add_argument("store", metavar="STORE", help="folder or URL of the store")
+    report.add_argument("out", metavar="OUT.html", type=Path, help="page to write")
     report.add_argument(
         "--gallery",
         type=number,
         default=10,
         metavar="N",
-        help="studies whose slices can be scrolled (default: 10)",
+        help="number of studies whose slices can be scrolled (default: 10)",
     )
     report.add_argument(
-        "--pages", action="store_true", help="write pages of every study's pictures beside OUT.html"
+        "--pages",
+        action="store_true",
+        help="also write pages with pictures of every study, to a folder beside OUT.html",
     )
-    report.add_argument("--source", metavar="SOURCE", help="link refused objects to it")
-    report.set_defaults(command=_report)
-
-    add_shared_flags(commands)
+    report.add_argument(
+        "--source", metavar="SOURCE", help="folder or URL of studies; link refused files to it"
+    )
     return top
 
 
-def _add_annotations(command: argparse.ArgumentParser) -> None:
+def _add_layout(command: argparse.ArgumentParser, default: str | None) -> None:
     command.add_argument(
+        "--layout",
+        choices=("study", "scan"),
+        default=default,
+        help="study: each folder is a study; scan: headers tell which study a file belongs to"
+        f" (default: {default or 'by the names of the folders'})",
+    )
+
+
+def _add_annotations(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("labels")
+    group.add_argument(
         "--targets",
         metavar="targets.json",
-        help="levels, patient's label and weights (default: the store's, or the competition's)",
+        help="levels, name of the patient's label and weights (default: those of the store, or the"
+        " competition's)",
     )
-    command.add_argument("--labels", metavar="train.csv")
-    command.add_argument("--boxes", metavar="train_bounding_boxes.csv")
+    group.add_argument(
+        "--labels", metavar="train.csv", help="labels of the studies, in the competition's format"
+    )
+    group.add_argument(
+        "--boxes",
+        metavar="train_bounding_boxes.csv",
+        help="bounding boxes of fractures, in the competition's format",
+    )
 
 
-def _size(text: str) -> int:
-    """A number of bytes with a unit, e.g. 1.5GiB."""
-    from dask.utils import parse_bytes
-
-    return at_least(1, int(read(text, parse_bytes, "size such as 4GiB")))
-
-
-def _levels(text: str) -> tuple[str, ...]:
-    """Names of vertebrae, with commas between."""
-    try:
-        return parse_levels(text)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(error.detail) from None
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("workers", "Where studies are processed.")
+    where = group.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers",
+        type=positive_number,
+        metavar="N",
+        help="number of worker processes on this machine (default: one for each usable core)",
+    )
+    where.add_argument("--serial", action="store_true", help="work in this process, without Dask")
+    where.add_argument(
+        "--scheduler", metavar="ADDR", help="running Dask scheduler, tcp:// or tls:// address"
+    )
+    where.add_argument(
+        "--scheduler-file", metavar="FILE", help="scheduler file of a running Dask scheduler"
+    )
+    group.add_argument(
+        "--insecure", action="store_true", help="allow an unencrypted scheduler beyond this machine"
+    )
+    group.add_argument(
+        "--memory",
+        default="4GiB",
+        metavar="SIZE",
+        help="memory limit of each local worker, in bytes or with a unit (default: 4GiB)",
+    )
+    group.add_argument(
+        "--study-seconds",
+        type=seconds,
+        default=3600.0,
+        metavar="S",
+        help="time limit of a study in seconds, after which its worker is stopped (default: 3600)",
+    )
+    group.add_argument(
+        "--performance-report", metavar="OUT.html", help="write Dask's performance report"
+    )
 
 
 def _phantom(options: argparse.Namespace) -> int:
+    from pipeline.phantom import FAULTS, make_cohort
+
     total = options.studies + (len(FAULTS) if options.faults else 0)
     with StageProgress("phantom", total, "studies") as progress:
         cohort = make_cohort(
@@ -211,6 +293,10 @@ def _phantom(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
+    from pipeline.inspection import READABLE, inspect_studies, render
+    from pipeline.studies import guess_layout, list_studies
+    from storage_schemas.objects import ObjectFolder
+
     layout = options.layout or guess_layout(options.source)
     listings = list_studies(options.source, layout)
     folder = ObjectFolder(listings[0].root)
@@ -238,98 +324,52 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.only_masked and not options.masks:
-        raise UsageError("config-invalid", "--only-masked needs --masks")
-    annotations = _annotations(options)
-    config = StudyConfig(
-        masks=options.masks,
-        mask_labels=options.mask_labels,
-        localizer=choose_network(options.localizer) if options.localizer else None,
-        vertebrae=options.vertebrae or annotations.targets.levels,
-        margin_mm=options.margin,
-        strict=options.strict,
-        hash_keys=options.hash_keys,
-    )
-    open_source(options.source)  # a mistyped SOURCE leaves no STORE behind
-    store = StudyStore.create(options.store)
-    if options.repair:
-        for check in verify_store(store):
-            if check.damage:
-                store.discard(check.study)
-                say_event("repair", study=check.study, damage=[str(e) for e in check.damage])
-    plan, listed = plan_run(
+    memory = _read_size(options.memory)
+    targets = api.choose_targets(options.store, options.targets)
+    config = STUDY_SETTINGS.read(options, StudyConfig(vertebrae=targets.levels))
+    summary = api.run_pipeline(
         options.source,
-        store,
+        options.store,
         config,
+        labels=options.labels,
+        boxes=options.boxes,
+        targets=options.targets,
         layout=options.layout,
         only_masked=options.only_masked,
         limit=options.limit,
+        repair=options.repair,
+        workers=options.workers,
+        serial=options.serial,
+        scheduler=options.scheduler,
+        scheduler_file=options.scheduler_file,
+        insecure=options.insecure,
+        memory_bytes=memory,
+        study_seconds=options.study_seconds,
+        performance_report=options.performance_report,
     )
-    _check_annotations(annotations, listed, options)
-    say_event(
-        "plan",
-        todo=len(plan.todo),
-        done=len(plan.done),
-        orphan_masks=plan.orphan_masks,
-        put_off=plan.put_off,
-    )
-    log = RunLog()
-    try:
-        with (
-            _executor(options, idle=not plan.todo) as executor,
-            StageProgress("run", len(plan.todo), "studies") as progress,
-        ):
-
-            def observe(row: StudyRow, summary: RunSummary) -> None:
-                log.add(row)
-                lines = (
-                    [f"{row.outcome}: {row.study}: {row.reason} [{row.kind}]"] if row.kind else []
-                )
-                progress.advance(
-                    f"{summary.committed} committed, {summary.quarantined} quarantined, "
-                    f"{summary.failed} failed, {log.rates(summary)}",
-                    lines,
-                    study=row.study,
-                    outcome=row.outcome,
-                    kind=row.kind,
-                    reason=row.reason,
-                )
-
-            threads = None if options.serial else 1
-            summary = execute(plan, executor, config, store, observe, threads)
-    finally:
-        store.write_log(log.name, log.lines)
-    if plan.todo:
-        build_tables(store, annotations)
-    else:
-        refresh_tables(store, annotations, plan.records)
     tell_summary("run", list(summary.to_json().items()), options)
     return summary.exit_code
 
 
-def _executor(options: argparse.Namespace, *, idle: bool) -> AbstractContextManager[Executor]:
-    # Dask costs a second to import, which the other commands need not pay.
-    from pipeline import executors
+def _read_size(text: str) -> int:
+    """A number of bytes with a unit, e.g. 1.5GiB."""
+    from dask.utils import parse_bytes
 
-    report = options.performance_report
-    if options.serial:
-        if report:
-            raise UsageError("config-invalid", "--performance-report is Dask's, not for --serial")
-        return nullcontext(executors.run_serially)
-    if idle and not report:  # no cluster is worth its start
-        return nullcontext(executors.run_serially)
-    if report:
-        # Dask writes it when all is done, which is late to learn that it cannot.
-        write_output(Path(report), "")
-    limits = executors.TaskLimits(options.study_seconds)
-    if options.scheduler or options.scheduler_file:
-        address, file = options.scheduler, options.scheduler_file
-        return executors.scheduler(limits, address, file, insecure=options.insecure, report=report)
-    workers = options.workers or available_cores()
-    return executors.local_cluster(workers, options.memory, limits, report)
+    try:
+        size = int(parse_bytes(text))
+    except ValueError:
+        size = 0
+    if size < 1:
+        reason = f"memory: expected a size such as 4GiB, got {text!r}"
+        raise UsageError("config-invalid", reason)
+    return size
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from pipeline.studies import list_studies
+    from pipeline.verify import verify_store
+    from storage_schemas.store import StudyStore
+
     store = StudyStore.open(options.store)
     source = None
     if options.source:
@@ -352,16 +392,22 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _catalog(options: argparse.Namespace) -> int:
+    from pipeline.tables import build_tables
+    from storage_schemas.store import StudyStore
+
     store = StudyStore.open(options.store)
-    annotations = _annotations(options)
-    _check_annotations(annotations, store.studies(), options)
+    annotations = api.read_annotations(
+        options.store, labels=options.labels, boxes=options.boxes, targets=options.targets
+    )
+    api.check_annotations(annotations, store.studies(), labels=options.labels, boxes=options.boxes)
     tell_summary("catalog", list(build_tables(store, annotations).items()), options)
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
-    # Plots cost half a second to import, which the other commands need not pay.
     from pipeline.report.page import render_report
+    from pipeline.source.listing import open_source
+    from storage_schemas.store import StudyStore
 
     out: Path = options.out
     store = StudyStore.open(options.store)
@@ -378,30 +424,6 @@ def _report(options: argparse.Namespace) -> int:
     rows: list[tuple[str, object]] = [("pages", written), ("bytes", size), ("damaged", damaged)]
     tell_summary("report", rows, options, {"report": out})
     return 1 if damaged else 0
-
-
-def _annotations(options: argparse.Namespace) -> Annotations:
-    targets = load_targets(options.targets) if options.targets else _stored_targets(options.store)
-    return Annotations(
-        labels=read_labels(options.labels, targets) if options.labels else {},
-        boxes=read_boxes(options.boxes) if options.boxes else {},
-        targets=targets,
-    )
-
-
-def _stored_targets(url: str) -> Targets:
-    """The targets of a store that may not be there yet, or whose tables are to be rebuilt."""
-    try:
-        return StudyStore.open(url).targets()
-    except (UsageError, StoreError):
-        return COMPETITION
-
-
-def _check_annotations(
-    annotations: Annotations, known: Sequence[str], options: argparse.Namespace
-) -> None:
-    check_studies(annotations.labels, known, options.labels)
-    check_studies(annotations.boxes, known, options.boxes)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,14 @@
-"""What the user may set for a run, checked once, and which of it changes the result."""
+"""Settings of a pipeline run: how each study is processed, and which of them change the result.
+
+A field's type states its range and unit, its description stands in the ``Parameters`` section of
+its class; flags, configuration files and help are made of both (`presentation.settings`).
+"""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from storage_schemas.canonical import sha256_json
-from storage_schemas.errors import UsageError
+from presentation.setting_types import convert, invalid, limits
+from presentation.settings import check
 from storage_schemas.localizer_card import LOCALIZED_LEVELS
 from storage_schemas.targets import COMPETITION
 from storage_schemas.vertebrae import LEVELS, MASK_LABELS
@@ -17,14 +21,14 @@ Layout = Literal["study", "scan"]
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """Which network a run uses: small enough to travel with every task.
+    """The localizer network of a run: small enough to travel with every task.
 
     Parameters
     ----------
     url : str
-        Of the ONNX file, with its protocol; each process reads it once.
+        URL of the ONNX file, with its protocol; each process reads it once.
     sha256 : str
-        Of its bytes.
+        Digest of the file's bytes.
     """
 
     url: str
@@ -33,62 +37,58 @@ class NetworkFile:
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """The settings that decide what comes out of a study; a digest of them stands in its record.
+    """Settings that decide the result of a study; a digest of them is stored in its record.
 
     Parameters
     ----------
     masks : str or None
-        URL of a folder of ``<study>.nii`` or ``<study>.nii.gz``.
+        Folder or URL of masks, one ``<study>.nii`` or ``<study>.nii.gz`` for each study.
     mask_labels : str
-        How the masks number the vertebrae, from `storage_schemas.vertebrae.MASK_LABELS`.
+        Convention by which masks number the vertebrae.
     localizer : NetworkFile or None
-        What finds the vertebrae of studies without a mask; where it is None they get no crops.
+        Network that finds the vertebrae of studies without a mask; without one they get no crops.
     vertebrae : tuple of str
-        The levels to crop.
+        Levels to crop, with commas between; by default those of the targets.
     margin_mm : float
-        Around the mask's extent, on all six sides.
+        Margin around the mask's extent on all six sides, in mm.
     strict : bool
         Whether to quarantine every study whose geometry is not ``regular``.
     hash_keys : bool
-        Whether objects stand in records and tables under a digest of their key, for buckets whose
-        file names hold names.
+        Whether to store SHA-256 digests of file paths in place of the paths, for sources whose
+        paths contain patient names.
     max_bad_share : float
-        A study with a larger share of refused objects goes to quarantine as a whole.
+        Largest share of refused files of a study; a study with more is quarantined.
     """
 
     masks: str | None = None
     mask_labels: str = "rsna"
     localizer: NetworkFile | None = None
     vertebrae: tuple[str, ...] = COMPETITION.levels
-    margin_mm: float = 8.0
+    margin_mm: Annotated[float, limits("mm", ge=0, le=100)] = 8.0
     strict: bool = False
     hash_keys: bool = False
-    max_bad_share: float = 0.05
+    max_bad_share: Annotated[float, limits("share", ge=0, le=1)] = 0.05
 
     def __post_init__(self) -> None:
-        if self.mask_labels not in MASK_LABELS:
-            raise UsageError(
-                "config-invalid", f"--mask-labels {self.mask_labels}: not in {sorted(MASK_LABELS)}"
-            )
-        if unknown := set(self.vertebrae) - set(LEVELS):
-            raise UsageError("config-invalid", f"--vertebrae {sorted(unknown)}: no such levels")
-        if not 0 <= self.margin_mm <= 100:
-            raise UsageError("config-invalid", f"--margin {self.margin_mm} mm: not in 0 to 100")
+        check(self)
+        convert(self.mask_labels, str, "mask_labels", MASK_LABELS)
+        for level in self.vertebrae:
+            convert(level, str, "vertebrae", LEVELS)
         if self.localizer and not set(self.vertebrae) & set(LOCALIZED_LEVELS):
-            raise UsageError(
-                "config-invalid", "--localizer finds C1 to C7, --vertebrae asks for none"
-            )
+            raise invalid("vertebrae", "the localizer finds C1 to C7, of which none is named")
 
     def digest(self, *, masked: bool) -> str:
-        """Digest of the settings that decide over a study with a mask, or over one without.
+        """Digest of the settings that decide the result of a study with a mask, or without one.
 
-        The masks count by content, in a study's inputs, and the localizer by its digest; so a
-        localizer that comes later touches no study that was cropped by its mask.
+        Masks are identified by content, in a study's inputs, and the localizer by its digest; so a
+        localizer that is added later changes no study that was cropped by its mask.
         """
         if masked:
             locating = {"mask_labels": self.mask_labels}
         else:
             locating = {"localizer": self.localizer.sha256 if self.localizer else ""}
+        from storage_schemas.canonical import sha256_json  # numpy, which help does not need
+
         return sha256_json(
             {
                 "version": RESULT_VERSION,

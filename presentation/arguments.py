@@ -1,45 +1,59 @@
-"""What the command line takes for a value, and why not another."""
+"""Values on the command line: what a text stands for, given the type that is expected."""
 
 import argparse
+import json
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Annotated, Any
 
-Number = TypeVar("Number", int, float)
-
-
-def number(text: str) -> int:
-    """A whole number of 0 or more."""
-    return at_least(0, read(text, int, "whole number"))
+from presentation.setting_types import allows_none, convert, is_kind, limits, literals
+from storage_schemas.errors import UsageError
 
 
-def positive_number(text: str) -> int:
-    """A whole number of 1 or more."""
-    return at_least(1, read(text, int, "whole number"))
+def argument(hint: Any) -> Callable[[str], Any]:
+    """A reader of one type, for the ``type`` of an argument of argparse."""
+
+    def read(text: str) -> Any:
+        try:
+            return convert(parse_text(text, hint), hint, "")
+        except UsageError as error:
+            raise argparse.ArgumentTypeError(error.detail) from None
+
+    return read
 
 
-def seconds(text: str) -> float:
-    """A time of a millisecond or more."""
-    return at_least(0.001, read(text, float, "number"))
+integer = argument(int)
+number = argument(Annotated[int, limits(ge=0)])
+positive_number = argument(Annotated[int, limits(ge=1)])
+seconds = argument(Annotated[float, limits("s", ge=0.001)])
+share = argument(Annotated[float, limits("share", ge=0, le=1)])
 
 
-def share(text: str) -> float:
-    """A number from 0 to 1."""
-    value = at_least(0.0, read(text, float, "number"))
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text} is more than 1")
-    return value
+def parse_text(text: str, hint: Any) -> Any:
+    """The value that a text stands for, given the type of its field.
+
+    Lists are written with commas between (``0.5,1``) or as JSON (``[[-500, 1300]]``); ``none`` is
+    the absence of a value. A text that stands for no such value is returned as it is.
+    """
+    if allows_none(hint) and text.lower() in ("none", "null"):
+        return None
+    if is_kind(hint, str) or literals(hint):
+        return text
+    if is_kind(hint, tuple):
+        if text.startswith("["):
+            try:
+                return json.loads(text)
+            except ValueError:
+                return text
+        return [_scalar(part.strip()) for part in text.split(",") if part.strip()]
+    return _scalar(text)
 
 
-def read(text: str, kind: Callable[[str], Number], name: str) -> Number:
-    """Read a value, or say that the text is no such thing."""
-    try:
-        return kind(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no {name}") from None
-
-
-def at_least(least: Number, value: Number) -> Number:
-    """Return the value, or say that it is too small."""
-    if not value >= least:
-        raise argparse.ArgumentTypeError(f"{value} is less than {least}")
-    return value
+def _scalar(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text

@@ -1,7 +1,7 @@
-"""How commands speak: a live line on a terminal, one JSON line an event otherwise.
+"""Progress and messages of commands: a live line on a terminal, one JSON line an event otherwise.
 
 Everything here goes to standard error; standard output holds only results. Of several processes
-that work as one, as ``torchrun`` starts them, the first one speaks for all.
+that work as one, as ``torchrun`` starts them, only the first one prints.
 """
 
 import json
@@ -10,22 +10,16 @@ import sys
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+# rich is imported where something is shown: help needs none of it, nor does a script.
 
 _UNBOUNDED = 1_000
-"""Columns of output that is no terminal."""
+"""Columns of output that is not a terminal."""
 
 
 class StageProgress:
@@ -34,11 +28,11 @@ class StageProgress:
     Parameters
     ----------
     stage : str
-        What is going on, e.g. ``run``.
+        Name of the stage, e.g. ``run``.
     total : int
-        Items.
+        Number of items.
     unit : str
-        What an item is, e.g. ``studies``.
+        Name of an item, in the plural, e.g. ``studies``.
     """
 
     def __init__(self, stage: str, total: int, unit: str) -> None:
@@ -48,16 +42,8 @@ class StageProgress:
         self._done = 0
         self._started = time.monotonic()
         self._live: Progress | None = None
-        if sys.stderr.isatty() and _speaks():
-            self._live = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn(f"{unit} {{task.fields[note]}}"),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
+        if sys.stderr.isatty() and is_first_process():
+            self._live = _live_line(unit)
             self._task = self._live.add_task(stage, total=total, note="")
 
     def __enter__(self) -> "StageProgress":
@@ -84,11 +70,11 @@ class StageProgress:
         Parameters
         ----------
         note : str
-            For the terminal's live line.
+            Text for the live line of a terminal.
         lines : sequence of str
-            What deserves lines of its own on a terminal.
+            Texts that get lines of their own on a terminal.
         **event
-            For the JSON line, which says all of that; items of which nothing is said have none.
+            Fields of the JSON line; without any, no line is printed.
         """
         self._done += 1
         if self._live:
@@ -99,7 +85,7 @@ class StageProgress:
             self._say(done=self._done, total=self._total, **event)
 
     def reach(self, done: int, total: int, note: str = "", **event: Any) -> None:
-        """Say how many items are done; `note` is for a terminal, `event` for a JSON line."""
+        """Show how many items are done; `note` is for a terminal, `event` for a JSON line."""
         self._done = done
         if self._live:
             self._live.update(self._task, completed=done, total=total, note=note)
@@ -107,7 +93,7 @@ class StageProgress:
             self._say(done=done, total=total, **event)
 
     def finish(self) -> None:
-        """Say that all items are done, and end the live line."""
+        """Show that all items are done, and end the live line."""
         if not self._live:
             self._say(done=self._done, unit=self._unit)
         self._stop()
@@ -116,24 +102,42 @@ class StageProgress:
         say_event(self._stage, seconds=round(time.monotonic() - self._started, 3), **event)
 
 
+def _live_line(unit: str) -> "Progress":
+    from rich import progress
+    from rich.console import Console
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn(f"{unit} {{task.fields[note]}}"),
+        progress.TimeElapsedColumn(),
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
 def say_event(stage: str, **event: Any) -> None:
     """Print an event to standard error: words on a terminal, else one JSON line."""
-    if not _speaks():
+    if not is_first_process():
         return
     if sys.stderr.isatty():
         words = (f"{name.replace('_', ' ')} {_in_words(value)}" for name, value in event.items())
-        line = f"{stage}: {', '.join(words)}"
-        Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+        print(f"{stage}: {', '.join(words)}", file=sys.stderr)
     else:
         print(json.dumps({"stage": stage, **event}), file=sys.stderr, flush=True)
 
 
-def _speaks() -> bool:
+def is_first_process() -> bool:
+    """Whether this process prints, of those that ``torchrun`` started together."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def show_table(title: str, rows: Sequence[tuple[str, object]]) -> None:
     """Print a table of two columns to standard output."""
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -142,8 +146,10 @@ def show_table(title: str, rows: Sequence[tuple[str, object]]) -> None:
     result_console().print(table)
 
 
-def result_console() -> Console:
+def result_console() -> "Console":
     """Standard output; a file or a pipe has no width to keep within."""
+    from rich.console import Console
+
     return Console(width=None if sys.stdout.isatty() else _UNBOUNDED)
 
 

@@ -5,31 +5,15 @@ class's numpydoc section says what it does. Command lines, configuration files a
 these; nothing is written a second time. A path such as ``train.epochs`` names a field of a part.
 """
 
-import json
-import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields
 from difflib import get_close_matches
 from functools import cache
 from inspect import cleandoc
-from types import NoneType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    TypeGuard,
-    TypeVar,
-    Union,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, TypeVar, cast, get_type_hints
 
-import msgspec
-from msgspec import Meta
-
+from presentation.setting_types import convert, invalid, is_part, shown, unit_of
 from storage_schemas.errors import UsageError
 
 Kind = TypeVar("Kind")
@@ -70,13 +54,8 @@ class Setting:
         return self.path.rpartition(".")[2]
 
 
-def limits(unit: str = "", **bounds: Any) -> Meta:
-    """Annotation of a field: its unit, and its range in the words of `msgspec.Meta`."""
-    return Meta(**bounds, extra={"unit": unit})
-
-
 @cache
-def settings_of(kind: type) -> Mapping[str, Setting]:
+def settings_of(kind: Any) -> Mapping[str, Setting]:
     """Every field of a settings dataclass and of its parts, by path."""
     return {setting.path: setting for setting in _walk(kind, "")}
 
@@ -85,41 +64,20 @@ def _walk(kind: type, prefix: str) -> Iterator[Setting]:
     hints, texts = _hints(kind), describe_fields(kind)
     for field in fields(kind):
         hint = hints[field.name]
-        if _is_part(hint):
+        if is_part(hint):
             yield from _walk(hint, f"{prefix}{field.name}.")
         else:
             text = texts.get(field.name, "")
-            yield Setting(prefix + field.name, hint, _default(field), text, _unit(hint))
+            yield Setting(prefix + field.name, hint, _default(field), text, unit_of(hint))
 
 
 def _default(field: Field[Any]) -> Any:
     return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
-def _is_part(hint: Any) -> TypeGuard[type]:
-    return isinstance(hint, type) and is_dataclass(hint)
-
-
 @cache
 def _hints(kind: type) -> Mapping[str, Any]:
     return get_type_hints(kind, include_extras=True)
-
-
-def _unit(hint: Any) -> str:
-    for meta in _metas(hint):
-        if meta.extra and "unit" in meta.extra:
-            return str(meta.extra["unit"])
-    return ""
-
-
-def _metas(hint: Any) -> Iterator[Meta]:
-    """The annotations of a type and of what it is made of, outermost first."""
-    if get_origin(hint) is Annotated:
-        yield from (meta for meta in get_args(hint)[1:] if isinstance(meta, Meta))
-        yield from _metas(get_args(hint)[0])
-    else:
-        for inner in get_args(hint):
-            yield from _metas(inner)
 
 
 def describe_fields(kind: type) -> dict[str, str]:
@@ -142,6 +100,13 @@ def describe_fields(kind: type) -> dict[str, str]:
     return {name: " ".join(part for part in words if part) for name, words in found.items()}
 
 
+def summary_of(kind: type, part: str) -> str:
+    """The first line of the docstring of a part, e.g. ``train``, of a settings dataclass."""
+    for name in part.split("."):
+        kind = _hints(kind)[name]
+    return (kind.__doc__ or "").strip().splitlines()[0]
+
+
 def check(settings: Any) -> None:
     """Check the fields of one settings dataclass against their types; for ``__post_init__``.
 
@@ -156,10 +121,10 @@ def check(settings: Any) -> None:
     kind: type = type(settings)
     for name, hint in _hints(kind).items():
         value = getattr(settings, name)
-        if _is_part(hint):
+        if is_part(hint):
             if not isinstance(value, hint):
                 got = type(value).__name__
-                raise _invalid(f"{kind.__name__}.{name}", f"expected {hint.__name__}, got {got}")
+                raise invalid(f"{kind.__name__}.{name}", f"expected {hint.__name__}, got {got}")
         else:
             object.__setattr__(settings, name, convert(value, hint, f"{kind.__name__}.{name}"))
 
@@ -192,34 +157,50 @@ def read_settings(
     UsageError
         ``config-invalid``, naming the field, what is expected and what was given.
     """
-    current = _renamed(document, old_names or {})
-    return cast(Kind, _read(base, current, "", choices or {}, complete))
+    current = rename(document, old_names or {})
+    known = settings_of(cast(type, type(base)))
+    return cast(Kind, _read(base, current, "", choices or {}, complete, known))
 
 
-def _read(base: Any, document: Any, prefix: str, choices: Choices, complete: bool) -> Any:
+def _read(
+    base: Any,
+    document: Any,
+    prefix: str,
+    choices: Choices,
+    complete: bool,
+    known: Collection[str],
+) -> Any:
     kind: type = type(base)
     hints = _hints(kind)
     if not isinstance(document, Mapping):
-        raise _invalid(prefix.rstrip("."), f"expected a table of settings, got {_shown(document)}")
+        raise invalid(prefix.rstrip("."), f"expected a table of settings, got {shown(document)}")
     if complete and (missing := [name for name in hints if name not in document]):
-        raise _invalid(prefix + missing[0], "is missing")
+        raise invalid(prefix + missing[0], "is missing")
     values = {}
     for name, value in document.items():
         path = f"{prefix}{name}"
         if name not in hints:
-            raise unknown(path, [f"{prefix}{known}" for known in hints])
-        if _is_part(hints[name]):
-            values[name] = _read(getattr(base, name), value, f"{path}.", choices, complete)
+            raise unknown(path, known)
+        if is_part(hints[name]):
+            part = getattr(base, name)
+            values[name] = _read(part, value, f"{path}.", choices, complete, known)
         else:
             values[name] = convert(value, hints[name], path, choices.get(path))
     changed = {field.name: getattr(base, field.name) for field in fields(base)} | values
     try:
         return kind(**changed)
     except UsageError as error:
-        raise _invalid(prefix.rstrip("."), error.detail) from None
+        raise invalid(prefix.rstrip("."), error.detail) from None
 
 
-def _renamed(document: Any, old_names: OldNames) -> Any:
+def rename(document: Any, old_names: OldNames) -> Any:
+    """A copy of a document in which fields with old names have those of today.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` where a field is named by both.
+    """
     if not isinstance(document, Mapping):
         return document
     found = dict(document)
@@ -235,96 +216,14 @@ def _renamed(document: Any, old_names: OldNames) -> Any:
             if name in inner:
                 today = new.rpartition(".")[2]
                 if today in inner:
-                    raise _invalid(new, f"is given twice, also by its old name {old}")
+                    raise invalid(new, f"is given twice, also by its old name {old}")
                 inner[today] = inner.pop(name)
     return found
 
 
 def unknown(path: str, known: Collection[str]) -> UsageError:
     """The error of a name that is none of those known, with the nearest of them."""
-    near = get_close_matches(path, known, 1, 0.5)
-    return _invalid(
-        path, f"no such setting; did you mean {near[0]}?" if near else "no such setting"
-    )
-
-
-def convert(value: Any, hint: Any, path: str, choices: Collection[str] | None = None) -> Any:
-    """A value as the type of a field has it.
-
-    Raises
-    ------
-    UsageError
-        ``config-invalid``, naming `path`.
-    """
-    bare = _bare(hint)
-    if _is_part(bare) and isinstance(value, bare):
-        return value
-    names = choices if choices is not None else literals(hint)
-    try:
-        found = msgspec.convert(value, hint)
-        right = _is_finite(found) and (choices is None or found in choices)
-    except (msgspec.ValidationError, TypeError):
-        right = False
-    if right:
-        return found
-    near = get_close_matches(str(value), names, 1, 0.5)
-    hint_text = f"; did you mean {near[0]}?" if near else ""
-    wanted = f"one of {', '.join(names)}" if names else expected(hint)
-    raise _invalid(path, f"expected {wanted}, got {_shown(value)}{hint_text}")
-
-
-def _is_finite(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_is_finite, value))
-    return not isinstance(value, float) or math.isfinite(value)
-
-
-def literals(hint: Any) -> tuple[str, ...]:
-    """The names that a type allows, where it is a choice of names."""
-    bare = _bare(hint)
-    return get_args(bare) if get_origin(bare) is Literal else ()
-
-
-def _bare(hint: Any) -> Any:
-    """A type without its annotations, and without its ``None``."""
-    while get_origin(hint) in (Annotated, Union, UnionType):
-        hint = next(inner for inner in get_args(hint) if inner is not NoneType)
-    return hint
-
-
-_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-_LIMITS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-
-
-def expected(hint: Any) -> str:
-    """What a field takes, in words: the kind of value and its range."""
-    if get_origin(hint) in (Union, UnionType):
-        kinds = [inner for inner in get_args(hint) if inner is not NoneType]
-        none = len(kinds) < len(get_args(hint))
-        return " or ".join([*map(expected, kinds), *["none"] * none])
-    if get_origin(hint) is Annotated:
-        inner, *metas = get_args(hint)
-        limits = [
-            f"{words} {limit:g}"
-            for meta in metas
-            for name, words in _LIMITS.items()
-            if (limit := getattr(meta, name)) is not None
-        ]
-        return expected(inner) + (f" {' and '.join(limits)}" if limits else "")
-    if get_origin(hint) is tuple:
-        inner = get_args(hint)
-        if inner[-1] is Ellipsis:
-            return f"a list, each {expected(inner[0])}"
-        return f"a list of {len(inner)}, each {expected(inner[0])}"
-    if names := literals(hint):
-        return f"one of {', '.join(names)}"
-    return _NAMES.get(hint, str(hint))
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _invalid(path: str, detail: str) -> UsageError:
-    return UsageError("config-invalid", f"{path}: {detail}" if path else detail)
+    name = path.rpartition(".")[2]
+    same = [one for one in known if one.rpartition(".")[2] == name]
+    near = same or get_close_matches(path, known, 1, 0.5)
+    return invalid(path, f"no such setting{f'; did you mean {near[0]}?' if near else ''}")

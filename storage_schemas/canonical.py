@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def canonical_json(document: Any) -> bytes:
@@ -30,7 +30,9 @@ def sha256_json(document: Any) -> str:
     return hashlib.sha256(canonical_json(document)).hexdigest()
 
 
-def sha256_voxels(data: NDArray[Any]) -> str:
+def sha256_voxels(data: "NDArray[Any]") -> str:
     """Return the SHA-256 of an array's little-endian, C-order bytes, in hex digits."""
+    import numpy as np  # costs 0.1 s, which help and whoever reads settings need not pay
+
     little = np.ascontiguousarray(data, data.dtype.newbyteorder("<"))
     return hashlib.sha256(little.data.cast("B")).hexdigest()

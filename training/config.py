@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from presentation.settings import check, limits, read_settings
+from presentation.setting_types import limits
+from presentation.settings import check, read_settings
 from storage_schemas.errors import UsageError
 
 Family = Literal["vit", "resnet"]
@@ -340,7 +341,8 @@ class RunConfig:
     Parameters
     ----------
     recipe : str
-        Recipe of the rounds, from `training.rounds.recipes.RECIPES`.
+        Name of the recipe: how rounds are planned, trained and validated. See
+        `training.rounds.recipes`.
     seed : int
         Seed of the splits, the rounds, the weights and everything sampled.
     split : SplitConfig

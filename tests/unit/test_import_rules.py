@@ -25,6 +25,7 @@ FORBIDDEN = {
 FLOORS = {
     "pipeline": [
         {"cli"},
+        {"api"},
         {"report"},
         {"runlog", "executors", "inspection", "verify"},
         {"run"},
@@ -39,6 +40,7 @@ FLOORS = {
     ],
     "training": [
         {"cli"},
+        {"api"},
         {"report"},
         {"evaluation"},
         {"explanation"},

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any
 
-from presentation.settings import check, limits
+from presentation.setting_types import limits
+from presentation.settings import check
 from storage_schemas.errors import UsageError
 from storage_schemas.localizer_card import SIZES
 

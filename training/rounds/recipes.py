@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from presentation.settings import convert
+from presentation.setting_types import convert
 from training.config import BoostConfig, RunConfig
 
 

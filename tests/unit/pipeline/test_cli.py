@@ -1,34 +1,24 @@
 """The command lines are a contract: a flag that appears or goes is a decision, made here."""
 
-import argparse
+from importlib.metadata import version
 
 import pytest
 
 from pipeline import cli as pipeline_cli
+from tests.commandlines import exit_code, flags_of, misfits_of
 
 PIPELINE = {
     "phantom": "OUT --studies --seed --size --slices --faults",
     "inspect": "SOURCE --layout",
     "run": "SOURCE STORE --layout --masks --mask-labels --only-masked "
-    "--localizer --vertebrae --margin --strict --targets --labels "
-    "--boxes --limit --hash-keys --repair --memory --study-seconds --performance-report "
-    "--workers --serial --scheduler --scheduler-file --insecure",
+    "--localizer --vertebrae --margin --strict --no-strict --targets --labels "
+    "--boxes --limit --hash-keys --no-hash-keys --repair --memory --study-seconds "
+    "--performance-report --workers --serial --scheduler --scheduler-file --insecure "
+    "--config --set",
     "verify": "STORE --source --layout --cross-check",
     "catalog": "STORE --targets --labels --boxes",
     "report": "STORE OUT.html --gallery --pages --source",
 }
-
-
-def flags_of(parser: argparse.ArgumentParser) -> dict[str, set[str]]:
-    (commands,) = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
-    return {
-        name: {
-            action.option_strings[-1] if action.option_strings else str(action.metavar)
-            for action in command._actions
-        }
-        - {"--help"}
-        for name, command in commands.choices.items()
-    }
 
 
 def test_the_pipelines_flags_are_these() -> None:
@@ -46,6 +36,17 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
     assert command in capsys.readouterr().out
 
 
+def test_every_flag_has_a_text_and_a_unit_and_every_command_an_example_that_parses() -> None:
+    assert misfits_of(pipeline_cli.parser) == []
+
+
+def test_the_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        pipeline_cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"cspine-pipeline {version('cspine')}\n"
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -60,15 +61,21 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
         "run a b --memory 0",
         "run a b --study-seconds -1",
         "run a b --study-seconds nan",
+        "run a b --margin wide",
+        "run a b --mask-labels mine",
+        "run a b --set max_bad_share=2",
+        "run a b --set nonsense=2",
+        "run a b --set nonsense",
+        "run a b --config missing.toml",
         "verify a --cross-check 2",
         "phantom a --seed -1",
+        "phantom a --studies 0",
         "report a b --gallery -1",
     ],
 )
 def test_wrong_usage_is_code_2_and_says_why(line: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        pipeline_cli.main(line.split())
-    assert ended.value.code == 2
+    assert exit_code(pipeline_cli.main, line) == 2
     (why,) = capsys.readouterr().err.splitlines()
     assert why.startswith("cspine-pipeline: ")
+    assert "[config-invalid]" in why
     assert "invalid _" not in why, "the name of a private function tells a user nothing"

@@ -5,7 +5,8 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from presentation.settings import check, describe_fields, limits, read_settings, settings_of
+from presentation.setting_types import limits
+from presentation.settings import check, describe_fields, read_settings, settings_of
 from storage_schemas.errors import UsageError
 
 
