@@ -32,7 +32,7 @@ from pipeline.cores import available_cores
 from pipeline.phantom.patient import sample_patient
 from pipeline.phantom.render import Grid, render_patient
 from pipeline.phantom.scanner import INTERCEPT, SITES, acquire
-from pipeline.vertebrae.anatomy import name_vertebrae
+from pipeline.vertebrae.anatomy import find_vertebrae
 from pipeline.vertebrae.cropping import crop_box
 from pipeline.vertebrae.locate import LocatedVertebra, locate_by_network
 from pipeline.vertebrae.onnx_network import Network, choose_network, open_network
@@ -197,8 +197,8 @@ def score_patient(
         located = {}
     seconds = time.process_time() - started
     cube, affine = shrink_cube(*overview, network.size)
-    named, _ = name_vertebrae(network.look(cube), affine)
-    parts = {vertebra.part.level: vertebra.part for vertebra in named}
+    found, _ = find_vertebrae(network.predict(cube), affine)
+    parts = {vertebra.part.level: vertebra.part for vertebra in found}
     factor = len(overview[0]) // network.size
     truth = shrink_classes(level_classes(patient.overview_levels(overview[1])), factor)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)

@@ -1,4 +1,4 @@
-"""The store's tables, rebuilt from the records alone, with the labels that the user has today."""
+"""Build the tables of a store from its records, and join the labels that the user gives."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,21 +27,21 @@ from storage_schemas.targets import COMPETITION, Targets
 Row = dict[str, Any]
 _RECORDS_AT_ONCE = 64
 _ORIGIN = b"origin"
-"""In the metadata of each table: a digest of what it was built from."""
+"""Metadata key of each table for the digest of the records and annotations it was built from."""
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """The labels and boxes that a user gives beside the DICOM files.
+    """Labels and boxes that the user gives in addition to the DICOM files.
 
     Parameters
     ----------
     labels : mapping
-        For each study its labels by column name.
+        Labels of each study, by column name.
     boxes : mapping
-        For each study the boxes of its fractures; a study without an entry has none drawn.
+        Boxes around the fractures of each study; a study without an entry has no boxes.
     targets : Targets
-        Which labels the tables hold.
+        Labels that the tables have.
     """
 
     labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
@@ -55,20 +55,20 @@ def build_tables(store: StudyStore, annotations: Annotations) -> dict[str, int]:
     Parameters
     ----------
     store : StudyStore
-        Read for its records, written to.
+        Store whose records are read, and to which the tables are written.
     annotations : Annotations
-        Labels and boxes; empty ones leave those columns null.
+        Labels and boxes; without them, their columns are null.
 
     Returns
     -------
     dict of str to int
-        Rows a table.
+        Number of rows by table.
     """
     origin = _origin(records_sha256(store.heads()), annotations)
     targets = annotations.targets
     parts: dict[str, list[pa.Table]] = {name: [make_table(name, [], targets)] for name in TABLES}
     records = store.records()
-    # A part at a time: rows as Python objects take ten times the room of columns.
+    # In parts, since rows of Python objects take ten times the memory of columns.
     while some := list(islice(records, _RECORDS_AT_ONCE)):
         rows = {
             "studies": [_study_row(r, annotations) for r in some],
@@ -90,13 +90,15 @@ def refresh_tables(store: StudyStore, annotations: Annotations, records: str) ->
 
     Parameters
     ----------
-    store, annotations
-        As for `build_tables`.
+    store : StudyStore
+        Store whose records are read, and to which the tables are written.
+    annotations : Annotations
+        Labels and boxes; without them, their columns are null.
     records : str
-        From `records_sha256`, of the store as it is.
+        Digest of the current records, from `records_sha256`.
     """
     try:
-        *_, last = TABLES  # the one that is written last
+        *_, last = TABLES  # written last
         built = store.read_table(last).schema.metadata.get(_ORIGIN)
     except StoreError:
         built = None
@@ -105,7 +107,13 @@ def refresh_tables(store: StudyStore, annotations: Annotations, records: str) ->
 
 
 def records_sha256(heads: Iterable[RecordHead | StoreError]) -> str:
-    """A digest of a store's records, damaged ones by their names."""
+    """Digest of the records of a store; damaged ones count by their names.
+
+    Parameters
+    ----------
+    heads : iterable of RecordHead or StoreError
+        Heads of the records, from `StudyStore.heads`.
+    """
     return sha256_json(
         [(h.study, h.sha256) if isinstance(h, RecordHead) else (h.key, h.kind) for h in heads]
     )
@@ -114,7 +122,7 @@ def records_sha256(heads: Iterable[RecordHead | StoreError]) -> str:
 def _origin(records: str, annotations: Annotations) -> bytes:
     given = asdict(annotations) | {"targets": annotations.targets.to_json()}
     if annotations.targets == COMPETITION:
-        del given["targets"]  # a store that says nothing of targets has these
+        del given["targets"]  # the default, which older stores do not mention
     return sha256_json([records, given]).encode()
 
 
@@ -230,38 +238,38 @@ def _slice_rows(record: StudyRecord, annotations: Annotations) -> list[Row]:
             "y_mm": position[1],
             "z_mm": position[2],
         }
-        holding = [crop for crop in crops if crop.box and crop.box[0] <= z < crop.box[1]]
-        if not holding:
+        containing = [crop for crop in crops if crop.box and crop.box[0] <= z < crop.box[1]]
+        if not containing:
             rows.append(common)
         here = boxes.get(z, [])
-        broken = [crop for crop in holding if labels.get(crop.level)]
-        owned = _owners(here, broken, z)
-        for crop in holding:
+        fractured = [crop for crop in containing if labels.get(crop.level)]
+        assigned = _assign_boxes(here, fractured, z)
+        for crop in containing:
             assert crop.box is not None
-            mine = owned.get(crop.level, [])
+            own = assigned.get(crop.level, [])
             label = labels.get(crop.level)
             rows.append(
                 common
                 | {"level": crop.level, "crop_z": z - crop.box[0]}
-                | {"fractured": _slice_label(label, drawn=drawn, seen=bool(mine))}
-                | (_union(mine, crop.box) if mine else {})
+                | {"fractured": _slice_label(label, drawn=drawn, shown=bool(own))}
+                | (_union(own, crop.box) if own else {})
             )
     return rows
 
 
-def _slice_label(label: int | None, *, drawn: bool, seen: bool) -> int | None:
-    """Whether a slice shows its vertebra's fracture; a broken one without boxes says nothing."""
+def _slice_label(label: int | None, *, drawn: bool, shown: bool) -> int | None:
+    """Whether a slice shows its vertebra's fracture; None for a fracture without boxes."""
     if label is None or label == 0:
         return label
-    return int(seen) if drawn else None
+    return int(shown) if drawn else None
 
 
 def _boxes_by_slice(
     volume: StudyVolumeRecord, boxes: list[FractureBox]
 ) -> dict[int, list[FractureBox]]:
-    """Boxes on the canonical volume: by z, and in its pixels."""
-    # The competition's slice numbers are those of its file names, which are the instance numbers;
-    # where keys are hashed, only the latter are left.
+    """Convert boxes to slices and pixels of the canonical volume, by z."""
+    # In the competition, slice numbers are file names, which are equal to the instance numbers;
+    # with hashed keys, only the latter are known.
     by_instance = {origin.instance_number: z for z, origin in enumerate(volume.slices)}
     by_name = {PurePosixPath(origin.key).stem: z for z, origin in enumerate(volume.slices)}
     orientation = Orientation(volume.transposed, volume.flipped)
@@ -280,29 +288,30 @@ def _boxes_by_slice(
     return by_slice
 
 
-def _owners(
-    boxes: list[FractureBox], broken: list[Vertebra], z: int
+def _assign_boxes(
+    boxes: list[FractureBox], fractured: list[Vertebra], z: int
 ) -> dict[str, list[FractureBox]]:
-    """Give each box to a broken vertebra: boxes name no level, and neighbours share slices.
+    """Assign each box to a fractured vertebra: boxes have no level, and adjacent ones share slices.
 
-    Of the broken vertebrae whose mask holds the box's centre, the one whose middle is nearest in z.
+    It is the vertebra with the nearest centre in z among those whose extent contains the centre of
+    the box.
     """
-    owned: dict[str, list[FractureBox]] = {}
+    assigned: dict[str, list[FractureBox]] = {}
     for box in boxes:
         x, y = box.x + box.width / 2, box.y + box.height / 2
         around = []
-        for vertebra in broken:
+        for vertebra in fractured:
             assert vertebra.extent is not None
             z0, z1, y0, y1, x0, x1 = vertebra.extent
             if z0 <= z < z1 and y0 <= y <= y1 and x0 <= x <= x1:
                 around.append((abs(z - (z0 + z1 - 1) / 2), vertebra.level))
         if around:
-            owned.setdefault(min(around)[1], []).append(box)
-    return owned
+            assigned.setdefault(min(around)[1], []).append(box)
+    return assigned
 
 
 def _union(boxes: list[FractureBox], crop: tuple[int, int, int, int, int, int]) -> Row:
-    """The least rectangle around the boxes, in pixels of the crop."""
+    """Bounding rectangle of the boxes, in pixels of the crop."""
     x0 = min(box.x for box in boxes)
     y0 = min(box.y for box in boxes)
     return {

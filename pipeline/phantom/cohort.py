@@ -1,7 +1,7 @@
-"""A cohort in the competition's very layout: DICOM, csv files, masks; every byte follows the seed.
+"""Make a cohort in the layout of the competition: DICOM, csv files and masks.
 
-Prevalence is that of the 2,019 training studies: how many levels are broken in a study, and which
-(facts of the competition's ``train.csv``).
+Equal arguments and seeds give equal bytes. The numbers of fractured levels per study, and of
+fractures per level, have the frequencies of the competition's ``train.csv`` (2,019 studies).
 """
 
 import hashlib
@@ -25,23 +25,30 @@ from storage_schemas.errors import UsageError, reason_of
 from storage_schemas.targets import COMPETITION
 
 UID_ROOT = "1.2.826.0.1.3680043.8.498"
-BROKEN_LEVELS = (1058, 623, 239, 64, 26, 7, 2)
-"""Studies with 0, 1, ... 6 broken levels."""
-BROKEN_BY_LEVEL = (146, 285, 73, 108, 162, 277, 393)
-"""Studies in which C1, ... C7 is broken."""
+FRACTURED_LEVELS = (1058, 623, 239, 64, 26, 7, 2)
+"""Number of studies with 0, 1, ... 6 fractured levels."""
+FRACTURES_BY_LEVEL = (146, 285, 73, 108, 162, 277, 393)
+"""Number of studies in which C1, ... C7 is fractured."""
 REVERSED_SHARE = 0.1
+"""Fraction of the studies whose InstanceNumber ascends from feet to head."""
 ODD_STUDY = 4
-"""The one study of a cohort that has more columns than rows."""
+"""Index of the study that has more columns than rows."""
 SLICES = 100
+"""Default number of slices of a study, plus or minus 5 %."""
 
 
 @dataclass(frozen=True)
 class CohortSummary:
-    """What was written.
+    """Counts of a cohort.
 
     Parameters
     ----------
-    studies, slices, positives, boxes : int
+    studies, slices : int
+        Number of studies and of slices.
+    positives : int
+        Number of studies with a fracture.
+    boxes : int
+        Number of bounding boxes.
     """
 
     studies: int
@@ -52,29 +59,35 @@ class CohortSummary:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """All that decides one study.
+    """Specification of one study.
 
     Parameters
     ----------
     index : int
-        In the cohort; with the seed it decides everything drawn.
+        Index in the cohort, which seeds the random numbers of the study together with `seed`.
     seed : int
+        Seed of the cohort.
     study : str
         StudyInstanceUID.
     site : Site
-    broken : tuple of str
-        Levels.
+        Site whose scanner is simulated.
+    fractured : tuple of str
+        Fractured levels.
     size, columns, slices : int
-        Rows, columns and slices.
-    reversed_numbers, masked : bool
+        Number of rows, columns and slices.
+    reversed_numbers : bool
+        Whether InstanceNumber ascends from feet to head instead of from head to feet.
+    masked : bool
+        Whether the study has a mask.
     fault : Fault or None
+        Fault of the study; None without one.
     """
 
     index: int
     seed: int
     study: str
     site: Site
-    broken: tuple[str, ...]
+    fractured: tuple[str, ...]
     size: int
     columns: int
     slices: int
@@ -100,28 +113,33 @@ def make_cohort(
     Parameters
     ----------
     out : Path
-        A folder that is not there yet, or empty.
-    studies, size, slices : int
-        Studies; rows and columns; slices of each, about 100 by default.
+        Folder to create; it may exist if it is empty.
+    studies : int
+        Number of studies without faults.
     seed : int
-        Equal arguments give equal bytes, whatever the number of workers.
+        Seed of all random numbers; the number of workers does not matter.
+    size : int
+        Number of rows and columns, 32 to 1024.
     faults : bool
-        Add one study of each kind of `pipeline.phantom.faults.FAULTS`.
+        Whether to add one study for each of `pipeline.phantom.faults.FAULTS`.
+    slices : int, optional
+        Number of slices of a study, 12 to 1000, plus or minus 5 %; `SLICES` by default.
     masked : float
-        Share of the studies with a mask.
+        Fraction of the studies with a mask, 0 to 1.
     workers : int, optional
-        Processes; one for each core that this process may use by default.
+        Number of processes; all usable cores by default.
     progress : callable, optional
-        Called with the number of studies done and their total.
+        Function that is called with the number of finished studies and their total.
 
     Returns
     -------
     CohortSummary
+        Counts of the cohort.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where the folder holds something, or a number makes no sense.
+        ``config-invalid`` where the folder is not empty or an argument is out of range.
     """
     if studies < 1:
         raise UsageError("config-invalid", f"--studies {studies}: not 1 or more")
@@ -145,7 +163,7 @@ def make_cohort(
     return CohortSummary(
         studies=len(plans),
         slices=sum(plan.slices for plan in plans),
-        positives=sum(bool(plan.broken) for plan in plans),
+        positives=sum(bool(plan.fractured) for plan in plans),
         boxes=len(boxes),
     )
 
@@ -162,7 +180,7 @@ def _plan(
             seed=seed,
             study=_uid(seed, index),
             site=SITES[index % len(SITES)],
-            broken=_draw_broken(random),
+            fractured=_sample_levels(random),
             size=size,
             columns=size + 7 if index == ODD_STUDY else size,
             slices=slices + int(random.integers(-slices // 20, slices // 20 + 1)),
@@ -188,10 +206,10 @@ def _plan(
     return plans
 
 
-def _draw_broken(random: np.random.Generator) -> tuple[str, ...]:
-    shares = np.array(BROKEN_LEVELS) / sum(BROKEN_LEVELS)
+def _sample_levels(random: np.random.Generator) -> tuple[str, ...]:
+    shares = np.array(FRACTURED_LEVELS) / sum(FRACTURED_LEVELS)
     count = int(random.choice(len(shares), p=shares))
-    weights = np.array(BROKEN_BY_LEVEL) / sum(BROKEN_BY_LEVEL)
+    weights = np.array(FRACTURES_BY_LEVEL) / sum(FRACTURES_BY_LEVEL)
     levels = COMPETITION.levels
     chosen = random.choice(len(levels), size=count, replace=False, p=weights)
     return tuple(levels[level] for level in sorted(chosen))
@@ -218,7 +236,7 @@ def _write_study(plan: StudyPlan, out: Path) -> list[tuple[str, int, int, int, i
     """Write one study and return its rows of bounding boxes."""
     random = np.random.default_rng([plan.seed, 1, plan.index])
     patient = sample_patient(random)
-    fractures = {level: sample_fractures(level, random) for level in plan.broken}
+    fractures = {level: sample_fractures(level, random) for level in plan.fractured}
     grid = _grid(plan, patient.size, random)
     spine = plan.fault is None or plan.fault.spine
     scan = render_patient(patient, fractures, grid, random, spine=spine)
@@ -244,7 +262,7 @@ def _write_study(plan: StudyPlan, out: Path) -> list[tuple[str, int, int, int, i
 
 def _grid(plan: StudyPlan, scale: float, random: np.random.Generator) -> Grid:
     pixel = random.uniform(*plan.site.fov_mm) / plan.size
-    # From below T2 to above the foramen magnum; the origin is the middle of C4.
+    # From below T2 to above the foramen magnum; the origin is the centre of C4.
     low, high = -100.0 * scale - random.uniform(2, 12), 54.0 * scale + random.uniform(22, 34)
     shear = np.tan(np.radians(plan.fault.tilt_degrees)) if plan.fault else 0.0
     x = (np.arange(plan.columns) - (plan.columns - 1) / 2) * pixel + random.normal(0, 4)
@@ -254,7 +272,19 @@ def _grid(plan: StudyPlan, scale: float, random: np.random.Generator) -> Grid:
 
 
 def write_mask(scan: Scan, grid: Grid, path: Path) -> None:
-    """Save as the competition's masks are: RAS, z ascending, y flipped against the image rows."""
+    """Save the labels of a scan like the competition's masks.
+
+    These are RAS with z ascending, and y flipped relative to the rows of the images.
+
+    Parameters
+    ----------
+    scan : Scan
+        Rendered patient with its labels.
+    grid : Grid
+        Voxel grid of the scan.
+    path : Path
+        File to write, NIfTI-1.
+    """
     step = float(grid.z[1] - grid.z[0])
     pixel = grid.pixel_mm
     affine = np.array(
@@ -276,7 +306,7 @@ def _write_tables(
         out / "train.csv",
         ("StudyInstanceUID", *COMPETITION.columns),
         [
-            (p.study, int(bool(p.broken)), *(int(c in p.broken) for c in COMPETITION.levels))
+            (p.study, int(bool(p.fractured)), *(int(c in p.fractured) for c in COMPETITION.levels))
             for p in plans
         ],
     )
@@ -296,10 +326,13 @@ def _write_tables(
     )
     _write_csv(
         out / "phantom.csv",
-        ("StudyInstanceUID", "site", "transfer_syntax", "slices", "reversed", "masked", "broken"),
+        (
+            *("StudyInstanceUID", "site", "transfer_syntax", "slices"),
+            *("reversed", "masked", "fractured"),
+        ),
         [
             (p.study, p.site.name, p.site.syntax, p.slices, int(p.reversed_numbers), int(p.masked),
-             " ".join(p.broken))
+             " ".join(p.fractured))
             for p in plans
         ],
     )  # fmt: skip

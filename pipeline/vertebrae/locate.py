@@ -1,7 +1,7 @@
-"""Where the vertebrae lie in a volume: by a given label mask, or by a network's sight of them.
+"""Locate the vertebrae in a volume, from a given label mask or with a localizer network.
 
-Both end in the same thing, the voxels of each level on the volume's own grid. Not here: how much
-around them is kept (`pipeline.vertebrae.cropping`), what a network's output means
+Both give the voxels of each level on the grid of the volume. Not here: boxes of the crops
+(`pipeline.vertebrae.cropping`), and the interpretation of a network's output
 (`pipeline.vertebrae.anatomy`).
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.vertebrae.anatomy import name_vertebrae
+from pipeline.vertebrae.anatomy import find_vertebrae
 from pipeline.vertebrae.maskparts import MaskPart, resample_levels, resample_part, split_mask
 from pipeline.vertebrae.nifti import LabelMask
 from pipeline.vertebrae.onnx_network import Network
@@ -22,14 +22,14 @@ from storage_schemas.geometry import Box, StackGeometry
 from storage_schemas.localizer_card import LOCALIZED_LEVELS
 
 BONE_HU = 100.0
-"""Mean HU below which a mask does not lie on vertebrae: trabecular bone of the aged is about 100,
-the cortex far above, muscle 50 (Hounsfield values as in the phantom's sources)."""
+"""Minimum mean HU inside a mask on vertebrae: trabecular bone of old patients has about 100 HU,
+cortical bone much more, muscle 50 (sources as for the phantom)."""
 MIN_SHARE_INSIDE = 0.5
-"""Of a mask's volume, the share that must lie in the CT."""
+"""Minimum fraction of a mask's volume that is inside the CT."""
 _NOT_FOUND = "vertebra-not-found"
 
 Overview = tuple[NDArray[np.int16], NDArray[np.float64]]
-"""The cube and its affine, from `pipeline.vertebrae.overview.make_overview`."""
+"""Cube and affine from `pipeline.vertebrae.overview.make_overview`."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class LocatedVertebra:
     Parameters
     ----------
     level : str
-        From `storage_schemas.vertebrae.LEVELS`.
+        Level, one of `storage_schemas.vertebrae.LEVELS`.
     extent : Box
-        The least box of the volume that holds it.
+        Bounding box of the vertebra in the volume.
     inside : ndarray, shape of the extent, bool
-        Its voxels.
+        True for the voxels of the vertebra.
     mean_hu : float
-        Over its voxels.
+        Mean HU over the voxels of the vertebra.
     score : float or None
-        The localizer's confidence; None for a given mask.
+        Mean probability of the localizer, 0 to 1; None for a given mask.
     """
 
     level: str
@@ -59,18 +59,18 @@ class LocatedVertebra:
 
 @dataclass(frozen=True)
 class Localization:
-    """What a localizer made of a study.
+    """Vertebrae located in one study.
 
     Parameters
     ----------
     localizer : str
-        Which one, with its convention or digest; empty where none could look.
+        Method with the mask convention or the digest of the network; empty if there was none.
     vertebrae : tuple of LocatedVertebra
-        Those found, of the levels asked for.
+        Located vertebrae of the requested levels.
     missing : mapping of str to (str, str)
-        For each other level that was asked for its outcome, and why.
+        Outcome and reason for each requested level that was not located.
     overview_levels : ndarray, shape of the overview, uint8, or None
-        A given mask on the overview's grid, as `resample_levels` makes it.
+        Given mask on the grid of the overview, from `resample_levels`; None without a mask.
     """
 
     localizer: str
@@ -87,35 +87,35 @@ def locate_by_mask(
     convention: str,
     levels: Sequence[str],
 ) -> Localization:
-    """Find vertebrae by a label mask, aligned by its affine.
+    """Locate vertebrae from a label mask, aligned by its affine.
 
     Parameters
     ----------
     hu : ndarray, shape (z, y, x), int16, HU
-        The canonical volume.
+        Canonical volume.
     geometry : StackGeometry
-        Its geometry.
+        Geometry of the volume.
     overview : tuple of ndarray
-        Of the volume.
+        Overview of the volume.
     mask : LabelMask
-        From `pipeline.vertebrae.nifti.read_mask`.
+        Mask from `pipeline.vertebrae.nifti.read_mask`.
     convention : str
-        From `storage_schemas.vertebrae.MASK_LABELS`.
+        Key of `storage_schemas.vertebrae.MASK_LABELS`.
     levels : sequence of str
-        The levels wanted.
+        Requested levels.
 
     Raises
     ------
     StudyError
-        ``mask-outside-volume`` or ``mask-off-bone``, with the measured figures, or
-        ``vertebra-not-found`` where the mask holds none of the levels.
+        ``mask-outside-volume`` or ``mask-off-bone`` with the measured values, or
+        ``vertebra-not-found`` where the mask has none of the levels.
     """
     parts = split_mask(mask, convention)
-    wanted = [part for part in parts if part.level in levels]
+    requested = [part for part in parts if part.level in levels]
     located = [
-        found for part in wanted if (found := _locate(hu, geometry, mask.index_from_lps, part))
+        found for part in requested if (found := _locate(hu, geometry, mask.index_from_lps, part))
     ]
-    volume_mm3 = mask.voxel_mm3 * sum(np.count_nonzero(part.inside) for part in wanted)
+    volume_mm3 = mask.voxel_mm3 * sum(np.count_nonzero(part.inside) for part in requested)
     _check_overlap(located, geometry, volume_mm3)
     _check_bone(located)
     absent = dict.fromkeys(levels, (_NOT_FOUND, "the mask does not hold it"))
@@ -133,18 +133,18 @@ def locate_by_network(
     network: Network,
     levels: Sequence[str],
 ) -> Localization:
-    """Find vertebrae by what a network sees in the overview.
+    """Locate vertebrae with a network on the overview.
 
     Parameters
     ----------
     hu : ndarray, shape (z, y, x), int16, HU
-        The canonical volume.
+        Canonical volume.
     geometry : StackGeometry
-        Its geometry.
+        Geometry of the volume.
     overview : tuple of ndarray
-        Of the volume.
+        Overview of the volume.
     network : Network
-        From `pipeline.vertebrae.onnx_network`.
+        Network from `pipeline.vertebrae.onnx_network`.
     levels : sequence of str
         The levels wanted; it knows C1 to C7.
 
@@ -154,10 +154,10 @@ def locate_by_network(
         ``vertebra-not-found`` where none of the levels is found.
     """
     cube, affine = shrink_cube(*overview, network.size)
-    named, missing = name_vertebrae(network.look(cube), affine)
+    vertebrae, missing = find_vertebrae(network.predict(cube), affine)
     index_from_lps = np.asarray(np.linalg.inv(affine))
     located = []
-    for vertebra in named:
+    for vertebra in vertebrae:
         part = vertebra.part
         found = _locate(hu, geometry, index_from_lps, part, vertebra.score)
         if found is None:
@@ -192,7 +192,7 @@ def _of_levels(
     missing: Mapping[str, tuple[str, str]],
     who: str,
 ) -> tuple[tuple[LocatedVertebra, ...], dict[str, tuple[str, str]]]:
-    """What was found of the levels wanted, and why the others were not."""
+    """Split the requested levels into located and missing ones."""
     found = {vertebra.level: vertebra for vertebra in located if vertebra.level in levels}
     absent = {level: missing[level] for level in levels if level not in found}
     if not found:

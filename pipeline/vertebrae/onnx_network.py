@@ -1,7 +1,7 @@
-"""The localizer's network: one ONNX file, read within bounds, opened once a process.
+"""Open and run the network of a localizer: one ONNX file, opened once per process.
 
-onnxruntime runs it on one thread, so that a study's crops do not depend on the machine's cores; the
-cores are kept busy by other studies. Not here: what its output means
+onnxruntime runs the network on one thread, so that crops do not depend on the number of cores; the
+other cores process other studies. Not here: the interpretation of the output
 (`pipeline.vertebrae.anatomy`).
 """
 
@@ -20,9 +20,9 @@ from storage_schemas.localizer_card import CLASSES, INPUT, METADATA_KEY, OUTPUT,
 from storage_schemas.objects import ObjectFolder
 
 MAX_BYTES = 512 << 20
-"""The largest file: a U-Net of 128 million weights; those that win contests have 5 to 50."""
+"""Size limit of the file: a U-Net of 128 million weights; typical ones have 5 to 50 million."""
 _TOLERANCE = 1e-3
-"""How far probabilities may miss the range 0 to 1, and their sum 1."""
+"""Tolerance of the probabilities' range 0 to 1, and of their sum 1."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,11 @@ class Network:
     Parameters
     ----------
     file : NetworkFile
+        URL and digest of the file.
     size : int
-        Voxels along each side of the cube that it looks at.
+        Voxels along each side of the input cube.
     session : onnxruntime.InferenceSession
+        Session that runs the network.
     """
 
     file: NetworkFile
@@ -43,29 +45,30 @@ class Network:
 
     @property
     def name(self) -> str:
-        """What stands in records as the localizer."""
+        """Name of the localizer in records."""
         return f"model:{self.file.sha256}"
 
-    def look(self, cube: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What every voxel probably is.
+    def predict(self, cube: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Predict the class probabilities of every voxel.
 
         Parameters
         ----------
         cube : ndarray, shape (size, size, size), float32, HU
+            Overview, shrunk to the size of the network.
 
         Returns
         -------
         ndarray, shape (classes, size, size, size), float32
-            In the order of `storage_schemas.localizer_card.CLASSES`; sums to 1 over them.
+            Probabilities in the order of `storage_schemas.localizer_card.CLASSES`; sums to 1.
 
         Raises
         ------
         StudyError
-            ``vertebra-not-found`` where it gives anything else for this cube.
+            ``vertebra-not-found`` where the output is not such an array.
         """
         (output,) = self.session.run([OUTPUT], {INPUT: cube[None, None]})
         probabilities: NDArray[np.float32] = output[0]
-        # Written so that what is not a number fails too.
+        # NaN fails this test too.
         if not (
             probabilities.shape == (len(CLASSES), *cube.shape)
             and probabilities.min() >= -_TOLERANCE
@@ -80,17 +83,17 @@ _lock = threading.Lock()
 
 
 def choose_network(url: str) -> NetworkFile:
-    """Read and check the network of a run.
+    """Read and validate the network of a run.
 
     Parameters
     ----------
     url : str
-        Any that fsspec knows.
+        Path or fsspec URL of the ONNX file.
 
     Raises
     ------
     UsageError
-        ``localizer-invalid`` where it cannot be read, is too large, or is no localizer.
+        ``localizer-invalid`` where the file cannot be read, is too large, or is not a localizer.
     """
     try:
         folder = ObjectFolder(url)
@@ -104,14 +107,19 @@ def choose_network(url: str) -> NetworkFile:
 
 
 def open_network(file: NetworkFile) -> Network:
-    """The network of a run, read by this process once.
+    """Open the network of a run; a process reads the file once.
+
+    Parameters
+    ----------
+    file : NetworkFile
+        URL and digest of the file, from `choose_network`.
 
     Raises
     ------
     RunError
-        ``object-unreadable``.
+        ``object-unreadable`` where the file cannot be read.
     UsageError
-        ``localizer-invalid`` where it is not the file that the run began with.
+        ``localizer-invalid`` where the file has changed since the run began.
     """
     with _lock:
         if file.sha256 not in _opened:
@@ -133,27 +141,27 @@ def _read(folder: ObjectFolder) -> bytes:
 
 
 def _keep(file: NetworkFile, data: bytes) -> None:
-    """Open a network in place of any other: a process needs one, and its weights fill memory."""
+    """Open a network and close any other one, since a process needs only one at a time."""
     network = _open(file, data)
     _opened.clear()
     _opened[file.sha256] = network
 
 
 def _open(file: NetworkFile, data: bytes) -> Network:
-    # It costs every worker memory and a moment, and runs without a localizer do without.
+    # Imported here because it takes time and memory in every worker, and few runs need it.
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # what goes wrong is raised as well
-    options.enable_cpu_mem_arena = False  # give back what one study needed, the next may wait long
-    # Weights outside the file are looked for below a place that cannot have any.
+    options.log_severity_level = 4  # errors are raised too
+    options.enable_cpu_mem_arena = False  # free memory between studies
+    # Weights outside the file are searched for in a folder that cannot have any.
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", os.devnull
     )
     try:
         session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001  # it raises a dozen classes that share no other
+    except Exception as error:  # noqa: BLE001  # its exceptions have no common base class
         raise _invalid(f"onnxruntime refuses it: {error}", file.url) from None
     text = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
     if text is None:
@@ -166,7 +174,7 @@ def _open(file: NetworkFile, data: bytes) -> Network:
 
 
 def _check_ends(what: str, ends: list[Any], name: str, shape: list[int], url: str) -> None:
-    """Check what goes in or comes out: one tensor, by name, number type and shape."""
+    """Check that the inputs or outputs are one tensor of the given name, float32, and shape."""
     found = [(end.name, end.type, list(end.shape)) for end in ends]
     batch = next((end.shape[0] for end in ends if isinstance(end.shape[0], str)), None)
     allowed = [[(name, "tensor(float)", [n, *shape])] for n in (1, None, batch)]

@@ -1,3 +1,5 @@
+"""Phantom cohorts have the layout, the encodings and the prevalence of the competition."""
+
 import csv
 from pathlib import Path
 
@@ -9,13 +11,13 @@ import pytest
 
 from pipeline.dicom.volume import read_volume
 from pipeline.phantom import FAULTS, make_cohort
-from pipeline.phantom.cohort import BROKEN_BY_LEVEL, BROKEN_LEVELS, _draw_broken
+from pipeline.phantom.cohort import FRACTURED_LEVELS, FRACTURES_BY_LEVEL, _sample_levels
 from pipeline.phantom.fractures import sample_fractures
 from pipeline.phantom.patient import pose_vertebrae, sample_patient
 from pipeline.phantom.render import Grid, render_patient
 from pipeline.phantom.vertebrae import LEVELS
 from storage_schemas.errors import UsageError
-from storage_schemas.vertebrae import CERVICAL
+from storage_schemas.targets import COMPETITION
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -58,21 +60,21 @@ def test_patient_overall_is_the_greatest_of_the_levels(cohort: Path) -> None:
     labels = rows(cohort / "train.csv")
     assert {row["patient_overall"] for row in labels} == {"0", "1"}
     for row in labels:
-        assert row["patient_overall"] == max(row[level] for level in CERVICAL)
+        assert row["patient_overall"] == max(row[level] for level in COMPETITION.levels)
 
 
 def test_prevalence_is_that_of_the_competition() -> None:
     random = np.random.default_rng(0)
-    drawn = [_draw_broken(random) for _ in range(6000)]
-    total = sum(BROKEN_LEVELS)
-    broken = np.mean([bool(levels) for levels in drawn])
-    assert broken == pytest.approx(1 - BROKEN_LEVELS[0] / total, abs=0.03)
-    for level, count in zip(CERVICAL, BROKEN_BY_LEVEL, strict=True):
-        share = np.mean([level in levels for levels in drawn])
+    sampled = [_sample_levels(random) for _ in range(6000)]
+    total = sum(FRACTURED_LEVELS)
+    fractured = np.mean([bool(levels) for levels in sampled])
+    assert fractured == pytest.approx(1 - FRACTURED_LEVELS[0] / total, abs=0.03)
+    for level, count in zip(COMPETITION.levels, FRACTURES_BY_LEVEL, strict=True):
+        share = np.mean([level in levels for levels in sampled])
         assert share == pytest.approx(count / total, abs=0.03)
 
 
-def test_sites_differ_in_coding_and_one_study_has_an_odd_size(cohort: Path) -> None:
+def test_sites_differ_in_encoding_and_one_study_is_not_square(cohort: Path) -> None:
     headers = [
         pydicom.dcmread(folder / "1.dcm", stop_before_pixels=True)
         for folder in (cohort / "train_images").iterdir()
@@ -88,7 +90,7 @@ def test_sites_differ_in_coding_and_one_study_has_an_odd_size(cohort: Path) -> N
     assert any("PixelPaddingValue" in h for h in headers)
 
 
-def test_a_tenth_of_the_studies_is_numbered_upwards(cohort: Path) -> None:
+def test_a_tenth_of_the_studies_is_numbered_from_feet_to_head(cohort: Path) -> None:
     upwards = 0
     for folder in (cohort / "train_images").iterdir():
         first, second = (pydicom.dcmread(folder / f"{n}.dcm") for n in (1, 2))
@@ -96,7 +98,7 @@ def test_a_tenth_of_the_studies_is_numbered_upwards(cohort: Path) -> None:
     assert upwards == 1
 
 
-def test_jpeg_lossless_slices_hold_what_a_second_decoder_reads(cohort: Path) -> None:
+def test_two_decoders_agree_on_jpeg_lossless_slices(cohort: Path) -> None:
     (study, *_) = [
         row["StudyInstanceUID"]
         for row in rows(cohort / "phantom.csv")
@@ -109,8 +111,8 @@ def test_jpeg_lossless_slices_hold_what_a_second_decoder_reads(cohort: Path) -> 
     assert dataset.pixel_array.max() > 1500
 
 
-def test_masks_lie_on_the_bone_by_their_affine_alone(cohort: Path) -> None:
-    """Every labelled voxel is carried to the patient by nibabel, and looked up in the CT there."""
+def test_masks_are_on_the_bone_by_their_affine_alone(cohort: Path) -> None:
+    """nibabel converts every labelled voxel to patient coordinates, where the CT has bone."""
     for study in [row["StudyInstanceUID"] for row in rows(cohort / "phantom.csv")][:5]:
         folder = cohort / "train_images" / study
         volume = read_volume((path.name, path.read_bytes()) for path in folder.iterdir())
@@ -131,28 +133,28 @@ def points_of(image: nib.Nifti1Image, where: np.ndarray) -> np.ndarray:
     return np.asarray(nib.affines.apply_affine(image.affine, np.argwhere(where)))
 
 
-def test_boxes_lie_where_bone_was_lost() -> None:
-    """The same patient is rendered whole and broken; only inside the boxes may they differ much."""
+def test_boxes_contain_lost_bone() -> None:
+    """A patient is rendered without and with a fracture, and the volumes differ in the boxes."""
     random = np.random.default_rng(11)
     patient = sample_patient(random)
     fractures = {"C5": sample_fractures("C5", random)}
     axis = (np.arange(192) - 96) * 0.75
     grid = Grid(axis, axis + 10, np.linspace(-45, 10, 40))
-    whole = render_patient(patient, {}, grid, np.random.default_rng(1))
-    broken = render_patient(patient, fractures, grid, np.random.default_rng(1))
-    assert not whole.boxes
-    assert broken.boxes
-    for z, level, (x0, y0, x1, y1) in broken.boxes:
+    intact = render_patient(patient, {}, grid, np.random.default_rng(1))
+    fractured = render_patient(patient, fractures, grid, np.random.default_rng(1))
+    assert not intact.boxes
+    assert fractured.boxes
+    for z, level, (x0, y0, x1, y1) in fractured.boxes:
         assert level == "C5"
-        lost = whole.hu[z, y0:y1, x0:x1] - broken.hu[z, y0:y1, x0:x1]
+        lost = intact.hu[z, y0:y1, x0:x1] - fractured.hu[z, y0:y1, x0:x1]
         assert lost.max() > 250
-    slices = {z for z, _, _ in broken.boxes}
-    of_level = np.unique(np.nonzero(broken.labels == 5)[0])
+    slices = {z for z, _, _ in fractured.boxes}
+    of_level = np.unique(np.nonzero(fractured.labels == 5)[0])
     assert 0.1 < len(slices) / len(of_level) < 0.8
 
 
-@pytest.mark.parametrize("level", CERVICAL)
-def test_a_break_shows_in_about_a_third_of_its_vertebras_slices(level: str) -> None:
+@pytest.mark.parametrize("level", COMPETITION.levels)
+def test_a_fracture_is_visible_in_about_a_third_of_the_slices_of_its_vertebra(level: str) -> None:
     shares = []
     for seed in range(8):
         random = np.random.default_rng(seed)
@@ -168,7 +170,7 @@ def test_a_break_shows_in_about_a_third_of_its_vertebras_slices(level: str) -> N
     assert min(shares) > 0
 
 
-def test_vertebrae_do_not_touch_the_next_but_one_and_each_is_there(cohort: Path) -> None:
+def test_every_vertebra_is_rendered_in_order_and_with_a_plausible_volume(cohort: Path) -> None:
     random = np.random.default_rng(2)
     patient = sample_patient(random)
     axis = (np.arange(160) - 80) * 0.9
@@ -182,15 +184,15 @@ def test_vertebrae_do_not_touch_the_next_but_one_and_each_is_there(cohort: Path)
     assert max(mm3) < 40000
 
 
-def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused_and_unchanged(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(UsageError, match="not empty"):
         make_cohort(tmp_path, studies=1)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_each_fault_is_told_in_the_csv(tmp_path: Path) -> None:
+def test_faults_csv_lists_each_fault(tmp_path: Path) -> None:
     make_cohort(tmp_path / "c", studies=1, size=64, slices=24, faults=True, workers=2)
-    told = rows(tmp_path / "c" / "faults.csv")
-    assert [row["fault"] for row in told] == [fault.name for fault in FAULTS]
-    assert len({row["StudyInstanceUID"] for row in told}) == len(FAULTS)
+    listed = rows(tmp_path / "c" / "faults.csv")
+    assert [row["fault"] for row in listed] == [fault.name for fault in FAULTS]
+    assert len({row["StudyInstanceUID"] for row in listed}) == len(FAULTS)

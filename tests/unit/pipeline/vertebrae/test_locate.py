@@ -1,4 +1,4 @@
-"""From a label mask to a crop: reading the mask, locating the levels, cropping."""
+"""Read label masks, locate the levels in a volume, and crop them."""
 
 import gzip
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from storage_schemas.vertebrae import LEVELS
 
 SHAPE = (12, 40, 48)
 BLOCK = np.s_[3:7, 10:22, 20:40]
-"""The voxels of the one vertebra of these tests."""
+"""Voxels of the only vertebra."""
 
 
 def stack(*, tilt: float = 0.0, gaps: tuple[float, ...] = (2.0,) * 11) -> StackGeometry:
@@ -48,7 +48,7 @@ def labels(value: int = 3) -> NDArray[np.uint8]:
 
 
 def nifti(geometry: StackGeometry, mask: NDArray[np.generic], *, flip: str = "") -> bytes:
-    """A mask as another program would store it: (i, j, k) = (x, y, z), RAS, axes as told."""
+    """Encode a mask as NIfTI: (i, j, k) = (x, y, z), RAS, with the given axes flipped."""
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ geometry.affine[:, [2, 1, 0, 3]]
     data = mask.transpose(2, 1, 0)
     for axis, name in enumerate("xyz"):
@@ -60,7 +60,7 @@ def nifti(geometry: StackGeometry, mask: NDArray[np.generic], *, flip: str = "")
 
 
 def with_affine(data: bytes, turn: NDArray[np.float64]) -> bytes:
-    """The file with another sform, whose rows stand at byte 280 of a NIfTI-1 header."""
+    """Replace the sform, whose rows are at byte 280 of a NIfTI-1 header."""
     rows = np.hstack([turn, np.zeros((3, 1))]).astype("<f4")
     return data[:280] + rows.tobytes() + data[328:]
 
@@ -84,7 +84,9 @@ def locate(
 
 @pytest.mark.parametrize("flip", ["", "x", "y", "z", "xy", "yz", "xyz"])
 @pytest.mark.parametrize("tilt", [0.0, 0.3])
-def test_a_mask_lands_on_its_voxels_however_its_axes_run(flip: str, tilt: float) -> None:
+def test_a_mask_is_aligned_by_its_affine_for_any_direction_of_its_axes(
+    flip: str, tilt: float
+) -> None:
     geometry = stack(tilt=tilt)
     found = located(geometry, nifti(geometry, labels(), flip=flip), scan())
     assert box_bounds(found.extent) == (3, 7, 10, 22, 20, 40)
@@ -116,7 +118,7 @@ def test_a_mask_of_an_uneven_stack_is_placed_by_position() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int16, np.uint8, np.int32, ">i2"])
-def test_masks_of_any_number_type_and_gzip_are_read(dtype: type | str) -> None:
+def test_masks_of_any_data_type_are_read_with_and_without_gzip(dtype: type | str) -> None:
     geometry = stack()
     data = nifti(geometry, labels().astype(dtype))
     for stored in (data, gzip.compress(data)):
@@ -158,7 +160,7 @@ def _qform_alone(image: nib.Nifti1Image) -> nib.Nifti1Image:
 @pytest.mark.parametrize(
     "stored", [_nifti_2, _big_endian, _big_endian_nifti_2, _one_time_step, _scaled, _qform_alone]
 )
-def test_masks_of_any_header_are_read(
+def test_masks_with_any_header_are_read(
     stored: Callable[[nib.Nifti1Image], nib.Nifti1Image],
 ) -> None:
     geometry = stack()
@@ -168,7 +170,7 @@ def test_masks_of_any_header_are_read(
     assert found.inside.all()
 
 
-def test_stray_voxels_far_from_the_vertebra_are_left_out() -> None:
+def test_voxels_far_from_the_vertebra_are_removed() -> None:
     geometry = stack()
     mask = labels()
     mask[11, 0, 0] = 3
@@ -176,16 +178,16 @@ def test_stray_voxels_far_from_the_vertebra_are_left_out() -> None:
     assert box_bounds(found.extent) == (3, 7, 10, 22, 20, 40)
 
 
-def test_a_vertebra_in_several_pieces_stays_whole() -> None:
+def test_a_vertebra_with_several_large_components_keeps_all_of_them() -> None:
     geometry = stack()
     mask = labels()
-    mask[3:7, 30:33, 28:32] = 3  # a spinous process whose lamina the scan has cut off
-    mask[5, 25, 30] = 3  # and a speck between
+    mask[3:7, 30:33, 28:32] = 3  # a spinous process whose lamina is outside the scan
+    mask[5, 25, 30] = 3  # and a small component between
     found = located(geometry, nifti(geometry, mask), scan())
     assert int(found.inside.sum()) == int((mask == 3).sum())
 
 
-def test_levels_that_the_mask_lacks_and_values_without_a_level_are_left_out() -> None:
+def test_values_without_a_level_are_background() -> None:
     geometry = stack()
     mask = labels()
     mask[3:7, 10:12, 20:40] = 200
@@ -212,7 +214,7 @@ def test_each_convention_names_its_labels(convention: str, value: int, level: st
 
 @pytest.mark.parametrize("flip", ["", "xyz"])
 @pytest.mark.parametrize("tilt", [0.0, 0.3])
-def test_every_level_of_a_mask_is_drawn_on_the_overview_where_it_lies(
+def test_every_level_of_a_mask_is_resampled_on_the_overview_at_its_position(
     flip: str, tilt: float
 ) -> None:
     geometry = stack(tilt=tilt)
@@ -223,11 +225,11 @@ def test_every_level_of_a_mask_is_drawn_on_the_overview_where_it_lies(
     mask[0, 0, 0] = 19  # a stray
     cube, affine = make_overview(hu, geometry)
     read = read_mask(nifti(geometry, mask, flip=flip), "m.nii")
-    drawn = resample_levels(read, split_mask(read, "rsna"), overview_geometry(affine))
-    assert set(np.unique(drawn)) == {0, 3, 19}
-    # The overview repeats this small stack's voxels, by whole ones; that shifts edges by a half.
-    assert (cube[ndimage.binary_erosion(drawn > 0, iterations=3)] == 500).all()
-    assert (cube[~ndimage.binary_dilation(drawn > 0, iterations=3)] < 500).all()
+    levels = resample_levels(read, split_mask(read, "rsna"), overview_geometry(affine))
+    assert set(np.unique(levels)) == {0, 3, 19}
+    # The overview repeats the voxels of this small stack, which shifts edges by half a voxel.
+    assert (cube[ndimage.binary_erosion(levels > 0, iterations=3)] == 500).all()
+    assert (cube[~ndimage.binary_dilation(levels > 0, iterations=3)] < 500).all()
 
 
 def test_a_mask_off_the_bone_is_refused() -> None:
@@ -237,7 +239,7 @@ def test_a_mask_off_the_bone_is_refused() -> None:
         located(geometry, nifti(geometry, moved), scan())
 
 
-def test_a_mask_of_another_place_is_refused() -> None:
+def test_a_mask_outside_the_volume_is_refused() -> None:
     geometry = stack()
     elsewhere = replace(
         geometry, positions=tuple((x + 12.5, y, z) for x, y, z in geometry.positions)
@@ -272,30 +274,30 @@ def test_a_mask_of_another_place_is_refused() -> None:
         "empty",
         "text",
         "gzipped text",
-        "cut gzip",
-        "cut",
+        "truncated gzip",
+        "truncated",
         "halves",
         "over 255",
-        "not a number",
+        "NaN",
         "far over 255",
         "complex",
         "colours",
         "two time steps",
         "huge voxels",
         "flat affine",
-        "affine of no numbers",
+        "NaN in the affine",
         "flat",
         "singular affine",
         "no affine",
     ],
 )
-def test_what_is_no_label_mask_is_refused_by_name(data: bytes) -> None:
+def test_a_file_that_is_not_a_label_mask_is_refused_with_its_name(data: bytes) -> None:
     with pytest.raises(StudyError) as caught:
         read_mask(data, "1.2.nii")
     assert (caught.value.kind, caught.value.key) == ("mask-unreadable", "1.2.nii")
 
 
-def test_a_margin_is_kept_in_mm_on_every_side() -> None:
+def test_a_margin_is_in_mm_on_every_side() -> None:
     box = crop_box(BLOCK, stack(), margin_mm=2.0)
     assert box_bounds(box) == (2, 8, 7, 25, 16, 44)
 
@@ -305,11 +307,11 @@ def test_a_margin_in_an_uneven_stack_follows_the_positions() -> None:
     assert box_bounds(crop_box(BLOCK, stack(gaps=gaps), margin_mm=8.0))[:2] == (0, 9)
 
 
-def test_a_crop_ends_where_the_volume_does() -> None:
+def test_a_crop_is_clipped_to_the_volume() -> None:
     assert box_bounds(crop_box(BLOCK, stack(), margin_mm=99.0)) == (0, 12, 0, 40, 0, 48)
 
 
-def test_the_mask_of_a_crop_lies_on_the_crops_grid() -> None:
+def test_the_mask_of_a_crop_is_on_the_grid_of_the_crop() -> None:
     geometry = stack()
     found = located(geometry, nifti(geometry, labels()), scan())
     box = crop_box(found.extent, geometry, 2.0)

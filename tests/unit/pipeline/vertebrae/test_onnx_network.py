@@ -1,4 +1,4 @@
-"""What `pipeline.vertebrae.onnx_network` opens and what it refuses."""
+"""Files that `pipeline.vertebrae.onnx_network` opens, and those that it refuses."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,16 +21,16 @@ def _nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "_opened", {})
 
 
-def test_a_network_sees_what_its_graph_says(tmp_path: Path) -> None:
-    seen = np.random.default_rng(0).random((len(CLASSES), SIZE, SIZE, SIZE)).astype(np.float32)
-    seen /= seen.sum(0)
-    file = choose_network(write_network(tmp_path / "m.onnx", constant_seer(seen)))
+def test_a_network_predicts_the_output_of_its_graph(tmp_path: Path) -> None:
+    output = np.random.default_rng(0).random((len(CLASSES), SIZE, SIZE, SIZE)).astype(np.float32)
+    output /= output.sum(0)
+    file = choose_network(write_network(tmp_path / "m.onnx", constant_seer(output)))
     opened = open_network(file)
     assert (opened.size, opened.name) == (SIZE, f"model:{file.sha256}")
-    np.testing.assert_array_equal(opened.look(np.zeros((SIZE,) * 3, np.float32)), seen)
+    np.testing.assert_array_equal(opened.predict(np.zeros((SIZE,) * 3, np.float32)), output)
 
 
-def test_a_network_may_lie_at_any_url() -> None:
+def test_a_network_may_be_at_any_url() -> None:
     fsspec.filesystem("memory").pipe_file("/models/m.onnx", block_seer().SerializeToString())
     file = choose_network("memory://models/m.onnx")
     assert file.url == "memory:///models/m.onnx"
@@ -103,7 +103,7 @@ def _an_unknown_operator(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("damage", "message"),
     [
         (_no_card, "no card"),
         (_foreign_card, "schema"),
@@ -117,36 +117,36 @@ def _an_unknown_operator(model: onnx.ModelProto) -> None:
         (_an_unknown_operator, "NoSuchOperator"),
     ],
 )
-def test_what_is_no_localizer_is_refused_by_name(
+def test_a_file_that_is_not_a_localizer_is_refused_with_its_name(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    spoil: Callable[[onnx.ModelProto], None],
-    said: str,
+    damage: Callable[[onnx.ModelProto], None],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.bin").write_bytes(np.float32(270).tobytes())
     model = block_seer()
-    spoil(model)
+    damage(model)
     path = write_network(tmp_path / "m.onnx", model)
-    with pytest.raises(UsageError, match=said) as caught:
+    with pytest.raises(UsageError, match=message) as caught:
         choose_network(path)
     assert (caught.value.kind, caught.value.key[-7:]) == ("localizer-invalid", "/m.onnx")
 
 
 @pytest.mark.parametrize("data", [b"", b"no ONNX", block_seer().SerializeToString()[:-2000]])
-def test_bytes_that_are_no_graph_are_refused(tmp_path: Path, data: bytes) -> None:
+def test_bytes_that_are_not_a_graph_are_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(data)
     with pytest.raises(UsageError, match="localizer-invalid"):
         choose_network(str(tmp_path / "m.onnx"))
 
 
 @pytest.mark.parametrize("url", ["/no/such/file.onnx", "nosuchprotocol://a/b.onnx"])
-def test_a_network_that_is_not_there_is_told_so(url: str) -> None:
+def test_a_network_that_does_not_exist_is_reported(url: str) -> None:
     with pytest.raises(UsageError, match=r"cannot be read.*localizer-invalid"):
         choose_network(url)
 
 
-def test_a_file_that_is_too_large_is_not_read_to_its_end(
+def test_a_file_over_the_size_limit_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(network, "MAX_BYTES", 1000)
@@ -155,10 +155,10 @@ def test_a_file_that_is_too_large_is_not_read_to_its_end(
 
 
 @pytest.mark.parametrize("value", [np.nan, -0.5, 2.0])
-def test_a_sight_that_is_no_probability_is_refused(tmp_path: Path, value: float) -> None:
-    seen = np.zeros((len(CLASSES), SIZE, SIZE, SIZE), np.float32)
-    seen[0] = 1
-    seen[3, 5, 6, 7] = value
-    file = choose_network(write_network(tmp_path / "m.onnx", constant_seer(seen)))
+def test_an_output_that_is_not_a_probability_is_refused(tmp_path: Path, value: float) -> None:
+    output = np.zeros((len(CLASSES), SIZE, SIZE, SIZE), np.float32)
+    output[0] = 1
+    output[3, 5, 6, 7] = value
+    file = choose_network(write_network(tmp_path / "m.onnx", constant_seer(output)))
     with pytest.raises(StudyError, match="vertebra-not-found"):
-        open_network(file).look(np.zeros((SIZE,) * 3, np.float32))
+        open_network(file).predict(np.zeros((SIZE,) * 3, np.float32))

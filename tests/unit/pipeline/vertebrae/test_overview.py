@@ -1,3 +1,5 @@
+"""The overview shows the volume at its position in mm."""
+
 import numpy as np
 import pytest
 
@@ -17,9 +19,7 @@ def stack(shape: tuple[int, int, int], z: np.ndarray, shear: float = 0.0) -> Sta
 
 @pytest.mark.parametrize("shape", [(20, 200, 180), (300, 64, 519), (40, 30, 50)])
 @pytest.mark.parametrize("shear", [0.0, 0.3])
-def test_a_bright_block_is_found_where_it_lies_in_mm(
-    shape: tuple[int, int, int], shear: float
-) -> None:
+def test_a_bright_block_is_at_its_position_in_mm(shape: tuple[int, int, int], shear: float) -> None:
     geometry = stack(shape, np.arange(shape[0]) * 1.5 + 40, shear)
     hu = np.full(shape, -1000, np.int16)
     block = tuple(slice(n // 3, n // 3 + max(4, n // 4)) for n in shape)
@@ -32,7 +32,7 @@ def test_a_bright_block_is_found_where_it_lies_in_mm(
     assert np.abs(found - true).max() < voxel.max()
 
 
-def test_uneven_slices_lie_by_position_not_by_number() -> None:
+def test_uneven_slices_are_sampled_by_position_not_by_number() -> None:
     z = np.concatenate([np.arange(20) * 1.0, 20 + np.arange(10) * 6.0])
     geometry = stack((30, 40, 40), z)
     hu = np.broadcast_to(z.astype(np.int16)[:, None, None], (30, 40, 40)).copy()

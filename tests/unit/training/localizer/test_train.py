@@ -236,7 +236,7 @@ def test_it_learns_what_no_constant_knows_and_writes_a_file_that_the_pipeline_ta
     assert not set(card.training_studies) & set(card.folds[card.held_out])
     network = open_network(choose_network(str(out)))
     assert network.size == SIDE
-    one = network.look(make_overview(7)[0].astype(np.float32))
+    one = network.predict(make_overview(7)[0].astype(np.float32))
     assert np.abs(one - given[0]).max() < 1e-5
 
 
