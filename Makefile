@@ -1,5 +1,5 @@
-# Each target is one command, or a few in a row; what they do is documented by `--help`.
-# The data live under DEMO for the demo; give SOURCE, STORE, RUN and so on for your own.
+# Each target runs one command or a few; `--help` of the commands documents them.
+# The defaults are the data of the demo; set SOURCE, STORE, RUN and so on for other data.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -19,23 +19,23 @@ RECIPE ?= boost
 # Pinned versions; leave it empty for the newest releases.
 CONSTRAINTS ?= constraints.txt
 PINNED = $(addprefix --constraint ,$(CONSTRAINTS))
-# What finds the vertebrae of a new study: a trained localizer where there is one, or masks.
+# Vertebrae of a new study are located by a trained localizer if there is one, else by masks.
 FIND = $(if $(wildcard $(LOCALIZER)),--localizer $(LOCALIZER),--masks $(MASKS))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint type docs bench preprocess verify train localizer evaluate predict report ci clean
 
-help: ## show this list
+help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-setup: .venv/installed ## make .venv with everything, pinned
+setup: .venv/installed ## install everything into .venv, with pinned versions
 
 .venv/installed: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(PINNED) --editable '.[pipeline,training,s3,docs,dev]'
 	touch $@
 
-demo: setup ## make a cohort, preprocess, train, score, report: all under DEMO
+demo: setup ## make a cohort, preprocess it, train, score and report, all in DEMO
 	rm -rf $(DEMO)
 	$(BIN)/cspine-pipeline phantom $(DEMO)/cohort --studies 200 --size 192 --slices 80
 	$(MAKE) --no-print-directory preprocess verify
@@ -55,26 +55,26 @@ type: setup ## check types
 docs: setup ## build the documentation site in build/docs; warnings are errors
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env --jobs auto docs build/docs
 
-bench: setup ## run every benchmark, the quick way
+bench: setup ## run all benchmarks with --quick
 	$(BIN)/pip install --quiet $(PINNED) --editable '.[bench]'
 	for script in benchmarks/*.py; do $(BIN)/python $$script --quick || exit 1; done
 
-preprocess: setup ## SOURCE of DICOM studies to STORE, on a local cluster
+preprocess: setup ## convert the DICOM studies of SOURCE to STORE, on a local cluster
 	$(BIN)/cspine-pipeline run $(SOURCE) $(STORE) --masks $(MASKS) --labels $(LABELS) --boxes $(BOXES)
 
-verify: setup ## prove STORE against its records
+verify: setup ## verify the checksums of STORE
 	$(BIN)/cspine-pipeline verify $(STORE)
 
-train: setup ## train rounds on STORE into RUN
+train: setup ## train on STORE in rounds, and write RUN
 	$(BIN)/cspine-training boost $(STORE) $(RUN) --preset $(PRESET) --recipe $(RECIPE)
 
-localizer: setup ## train what finds vertebrae on STORE's masks into LOCALIZER
+localizer: setup ## train a localizer on the masks of STORE, and write LOCALIZER
 	$(BIN)/cspine-training localizer $(STORE) $(LOCALIZER) --preset $(PRESET)
 
 evaluate: setup ## score RUN on the locked test patients of STORE
 	$(BIN)/cspine-training evaluate $(RUN) $(STORE)
 
-predict: setup ## predict every study of STORE with RUN into OUT, or one STUDY (a folder of DICOM) into ANSWER
+predict: setup ## predict all studies of STORE with RUN into OUT, or one STUDY (a folder of DICOM) into ANSWER
 ifdef STUDY
 	$(BIN)/cspine-pipeline run $(STUDY) $(ANSWER)/store --layout scan --serial $(FIND)
 	$(BIN)/cspine-training predict $(RUN) $(ANSWER)/store $(ANSWER)/predictions.csv --explain $(ANSWER)
@@ -82,11 +82,11 @@ else
 	$(BIN)/cspine-training predict $(RUN) $(STORE) $(OUT)
 endif
 
-report: setup ## write the pages about STORE and RUN
+report: setup ## write the HTML reports of STORE and RUN
 	$(BIN)/cspine-pipeline report $(STORE) $(DEMO)/preprocessing.html
 	$(BIN)/cspine-training report $(RUN) $(DEMO)/training.html
 
-ci: lint type docs test ## what the continuous integration runs
+ci: lint type docs test ## run all checks of continuous integration
 
-clean: ## remove what make made
+clean: ## remove .venv, DEMO and build output
 	rm -rf .venv $(DEMO) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Files that a command was asked to write: pages, tables, documents."""
+"""Write the output files of commands: pages, tables and documents."""
 
 import csv
 import io
@@ -9,24 +9,24 @@ from storage_schemas.errors import UsageError, reason_of
 
 
 def write_output(path: Path, text: str) -> int:
-    """Write a file in UTF-8; its folder is made where it is missing.
+    """Write a file in UTF-8, and create its folder if it does not exist.
 
     Parameters
     ----------
     path : Path
-        The file; what is there is replaced.
+        File to write or replace.
     text : str
-        The content of the file; line ends stay as they are.
+        Content of the file; line ends are not changed.
 
     Returns
     -------
     int
-        The size of the file in bytes.
+        Size of the file in bytes.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` where it cannot be written, with the system's reason.
+        ``config-invalid`` with the reason where the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,15 @@ def write_output(path: Path, text: str) -> int:
 
 
 def csv_text(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
-    """Return a csv table as text: commas, fields quoted where they must be, LF line ends."""
+    """Format a csv table with commas, minimal quoting and LF line ends.
+
+    Parameters
+    ----------
+    header : iterable of str
+        Names of the columns.
+    rows : iterable of iterable
+        Values of each row.
+    """
     table = io.StringIO(newline="")
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(header)

@@ -1,4 +1,4 @@
-"""Fixtures that every room of the tests may use."""
+"""Fixtures of all tests."""
 
 import os
 import shutil
@@ -10,14 +10,14 @@ from playwright.sync_api import Browser, sync_playwright
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Tiny models on shared cores: threads that wait for each other take ten times as long. Here, before
-# any library counts the cores; the processes that tests start inherit it.
+# Tiny models on shared cores take ten times as long with several threads. This must be set before
+# any library counts the cores; child processes inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
 def realdata() -> Path:
-    """The folder of real DICOM files, which is no part of the repository."""
+    """Folder of real DICOM files, which are not part of the repository."""
     root = Path(os.environ.get("CSPINE_REALDATA", REPOSITORY.parent / "shared" / "realdata"))
     if not (root / "expected.json").is_file():
         pytest.skip(f"no real DICOM at {root}; set CSPINE_REALDATA")
@@ -26,7 +26,7 @@ def realdata() -> Path:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """A browser for a module's tests; a session's would keep its event loop in others' way."""
+    """Browser for the tests of a module; one per session would block other event loops."""
     path = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
     if path is None:
         missing = "no chromium on this machine; .ci/run says how to install it"
@@ -34,7 +34,7 @@ def chromium() -> Iterator[Browser]:
             pytest.fail(missing)
         pytest.skip(missing)
     with sync_playwright() as playwright:
-        # Nothing but our own pages is opened, and containers offer no sandbox.
+        # Only our own pages are opened, and containers have no sandbox.
         browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()

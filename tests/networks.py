@@ -1,4 +1,4 @@
-"""Localizers made on the spot: graphs of a few operators that see just what a test wants seen."""
+"""Small localizers for tests: ONNX graphs of a few operators with a known output."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,15 +28,15 @@ def card(size: int = SIZE) -> LocalizerCard:
     return LocalizerCard(size, (("1.1",), ("1.2",)), 0, 8.0, scores, scores, 0, 0.0, {"onnx": "1"})
 
 
-def block_seer(
+def block_network(
     size: int = SIZE, threshold_hu: float = 270.0, *, names: Sequence[str] = CERVICAL
 ) -> onnx.ModelProto:
-    """A network that knows the columns of `tests.studies`: blocks by HU, their names by height.
+    """A network that finds the blocks of `tests.studies`: bone by HU, and levels by height.
 
     Parameters
     ----------
     names : sequence of str
-        What it calls the blocks, from the uppermost on.
+        Levels of the blocks, from head to feet.
     """
     height = np.arange(size) * SLICES // size
     number = np.clip((height - 1) // 4, 0, LEVELS - 1)  # of the nearest block, from the lowest
@@ -64,14 +64,14 @@ def block_seer(
     return make_network(nodes, constants, size)
 
 
-def constant_seer(probabilities: NDArray[np.float32]) -> onnx.ModelProto:
-    """A network that always sees the same; shape (9, size, size, size)."""
+def constant_network(probabilities: NDArray[np.float32]) -> onnx.ModelProto:
+    """A network with a constant output of shape (9, size, size, size)."""
     size = probabilities.shape[-1]
     nodes = [
         helper.make_node("Mul", [INPUT, "zero"], ["nothing"]),
-        helper.make_node("Add", ["nothing", "seen"], [OUTPUT]),
+        helper.make_node("Add", ["nothing", "output"], [OUTPUT]),
     ]
-    constants = {"zero": np.array(0, np.float32), "seen": probabilities[None]}
+    constants = {"zero": np.array(0, np.float32), "output": probabilities[None]}
     return make_network(nodes, constants, size)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-# rclone takes no shorter ones.
+# rclone refuses shorter keys.
 ACCESS_KEY = "canary-access-key-0123456789"
 SECRET_KEY = "canary-secret-key-0123456789-abcdefghij"
 START_SECONDS = 20

@@ -1,6 +1,6 @@
-"""An S3 server on loopback that counts its requests and fails when told to.
+"""An S3 server on loopback that counts its requests, and whose failures the tests control.
 
-The service is moto's; around it stands a small WSGI layer that a test steers.
+The service is moto's; a small WSGI layer around it makes the failures.
 """
 
 import socket
@@ -20,20 +20,21 @@ ACCESS_KEY = "canary-access-key-0123456789"
 SECRET_KEY = "canary-secret-key-0123456789-abcdefghij"
 
 Fault = Callable[[str, str], str | None]
-"""Takes the method and path of a request and gives a status line, "reset", "stall", or None."""
+"""Function of a request's method and path that returns a status line, "reset", "stall" or None."""
 
 
 @dataclass
 class S3Server:
-    """The running server.
+    """A running server.
 
     Parameters
     ----------
     endpoint, bucket : str
+        URL of the server, and name of its bucket.
     counts : Counter
-        Requests by method, those that failed included.
+        Number of requests by method, including failed ones.
     fault : callable
-        Asked about each request.
+        Function that decides whether a request fails.
     """
 
     endpoint: str
@@ -54,23 +55,25 @@ def serve_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     def application(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         server.counts[method] += 1
-        verdict = server.fault(method, path)
-        if verdict is None:
+        status = server.fault(method, path)
+        if status is None:
             return list(service(environ, start))
-        if verdict == "stall":
+        if status == "stall":
             time.sleep(1.5)
-        if verdict in ("reset", "stall"):
+        if status in ("reset", "stall"):
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             return []
-        code = {"503": "SlowDown", "500": "InternalError", "403": "AccessDenied"}[verdict[:3]]
-        start(verdict, [("Content-Type", "application/xml")])
-        return [f"<Error><Code>{code}</Code><Message>told to fail</Message></Error>".encode()]
+        code = {"503": "SlowDown", "500": "InternalError", "403": "AccessDenied"}[status[:3]]
+        start(status, [("Content-Type", "application/xml")])
+        return [
+            f"<Error><Code>{code}</Code><Message>failure of the test</Message></Error>".encode()
+        ]
 
     http = make_server("127.0.0.1", 0, application, threaded=True)
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()
     server.endpoint = f"http://127.0.0.1:{http.server_port}"
-    # moto keeps its buckets for as long as the process lives.
+    # moto keeps its buckets until the process ends.
     server.bucket = f"studies-{http.server_port}"
     for name, value in {
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,

@@ -1,4 +1,4 @@
-"""Small CT studies as DICOM files, for tests of what happens to studies and not of anatomy.
+"""Small CT studies as DICOM files, for tests of processing that do not depend on anatomy.
 
 A study is a column of blocks of 500 HU in soft tissue, one level every four slices, with its mask.
 """
@@ -14,7 +14,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 SLICES, ROWS, COLUMNS = 32, 40, 48
 SPACING = (2.0, 0.8, 0.5)
 LIFE_SIZE = (4.0, 1.6, 1.2)
-"""Spacing that makes the blocks as large as vertebrae, for localizers that know anatomy."""
+"""Spacing that makes the blocks as large as vertebrae, for the rules of anatomy."""
 LEVELS = 7
 
 
@@ -68,7 +68,7 @@ def slice_dataset(
 def write_study(
     source: Path, study: str, seed: int = 0, spacing: tuple[float, float, float] = SPACING
 ) -> NDArray[np.int16]:
-    """Write ``<source>/<study>/<n>.dcm`` and return the volume that it holds."""
+    """Write ``<source>/<study>/<n>.dcm`` and return the volume."""
     folder = source / study
     folder.mkdir(parents=True)
     hu = volume(seed)
@@ -91,7 +91,7 @@ def write_mask(masks: Path, study: str, spacing: tuple[float, float, float] = SP
 def write_cohort(
     root: Path, studies: int = 3, spacing: tuple[float, float, float] = SPACING
 ) -> tuple[Path, Path]:
-    """Write studies 1.2.1, 1.2.2, ... with masks; returns the folders of both."""
+    """Write studies 1.2.1, 1.2.2, ... with masks; returns the folders of studies and masks."""
     source, masks = root / "source", root / "masks"
     for number in range(1, studies + 1):
         write_study(source, f"1.2.{number}", number, spacing)

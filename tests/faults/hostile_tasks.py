@@ -12,7 +12,7 @@ KILLER, HANGER = "1.2.1", "1.2.2"
 
 
 def hostile(listing: StudyListing, store_url: str) -> StudyRow:
-    """Process a study, unless it is one of the bad ones."""
+    """Process a study, or end or hang the worker if the study is one of the chosen ones."""
     if listing.study == KILLER:
         os.kill(os.getpid(), signal.SIGKILL)
     if listing.study == HANGER:

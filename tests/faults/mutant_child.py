@@ -1,4 +1,4 @@
-"""Reads seeded byte mutants of one object, in a process whose death its parent notices.
+"""Read seeded byte mutants of one object, in a process whose exit its parent observes.
 
 Run by `test_mutants` as ``python mutant_child.py SYNTAX COUNT SEED``; prints one JSON line: how
 often each outcome came, the slowest mutant in seconds, and the most memory in MiB that reading them
@@ -37,7 +37,7 @@ def make_objects(syntax: str) -> list[bytes]:
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
-    """Change one to four bytes, or repeat or drop a piece; half of the time in the pixel data."""
+    """Change one to four bytes, or repeat or remove a piece, in the pixel data with 50 % chance."""
     changed = bytearray(data)
     pixels = max(data.rfind(b"\xe0\x7f\x10\x00"), data.rfind(b"\x7f\xe0\x00\x10"), 0)
     first = pixels if rng.random() < 0.5 else 132
@@ -56,7 +56,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
 
 
 def read(objects: list[bytes]) -> list[str]:
-    """What became of the first object; no object may vanish."""
+    """Outcome of the first object; no object may be lost."""
     try:
         volume = read_volume(made_dicom.name_objects(objects), threads=1)
     except StudyError as error:

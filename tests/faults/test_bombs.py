@@ -1,4 +1,4 @@
-"""Small objects that would cost gigabytes if anything believed them."""
+"""Small objects that would need gigabytes of memory if their headers were trusted."""
 
 import json
 import struct
@@ -27,7 +27,7 @@ def claim(piece: bytes, syntax: str, side: int) -> bytes:
 
 
 def make_claims(syntax: str, *, header: int, inside: int) -> list[bytes]:
-    """Two slices of less than 6 kB that claim what they like, outside and inside."""
+    """Two slices of less than 6 kB with false dimensions in the header or the codestream."""
     piece = made_dicom.ENCODERS[syntax](made_dicom.smooth_image((56, 56)), 12)
     piece = claim(piece, syntax, inside)
     fields = {"BitsStored": 12, "Rows": header, "Columns": header}
@@ -120,7 +120,9 @@ print(json.dumps({"kinds": kinds, "milliseconds": 1e3 * seconds, "extra_mib": ex
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_by_name_without_memory_or_a_decoder(name: str, tmp_path: Path) -> None:
+def test_a_decompression_bomb_is_refused_without_memory_or_a_decoder(
+    name: str, tmp_path: Path
+) -> None:
     make, kind = BOMBS[name]
     paths = []
     for number, data in enumerate(make()):

@@ -1,4 +1,4 @@
-"""A study that takes its worker with it costs itself a retry, then quarantine; nothing else."""
+"""A study that ends its worker is retried, then quarantined, and affects no other study."""
 
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.studies import write_cohort
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # a killed worker cannot close its sockets
-def test_studies_that_kill_or_hang_their_worker_are_quarantined_and_their_neighbours_live(
+def test_studies_that_kill_or_hang_their_worker_are_quarantined_and_the_others_committed(
     tmp_path: Path,
 ) -> None:
     source, _ = write_cohort(tmp_path, studies=5)

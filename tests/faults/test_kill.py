@@ -1,4 +1,4 @@
-"""The command is killed at random moments, and resumed: in the end the store is the same bytes."""
+"""A run that is killed at random times and resumed writes the same bytes."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from tests.studies import write_cohort
 STUDIES = 8
 MOMENTS = 20
 SECONDS = 4.0
-"""About how long a run takes, its start included; kills are spread over it."""
+"""Approximate duration of a run, including its start, over which the kills are spread."""
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """Everything but the logs, which are about the runs and not about the data."""
+    """Content of all files except the logs, which differ from run to run."""
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in root.rglob("*")
@@ -49,10 +49,10 @@ def finish(process: subprocess.Popen[str]) -> dict[str, int]:
 
 
 @pytest.mark.timeout(600)
-def test_a_run_killed_at_twenty_moments_resumes_to_the_same_bytes(tmp_path: Path) -> None:
+def test_a_run_killed_twenty_times_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     source, masks = write_cohort(tmp_path, studies=STUDIES)
-    assert finish(start(source, masks, tmp_path / "whole", "--serial"))["committed"] == STUDIES
-    whole = tree(tmp_path / "whole")
+    assert finish(start(source, masks, tmp_path / "reference", "--serial"))["committed"] == STUDIES
+    expected = tree(tmp_path / "reference")
     store = tmp_path / "killed"
     random = np.random.default_rng(20)
     for moment in range(MOMENTS):
@@ -61,16 +61,16 @@ def test_a_run_killed_at_twenty_moments_resumes_to_the_same_bytes(tmp_path: Path
         if moment % 2:
             kill_a_worker(process.pid, random)
         else:
-            # The client dies, and with its session all that it started.
+            # Kill the client and all processes of its session.
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate(timeout=120)
         if store.exists() and (store / "volumes.zarr" / "zarr.json").exists():
             committed_studies_are_whole(store)
-            # Every second time, some of what was committed is lost again.
+            # Every second time, remove some of the committed files.
             if moment % 2 and (records := sorted((store / "records").glob("[0-9]*.json"))):
                 records[int(random.integers(len(records)))].unlink()
     assert finish(start(source, masks, store, "--workers", "2"))["failed"] == 0
-    assert tree(store) == whole
+    assert tree(store) == expected
 
 
 def kill_a_worker(client: int, random: np.random.Generator) -> None:

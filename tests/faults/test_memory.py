@@ -1,4 +1,4 @@
-"""What one study costs a worker in memory, measured from outside."""
+"""Peak memory of a worker for one study, measured from outside."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ RUN = """
 import pathlib, re, sys
 from pipeline.cli import main
 code = main(["run", sys.argv[1], sys.argv[2], "--serial"])
-# Not ru_maxrss: that one counts what the process that started this one had, too.
+# Not ru_maxrss, which includes the memory of the parent process.
 status = pathlib.Path("/proc/self/status").read_text()
 print(code, 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]))
 """

@@ -1,4 +1,4 @@
-"""Nothing that could name a patient leaves a header: canaries in all of it, none anywhere else."""
+"""No identifying header field is stored: canaries in all fields are found nowhere else."""
 
 import io
 import logging
@@ -22,7 +22,7 @@ FIELDS = 300
 
 
 def canary_fields() -> list[str]:
-    """Keywords of text fields, those that surely identify first."""
+    """Keywords of text fields, identifying ones first."""
     named = [
         "PatientName", "PatientID", "OtherPatientNames", "PatientAddress", "PatientComments",
         "InstitutionName", "InstitutionAddress", "ReferringPhysicianName", "OperatorsName",
@@ -79,7 +79,7 @@ def test_no_canary_of_300_fields_and_private_groups_leaves_the_header(
     source = tmp_path / "source"
     salted_study(source, "1.2.1")
     salted_study(source, "1.2.2")
-    # Refusals speak of what they found, and must not quote it.
+    # Error messages must not quote values.
     first, second, third, *_ = sorted((source / "1.2.2").iterdir())
     first.write_bytes(first.read_bytes()[:-300])
     for path, keyword, value in (
@@ -112,26 +112,26 @@ def test_no_canary_of_300_fields_and_private_groups_leaves_the_header(
         root.setLevel(level)
     kinds = {row["kind"] for row in StudyStore.open(store).read_table("quarantine").to_pylist()}
     assert {"truncated", "rescale-invalid", "burned-in-annotation"} <= kinds
-    told = capsys.readouterr()
-    for text in (told.out, told.err, stream.getvalue()):
+    output = capsys.readouterr()
+    for text in (output.out, output.err, stream.getvalue()):
         assert CANARY not in text
         assert "19010203" not in text
     shutil.rmtree(source)
-    seen = 0
+    count = 0
     for path in tmp_path.rglob("*"):
         assert CANARY not in path.name
         if path.is_file():
-            seen += 1
+            count += 1
             data = path.read_bytes()
             assert CANARY.encode() not in data, path
             assert b"19010203" not in data, path
-    assert seen > 60
+    assert count > 60
     for table in ("studies", "vertebrae", "slices", "quarantine"):
         assert CANARY not in str(StudyStore.open(store).read_table(table).to_pylist())
     assert stream.getvalue(), "nothing was logged, so nothing was looked at"
 
 
-def test_burned_in_secondary_and_dose_objects_are_quarantined_by_name(tmp_path: Path) -> None:
+def test_burned_in_secondary_and_dose_objects_are_quarantined(tmp_path: Path) -> None:
     write_study(tmp_path / "source", "1.2.1")
     folder = tmp_path / "source" / "1.2.1"
     odd = {

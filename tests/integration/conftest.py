@@ -25,7 +25,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="session")
 def whole(phantom: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `boost` on the phantom's store that nothing disturbed; not to be written to."""
+    """An uninterrupted run of `boost` on the phantom's store; tests must not write to it."""
     run = tmp_path_factory.mktemp("whole") / "run"
     assert training_main(["boost", str(phantom[1]), str(run), *SETTINGS]) == 0
     return run

@@ -1,4 +1,4 @@
-"""`cspine-pipeline run --localizer`: crops for studies without a mask, and runs in two passes."""
+"""`cspine-pipeline run --localizer`: crops of studies without a mask, and runs in two passes."""
 
 import json
 from collections import Counter
@@ -15,7 +15,7 @@ from storage_schemas.objects import ObjectFolder
 from storage_schemas.records import StudyRecord
 from storage_schemas.store import StudyStore
 from storage_schemas.vertebrae import CERVICAL
-from tests.networks import SIZE, block_seer, constant_seer, write_network
+from tests.networks import SIZE, block_network, constant_network, write_network
 from tests.s3 import serve_s3
 from tests.studies import LEVELS, LIFE_SIZE, SLICES, labels, write_cohort, write_mask
 
@@ -26,11 +26,11 @@ def _nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def mixed(root: Path, studies: int = 3) -> tuple[Path, Path, str]:
-    """Studies of which the first alone has a mask, and a localizer for the others."""
+    """Studies of which only the first has a mask, and a localizer for the others."""
     source, masks = write_cohort(root, studies, LIFE_SIZE)
     for number in range(2, studies + 1):
         (masks / f"1.2.{number}.nii").unlink()
-    return source, masks, write_network(root / "m.onnx", block_seer())
+    return source, masks, write_network(root / "m.onnx", block_network())
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object, serial: bool = True) -> dict:
@@ -50,7 +50,7 @@ def bounds_mm(geometry: StackGeometry, box: tuple[int, ...]) -> np.ndarray:
     return np.sort(corners, axis=0)
 
 
-def test_a_localizer_crops_what_a_mask_would(
+def test_a_localizer_gives_the_crops_that_a_mask_gives(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, masks, model = mixed(tmp_path, studies=1)
@@ -86,7 +86,7 @@ def test_a_localizer_crops_what_a_mask_would(
     assert main(["report", str(tmp_path / "b"), str(tmp_path / "page.html")]) == 0
 
 
-def test_serial_and_cluster_see_the_same(
+def test_serial_and_cluster_give_the_same_crops(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, _, model = mixed(tmp_path, studies=2)
@@ -95,7 +95,7 @@ def test_serial_and_cluster_see_the_same(
     assert records_of(tmp_path / "a") == records_of(tmp_path / "b")
 
 
-def test_a_second_pass_with_a_localizer_redoes_only_studies_without_a_mask(
+def test_a_second_pass_with_a_localizer_processes_only_studies_without_a_mask(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, masks, model = mixed(tmp_path)
@@ -114,21 +114,23 @@ def test_a_second_pass_with_a_localizer_redoes_only_studies_without_a_mask(
     assert third["unchanged"] == 3
 
 
-def test_another_localizer_redoes_only_what_the_first_one_cropped(
+def test_another_localizer_affects_only_the_studies_that_the_first_one_cropped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, masks, model = mixed(tmp_path)
     run(capsys, source, tmp_path / "s", "--masks", masks, "--localizer", model)
-    better = write_network(tmp_path / "better.onnx", block_seer(threshold_hu=280.0))
+    better = write_network(tmp_path / "better.onnx", block_network(threshold_hu=280.0))
     again = run(capsys, source, tmp_path / "s", "--masks", masks, "--localizer", better)
     assert again["unchanged"] == 1
-    # The same network under another name is the same network.
-    moved = write_network(tmp_path / "moved.onnx", block_seer(threshold_hu=280.0))
+    # A copy of the network under another name is the same network.
+    moved = write_network(tmp_path / "moved.onnx", block_network(threshold_hu=280.0))
     last = run(capsys, source, tmp_path / "s", "--masks", masks, "--localizer", moved)
     assert last["unchanged"] == 3
 
 
-def test_a_mask_that_comes_later_wins(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mask_added_later_replaces_the_localizer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, masks, model = mixed(tmp_path, studies=2)
     given = ["--masks", masks, "--localizer", model]
     run(capsys, source, tmp_path / "s", *given)
@@ -158,28 +160,28 @@ def test_in_two_passes_each_object_is_read_once_and_the_model_too(
             content = {key: path.read_bytes() for key, path in files.items()}
             ObjectFolder(s3.url(prefix)).put_all(content)
         ObjectFolder(s3.url("models")).put("m.onnx", Path(model).read_bytes())
-        asked: Counter[str] = Counter()
+        requested: Counter[str] = Counter()
 
         def count(method: str, path: str) -> None:
             if method == "GET" and path.endswith((".dcm", ".nii", ".onnx")):
-                asked[path.rpartition("/")[0].rpartition("/")[2] + path[path.rfind("/") :]] += 1
+                requested[path.rpartition("/")[0].rpartition("/")[2] + path[path.rfind("/") :]] += 1
 
         s3.fault = count
         given = [s3.url("in"), tmp_path / "s", "--masks", s3.url("masks")]
         run(capsys, *given, "--only-masked")
-        assert len(asked) == SLICES + 1
+        assert len(requested) == SLICES + 1
         run(capsys, *given, "--localizer", s3.url("models/m.onnx"))
-    # Slices, the one mask, the model: all read, and none of them twice.
-    assert len(asked) == 3 * SLICES + 2
-    assert set(asked.values()) == {1}
+    # Slices, one mask and the model are read once each.
+    assert len(requested) == 3 * SLICES + 2
+    assert set(requested.values()) == {1}
 
 
-def test_levels_that_fail_are_told_and_the_others_kept(
+def test_missing_levels_have_a_reason_and_the_others_are_cropped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, _, _ = mixed(tmp_path, studies=1)
     names = ["other", "C2", "C4", "C3", "C5", "C6", "C7"]
-    model = write_network(tmp_path / "swaps.onnx", block_seer(names=names))
+    model = write_network(tmp_path / "swaps.onnx", block_network(names=names))
     summary = run(capsys, source, tmp_path / "s", "--localizer", model)
     assert (summary["code"], summary["committed"], summary["crops"]) == (0, 1, 4)
     vertebrae = {v.level: v for v in records_of(tmp_path / "s")["1.2.1"].vertebrae}
@@ -200,7 +202,7 @@ def test_a_study_in_which_nothing_is_found_is_quarantined(
     source, masks, _ = mixed(tmp_path, studies=2)
     blind = np.zeros((len(CLASSES), SIZE, SIZE, SIZE), np.float32)
     blind[0] = 1
-    model = write_network(tmp_path / "blind.onnx", constant_seer(blind))
+    model = write_network(tmp_path / "blind.onnx", constant_network(blind))
     summary = run(capsys, source, tmp_path / "s", "--masks", masks, "--localizer", model)
     assert (summary["code"], summary["committed"], summary["quarantined"]) == (1, 1, 1)
     record = records_of(tmp_path / "s")["1.2.2"]
@@ -208,19 +210,19 @@ def test_a_study_in_which_nothing_is_found_is_quarantined(
     assert "sees nothing of it" in record.reason
 
 
-def test_a_localizer_that_names_soft_tissue_is_not_believed(
+def test_a_vertebra_in_soft_tissue_is_rejected(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, _, _ = mixed(tmp_path, studies=1)
     wrong = np.zeros((len(CLASSES), SIZE, SIZE, SIZE), np.float32)
     wrong[CLASSES.index("C4"), 10:14, 2:8, 3:9] = 1
     wrong[0] = 1 - wrong.sum(0)
-    model = write_network(tmp_path / "wrong.onnx", constant_seer(wrong))
+    model = write_network(tmp_path / "wrong.onnx", constant_network(wrong))
     run(capsys, source, tmp_path / "s", "--localizer", model)
     assert "mean HU inside it is" in records_of(tmp_path / "s")["1.2.1"].reason
 
 
-def test_the_run_log_shows_what_finding_the_vertebrae_took(
+def test_the_run_log_has_the_time_of_locating_the_vertebrae(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, _, model = mixed(tmp_path, studies=1)
@@ -231,22 +233,22 @@ def test_the_run_log_shows_what_finding_the_vertebrae_took(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--only-masked"], "--only-masked needs --masks"),
         (["--localizer", "/no/such.onnx"], "localizer-invalid"),
         (["--localizer", "m.onnx", "--vertebrae", "T1"], "--localizer finds C1 to C7"),
     ],
 )
-def test_wrong_use_is_told_before_anything_is_read(
+def test_wrong_usage_is_reported_before_the_source_is_read(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
-    said: str,
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     source, _, _ = mixed(tmp_path, studies=1)
     assert main(["run", str(source), str(tmp_path / "s"), "--serial", *arguments]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "s").exists()

@@ -1,4 +1,4 @@
-"""Sources and stores on S3, over HTTP, with a server that fails when told to."""
+"""Sources and stores on S3, over HTTP, with a server whose failures the tests control."""
 
 import io
 import json
@@ -37,9 +37,7 @@ def upload(server: S3Server, root: Path, prefix: str) -> None:
     server.counts.clear()
 
 
-def test_a_cohort_goes_from_bucket_to_bucket_as_from_disk_to_disk(
-    s3: S3Server, tmp_path: Path
-) -> None:
+def test_a_bucket_gives_the_same_store_as_a_folder(s3: S3Server, tmp_path: Path) -> None:
     source, masks = write_cohort(tmp_path, studies=2)
     upload(s3, source, "in")
     upload(s3, masks, "masks")
@@ -54,7 +52,7 @@ def test_a_cohort_goes_from_bucket_to_bucket_as_from_disk_to_disk(
     assert main(["verify", s3.url("out")]) == 0
 
 
-def test_each_slice_costs_one_get(s3: S3Server, tmp_path: Path) -> None:
+def test_each_slice_takes_one_get_request(s3: S3Server, tmp_path: Path) -> None:
     source, masks = write_cohort(tmp_path, studies=2)
     upload(s3, source, "in")
     upload(s3, masks, "masks")
@@ -62,14 +60,12 @@ def test_each_slice_costs_one_get(s3: S3Server, tmp_path: Path) -> None:
     assert main(["run", s3.url("in"), store, "--masks", s3.url("masks"), "--serial"]) == 0
     slices, mask_files = 2 * SLICES, 2
     listings = s3.counts["GET"] - slices - mask_files
-    # A few listings of the source and of the masks, however many slices there are.
+    # The number of LIST requests does not depend on the number of slices.
     assert 2 <= listings <= 8
 
 
-@pytest.mark.parametrize(
-    "verdict", ["503 Slow Down", "500 Internal Server Error", "reset", "stall"]
-)
-def test_a_burst_of_faults_is_outlasted_and_counted(s3: S3Server, verdict: str) -> None:
+@pytest.mark.parametrize("status", ["503 Slow Down", "500 Internal Server Error", "reset", "stall"])
+def test_transient_faults_are_retried_and_counted(s3: S3Server, status: str) -> None:
     folder = ObjectFolder(s3.url("x"), QUICK)
     folder.put("key", b"voxels")
     lock, left = threading.Lock(), [2]
@@ -77,17 +73,17 @@ def test_a_burst_of_faults_is_outlasted_and_counted(s3: S3Server, verdict: str) 
     def burst(method: str, path: str) -> str | None:
         with lock:
             left[0] -= 1
-            return verdict if left[0] >= 0 else None
+            return status if left[0] >= 0 else None
 
     s3.counts.clear()
     s3.fault = burst
     assert folder.get("key") == b"voxels"
     assert s3.counts == {"GET": 3}
-    # The HTTP client itself asks again, once, where a connection that it kept was closed.
-    assert folder.counts.retries == (2 if verdict[0] == "5" else 1)
+    # The HTTP client itself retries once after a reused connection was closed.
+    assert folder.counts.retries == (2 if status[0] == "5" else 1)
 
 
-def test_a_fault_that_stays_ends_after_the_last_attempt_under_its_key(s3: S3Server) -> None:
+def test_a_permanent_fault_ends_after_the_last_attempt_with_its_key(s3: S3Server) -> None:
     folder = ObjectFolder(s3.url("x"), QUICK)
     folder.put("some/key", b"voxels")
     s3.fault = lambda method, path: "503 Slow Down"
@@ -98,25 +94,25 @@ def test_a_fault_that_stays_ends_after_the_last_attempt_under_its_key(s3: S3Serv
     assert s3.counts["GET"] == 4
 
 
-@pytest.mark.parametrize("verdict", ["403 Forbidden", None])
-def test_what_will_not_pass_fails_at_once(s3: S3Server, verdict: str | None) -> None:
+@pytest.mark.parametrize("status", ["403 Forbidden", None])
+def test_errors_that_are_not_transient_are_not_retried(s3: S3Server, status: str | None) -> None:
     folder = ObjectFolder(s3.url("x"), QUICK)
     s3.counts.clear()
-    s3.fault = lambda method, path: verdict
+    s3.fault = lambda method, path: status
     with pytest.raises((PermissionError, FileNotFoundError)):
         folder.get("none")
     assert s3.counts["GET"] == 1
     assert folder.counts.retries == 0
 
 
-def test_a_lost_answer_to_a_put_leaves_the_object_whole(s3: S3Server) -> None:
-    """The object is written and the answer lost: writing the same bytes again does no harm."""
+def test_a_lost_response_to_a_put_leaves_the_object_intact(s3: S3Server) -> None:
+    """The object was written but the response lost: writing the same bytes again is harmless."""
     folder = ObjectFolder(s3.url("x"), QUICK)
-    told = []
+    failed = []
 
     def lose_first(method: str, path: str) -> str | None:
-        if method == "PUT" and not told:
-            told.append(path)
+        if method == "PUT" and not failed:
+            failed.append(path)
             return "reset"
         return None
 
@@ -127,7 +123,7 @@ def test_a_lost_answer_to_a_put_leaves_the_object_whole(s3: S3Server) -> None:
     assert s3.counts["PUT"] == 2
 
 
-def test_a_forbidden_slice_leaves_its_study_undone_and_names_the_key(
+def test_a_forbidden_slice_makes_its_study_fail_with_the_key(
     s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, _ = write_cohort(tmp_path, studies=2)
@@ -135,16 +131,16 @@ def test_a_forbidden_slice_leaves_its_study_undone_and_names_the_key(
     s3.fault = lambda method, path: "403 Forbidden" if path.endswith("/1.2.1/7.dcm") else None
     store = str(tmp_path / "out")
     assert main(["run", s3.url("in"), store, "--serial", "--json"]) == 3
-    told = capsys.readouterr()
-    summary = json.loads(told.out)
+    output = capsys.readouterr()
+    summary = json.loads(output.out)
     assert (summary["committed"], summary["failed"]) == (1, 1)
-    assert s3.url("in/1.2.1/7.dcm") in told.err
-    assert "object-unreadable" in told.err
+    assert s3.url("in/1.2.1/7.dcm") in output.err
+    assert "object-unreadable" in output.err
     s3.fault = lambda method, path: None
     assert main(["run", s3.url("in"), store, "--serial"]) == 0
 
 
-def test_a_run_through_bursts_of_faults_ends_complete(s3: S3Server, tmp_path: Path) -> None:
+def test_a_run_with_transient_faults_is_complete(s3: S3Server, tmp_path: Path) -> None:
     source, masks = write_cohort(tmp_path, studies=2)
     upload(s3, source, "in")
     random = np.random.default_rng(4)
@@ -162,7 +158,7 @@ def test_a_run_through_bursts_of_faults_ends_complete(s3: S3Server, tmp_path: Pa
     assert main(["verify", s3.url("out")]) == 0
 
 
-def test_no_credential_stands_in_a_record_a_table_or_a_log(
+def test_no_record_table_or_log_has_a_credential(
     s3: S3Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, masks = write_cohort(tmp_path, studies=1)
@@ -183,8 +179,8 @@ def test_no_credential_stands_in_a_record_a_table_or_a_log(
         root.removeHandler(handler)
         root.setLevel(level)
     assert ours
-    told = capsys.readouterr()
-    everything = [told.out, told.err, stream.getvalue()]
+    output = capsys.readouterr()
+    everything = [output.out, output.err, stream.getvalue()]
     everything += [
         path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file()
     ]
@@ -203,7 +199,7 @@ def test_no_credential_stands_in_a_record_a_table_or_a_log(
         ("verify s3://bucket/x", "store-not-found"),
     ],
 )
-def test_a_bucket_without_credentials_is_one_clear_line(
+def test_missing_credentials_are_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
@@ -218,6 +214,6 @@ def test_a_bucket_without_credentials_is_one_clear_line(
     (tmp_path / "1.2").mkdir()
     (tmp_path / "1.2" / "x.dcm").write_text("no DICOM")
     assert main(line.format(tmp=tmp_path).split()) == 2
-    (told,) = capsys.readouterr().err.splitlines()
-    assert "NoCredentialsError" in told
-    assert f"[{kind}]" in told
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "NoCredentialsError" in line
+    assert f"[{kind}]" in line

@@ -1,4 +1,4 @@
-"""Each known bad kind of study, made by the phantom, is told by the pipeline under its name."""
+"""The pipeline reports each fault of the phantoms as its expected kind."""
 
 import csv
 from pathlib import Path
@@ -8,7 +8,7 @@ from pipeline.phantom import FAULTS, make_cohort
 from storage_schemas.store import StudyStore
 
 
-def test_every_fault_is_told_by_name_and_no_object_is_lost(tmp_path: Path) -> None:
+def test_every_fault_has_its_expected_kind_and_no_object_is_lost(tmp_path: Path) -> None:
     cohort = tmp_path / "cohort"
     make_cohort(cohort, studies=2, size=96, slices=44, faults=True, workers=2)
     store_url = str(tmp_path / "store")
@@ -21,9 +21,9 @@ def test_every_fault_is_told_by_name_and_no_object_is_lost(tmp_path: Path) -> No
     studies = {row["study"]: row for row in store.read_table("studies").to_pylist()}
     quarantine = store.read_table("quarantine").to_pylist()
     with (cohort / "faults.csv").open() as stream:
-        told = list(csv.DictReader(stream))
-    assert len(told) == len(FAULTS)
-    for row in told:
+        listed = list(csv.DictReader(stream))
+    assert len(listed) == len(FAULTS)
+    for row in listed:
         study = row["StudyInstanceUID"]
         kinds = {entry["kind"] for entry in quarantine if entry["study"] == study}
         geometry = set((studies[study]["geometry"] or "").split("+"))

@@ -1,4 +1,4 @@
-"""What `cspine-pipeline run` makes of good studies, bad studies, and bad use."""
+"""`cspine-pipeline run` on valid studies, faulty studies, and wrong usage."""
 
 import json
 import os
@@ -21,7 +21,7 @@ BOXES = "StudyInstanceUID,x,y,width,height,slice_number\n"
 
 
 def tree(root: Path) -> dict[str, bytes]:
-    """Everything but the logs, which are about the runs and not about the data."""
+    """Content of all files except the logs, which differ from run to run."""
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in root.rglob("*")
@@ -38,7 +38,7 @@ def run(
     return {**summary, "code": code}
 
 
-def test_a_cohort_becomes_crops_that_hold_its_very_voxels(
+def test_the_crops_of_a_cohort_have_the_voxels_of_its_slices(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, masks = write_cohort(tmp_path, studies=1)
@@ -69,14 +69,14 @@ def test_serial_and_cluster_write_the_same_bytes(
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
 
 
-def test_a_second_run_does_only_what_is_missing_or_changed(
+def test_a_second_run_processes_only_missing_and_changed_studies(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, masks = write_cohort(tmp_path)
-    whole = ["--masks", str(masks)]
-    assert run(source, tmp_path / "s", *whole, capsys=capsys)["unchanged"] == 0
+    options = ["--masks", str(masks)]
+    assert run(source, tmp_path / "s", *options, capsys=capsys)["unchanged"] == 0
     before = tree(tmp_path / "s")
-    again = run(source, tmp_path / "s", *whole, capsys=capsys)
+    again = run(source, tmp_path / "s", *options, capsys=capsys)
     assert (again["unchanged"], again["slices"], again["committed"]) == (3, 0, 3)
     assert tree(tmp_path / "s") == before
 
@@ -84,9 +84,9 @@ def test_a_second_run_does_only_what_is_missing_or_changed(
     os.utime(changed, (1, 1))
     (tmp_path / "s" / "records" / "1.2.3.json").unlink()
     (masks / "1.2.1.nii").unlink()
-    partly = run(source, tmp_path / "s", *whole, capsys=capsys)
+    partly = run(source, tmp_path / "s", *options, capsys=capsys)
     assert (partly["unchanged"], partly["committed"]) == (0, 3)
-    assert run(source, tmp_path / "s", *whole, "--margin", "3", capsys=capsys)["unchanged"] == 0
+    assert run(source, tmp_path / "s", *options, "--margin", "3", capsys=capsys)["unchanged"] == 0
 
 
 def test_limit_takes_the_first_studies_and_a_later_run_the_rest(
@@ -98,7 +98,9 @@ def test_limit_takes_the_first_studies_and_a_later_run_the_rest(
     assert (rest["listed"], rest["unchanged"]) == (3, 2)
 
 
-def test_a_bad_slice_costs_only_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_faulty_slice_does_not_affect_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source, masks = write_cohort(tmp_path, studies=1)
     bad = source / "1.2.1" / "5.dcm"
     bad.write_bytes(bad.read_bytes()[:-500])
@@ -120,7 +122,7 @@ def test_a_bad_slice_costs_only_itself(tmp_path: Path, capsys: pytest.CaptureFix
         ("mask is text", "mask-unreadable"),
     ],
 )
-def test_a_bad_study_is_quarantined_by_name_and_its_neighbour_lives(
+def test_a_faulty_study_is_quarantined_and_the_other_is_committed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str, kind: str
 ) -> None:
     source, masks = write_cohort(tmp_path, studies=2)
@@ -156,7 +158,7 @@ def test_a_bad_study_is_quarantined_by_name_and_its_neighbour_lives(
     assert store.check(store.record("1.2.2")) == []
 
 
-def test_a_folder_that_is_no_uid_is_quarantined_and_never_a_path(
+def test_a_folder_whose_name_is_not_a_uid_is_quarantined_and_never_a_path(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, _ = write_cohort(tmp_path, studies=1)
@@ -181,7 +183,7 @@ def test_files_beside_the_studies_are_accounted_for(
     assert "loose.dcm" in {row["key"] for row in rows}
 
 
-def test_a_study_behind_a_link_is_read_as_if_it_lay_there(
+def test_a_study_behind_a_symbolic_link_is_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, _ = write_cohort(tmp_path, studies=1)
@@ -195,7 +197,7 @@ def test_a_study_behind_a_link_is_read_as_if_it_lay_there(
     assert stores[0].record("1.2.1").arrays == stores[1].record("1.2.1").arrays
 
 
-def test_a_pipe_among_the_slices_is_named_and_never_waited_for(
+def test_a_named_pipe_among_the_slices_is_reported_and_not_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, _ = write_cohort(tmp_path, studies=1)
@@ -207,7 +209,7 @@ def test_a_pipe_among_the_slices_is_named_and_never_waited_for(
         assert summary["failed"] == 1
 
 
-def test_a_file_name_that_is_no_utf8_stands_in_records_and_tables(
+def test_a_file_name_that_is_not_utf8_is_escaped_in_records_and_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, _ = write_cohort(tmp_path, studies=1)
@@ -242,7 +244,7 @@ def test_a_study_without_mask_is_committed_with_its_overview(
     assert [row["overview_levels"] for row in rows] == [True, False]
 
 
-def test_labels_and_boxes_stand_in_the_tables(
+def test_labels_and_boxes_are_in_the_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, masks = write_cohort(tmp_path, studies=3)
@@ -265,9 +267,9 @@ def test_labels_and_boxes_stand_in_the_tables(
     studies = {row["study"]: row for row in store.read_table("studies").to_pylist()}
     assert [studies[f"1.2.{n}"]["C2"] for n in (1, 2, 3)] == [1, 1, None]
     slices = store.read_table("slices").to_pylist()
-    seen = [row for row in slices if row["fractured"] == 1]
-    assert [(row["study"], row["level"], row["z"]) for row in seen] == [("1.2.1", "C2", 23)]
-    box = (seen[0]["box_x"], seen[0]["box_y"], seen[0]["box_width"], seen[0]["box_height"])
+    shown = [row for row in slices if row["fractured"] == 1]
+    assert [(row["study"], row["level"], row["z"]) for row in shown] == [("1.2.1", "C2", 23)]
+    box = (shown[0]["box_x"], shown[0]["box_y"], shown[0]["box_width"], shown[0]["box_height"])
     corner = store.record("1.2.1").vertebrae[1].box or ()
     assert box == (20 - corner[4], 14 - corner[2], 6, 5)
     of_c2 = {
@@ -278,7 +280,7 @@ def test_labels_and_boxes_stand_in_the_tables(
     }
     assert of_c2 == {"1.2.1": {0, 1}, "1.2.2": {None}, "1.2.3": {None}}
 
-    # New labels never touch pixels, and need no source.
+    # New labels change no array, and need no source.
     before = tree(tmp_path / "s" / "volumes.zarr")
     train.write_text(TRAIN + "1.2.3,0,0,0,0,0,0,0,0\n")
     assert main(["catalog", str(tmp_path / "s"), "--labels", str(train)]) == 0
@@ -299,17 +301,17 @@ def test_the_tables_come_from_the_records_alone(
     assert tree(tmp_path / "s" / "catalog") == before
 
 
-def test_verify_names_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_reports_damaged_objects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, masks = write_cohort(tmp_path, studies=2)
     run(source, tmp_path / "s", "--masks", str(masks), capsys=capsys)
     (tmp_path / "s/volumes.zarr/1.2.1/C3/0/c/0/0/0").unlink()
     record = tmp_path / "s/records/1.2.2.json"
     record.write_bytes(record.read_bytes()[:-9])
     assert main(["verify", str(tmp_path / "s"), "--json"]) == 1
-    told = capsys.readouterr()
-    assert json.loads(told.out)["damaged_studies"] == 2
-    assert "1.2.1/C3/0" in told.err
-    assert "record-invalid" in told.err
+    output = capsys.readouterr()
+    assert json.loads(output.out)["damaged_studies"] == 2
+    assert "1.2.1/C3/0" in output.err
+    assert "record-invalid" in output.err
     run(source, tmp_path / "s", "--masks", str(masks), capsys=capsys)
     assert main(["verify", str(tmp_path / "s")]) == 1, "only the unreadable record was done again"
 
@@ -348,7 +350,7 @@ def test_verify_names_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixt
         (["report", "nosuch://bucket/x", "{tmp}/r.html"], "store-not-found"),
     ],
 )
-def test_bad_use_is_one_clear_line_and_code_2(
+def test_wrong_usage_is_one_line_and_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], kind: str
 ) -> None:
     write_study(tmp_path / "source", "1.2.1")
@@ -357,13 +359,13 @@ def test_bad_use_is_one_clear_line_and_code_2(
     (tmp_path / "boxes.csv").write_text(BOXES)
     (tmp_path / "other.csv").write_text(TRAIN + "9.9,0,0,0,0,0,0,0,0\n")
     assert main([part.format(tmp=tmp_path) for part in arguments]) == 2
-    told = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("{")]
-    assert len(told) == 1
-    assert told[0].startswith("cspine-pipeline: ")
-    assert f"[{kind}]" in told[0]
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("{")]
+    assert len(lines) == 1
+    assert lines[0].startswith("cspine-pipeline: ")
+    assert f"[{kind}]" in lines[0]
 
 
-def test_a_source_that_is_not_there_leaves_no_store(tmp_path: Path) -> None:
+def test_a_source_that_does_not_exist_leaves_no_store(tmp_path: Path) -> None:
     assert main(["run", str(tmp_path / "none"), str(tmp_path / "s")]) == 2
     assert not list(tmp_path.iterdir())
 
@@ -378,7 +380,7 @@ def test_a_source_that_is_not_there_leaves_no_store(tmp_path: Path) -> None:
         (["report", "a"], "required: OUT.html"),
     ],
 )
-def test_a_wrong_command_line_is_one_line_that_says_where_to_look(
+def test_a_wrong_command_line_is_one_line_that_names_the_help(
     capsys: pytest.CaptureFixture[str], arguments: list[str], what: str
 ) -> None:
     assert exit_code(main, shlex.join(arguments)) == 2
@@ -388,7 +390,7 @@ def test_a_wrong_command_line_is_one_line_that_says_where_to_look(
     assert line.endswith(f"see cspine-pipeline {arguments[0]} --help")
 
 
-def test_what_nobody_expected_is_one_line_too_and_verbose_shows_where(
+def test_an_unexpected_error_is_one_line_and_verbose_shows_the_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def break_down(*arguments: object, **settings: object) -> None:
@@ -398,15 +400,15 @@ def test_what_nobody_expected_is_one_line_too_and_verbose_shows_where(
     monkeypatch.setattr("pipeline.run.plan_run", break_down)
     arguments = ["run", str(tmp_path / "source"), str(tmp_path / "s"), "--serial"]
     assert main(arguments) == 3
-    told = capsys.readouterr().err
+    error = capsys.readouterr().err
     what = "cspine-pipeline: unexpected ZeroDivisionError: nobody expected this; --verbose"
-    assert told.startswith(what)
-    assert len(told.splitlines()) == 1
+    assert error.startswith(what)
+    assert len(error.splitlines()) == 1
     assert main([*arguments, "--verbose"]) == 3
     assert "in break_down" in capsys.readouterr().err
 
 
-def test_the_report_stands_alone_and_its_counts_add_up(
+def test_the_report_is_self_contained_and_its_counts_add_up(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, masks = write_cohort(tmp_path, studies=2)
@@ -438,7 +440,7 @@ def test_patients_are_grouped_by_a_salted_digest_only(
     assert "patient" not in salted
 
 
-def test_repair_redoes_what_verify_finds_damaged_and_nothing_else(
+def test_repair_processes_only_damaged_studies_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, masks = write_cohort(tmp_path, studies=3)
@@ -454,15 +456,15 @@ def test_repair_redoes_what_verify_finds_damaged_and_nothing_else(
     assert tree(tmp_path / "s") == before
 
 
-def test_verify_proves_the_source_unchanged_and_asks_a_second_decoder(
+def test_verify_compares_the_source_and_uses_a_second_decoder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, _ = write_cohort(tmp_path, studies=3)
     run(source, tmp_path / "s", capsys=capsys)
     verify = ["verify", str(tmp_path / "s"), "--source", str(source), "--json"]
     assert main([*verify, "--cross-check", "1"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["objects"], told["decoded_twice"]) == (3 * SLICES, 3 * SLICES)
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["objects"], summary["decoded_twice"]) == (3 * SLICES, 3 * SLICES)
 
     changed = source / "1.2.1" / "4.dcm"
     changed.write_bytes(changed.read_bytes()[:-2] + b"\1\1")
@@ -472,7 +474,7 @@ def test_verify_proves_the_source_unchanged_and_asks_a_second_decoder(
     (source / "1.2.2" / "6.dcm").symlink_to("nowhere")
     shutil.rmtree(source / "1.2.3")
     assert main(verify) == 1
-    told_lines = capsys.readouterr().err
+    errors = capsys.readouterr().err
     for what in (
         "1.2.1/4.dcm: its content has changed",
         "1.2.2/5.dcm: no longer in the source",
@@ -480,10 +482,10 @@ def test_verify_proves_the_source_unchanged_and_asks_a_second_decoder(
         "1.2.2/6.dcm: No such file",
         "1.2.3: the study is not in the source",
     ):
-        assert what in told_lines
+        assert what in errors
 
 
-def test_a_decoder_that_errs_is_found_by_the_second(
+def test_a_wrong_decoder_is_found_by_the_second_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, _ = write_cohort(tmp_path, studies=1)
@@ -501,7 +503,7 @@ def test_a_decoder_that_errs_is_found_by_the_second(
     assert "native and pydicom differ in 1 pixels [decoders-disagree]" in capsys.readouterr().err
 
 
-def test_hashed_keys_name_no_file_and_still_verify(
+def test_hashed_keys_contain_no_file_name_and_still_verify(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, masks = write_cohort(tmp_path, studies=1)
@@ -522,12 +524,12 @@ def test_hashed_keys_name_no_file_and_still_verify(
     store = StudyStore.open(str(tmp_path / "s"))
     for row in store.read_table("quarantine").to_pylist():
         assert "Canary" not in str(row)
-    seen = [row["z"] for row in store.read_table("slices").to_pylist() if row["fractured"] == 1]
-    assert seen == [23]
+    shown = [row["z"] for row in store.read_table("slices").to_pylist() if row["fractured"] == 1]
+    assert shown == [23]
     assert main(["verify", str(tmp_path / "s"), "--source", str(source)]) == 0
 
 
-def test_the_log_holds_the_timings_of_every_study(
+def test_the_log_has_the_timings_of_every_study(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, _ = write_cohort(tmp_path, studies=2)

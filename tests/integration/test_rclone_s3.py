@@ -1,4 +1,4 @@
-"""The whole job on a server that is no mock: from bucket to bucket, as from disk to disk."""
+"""Preprocessing on a real S3 server gives the same store as on a disk."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.rclone import serve_folder
 from tests.studies import write_cohort
 
 
-def test_a_cohort_goes_through_a_real_server_and_resumes_there(
+def test_a_run_on_a_real_server_equals_one_on_disk_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     buckets = tmp_path / "buckets"

@@ -1,4 +1,4 @@
-"""Crops by masks that people drew, of three origins, against what nibabel and the authors say."""
+"""Crops from manually drawn masks of three sources, compared with nibabel and their authors."""
 
 import json
 from collections.abc import Callable
@@ -28,11 +28,11 @@ LUMBAR = "juniorkowal+spine-segmentation/verse_utils/test_images"
 TOTALSEGMENTATOR = "wasserth+TotalSegmentator/tests/reference_files"
 LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 CERVICAL_BODY_MM, LUMBAR_BODY_MM = 5.0, 8.0
-"""Half the thickness that only a vertebra's body has, and no process or arch."""
+"""Half of the minimum thickness of a vertebral body; processes and arches are thinner."""
 
 
 def centroids(path: Path, affine: NDArray[np.float64]) -> dict[int, NDArray[np.float64]]:
-    """What the authors measured, in LPS mm; their voxels are counted along the image's own axes."""
+    """Centroids published by the authors, converted from voxels along the image axes to LPS mm."""
     direction, *rows = json.loads(path.read_text())
     assert tuple(direction["direction"]) == nib.aff2axcodes(affine)
     lps = LPS_FROM_RAS @ affine
@@ -57,10 +57,10 @@ def middle_of_body(
     return geometry.to_lps(middle)
 
 
-def test_a_real_cervical_mask_is_cropped_whole_and_lies_where_its_authors_say(
+def test_crops_of_a_cervical_mask_have_the_published_centroids(
     realdata: Path,
 ) -> None:
-    """The mask has no CT, so bone is painted where it says; positions come from its affine."""
+    """The mask has no CT, so bone is painted inside it; positions come from its affine."""
     path = realdata / VERSE / "sub-gl003_dir-ax_seg-vert_msk.nii.gz"
     image = nib.load(path)
     assert nib.aff2axcodes(image.affine) == ("L", "P", "S")  # the canonical axes, backwards
@@ -84,21 +84,21 @@ def test_a_real_cervical_mask_is_cropped_whole_and_lies_where_its_authors_say(
         "verse",
         levels,
     )
-    said = centroids(realdata / VERSE / "sub-gl003_dir-ax_seg-subreg_ctd.json", image.affine)
+    published = centroids(realdata / VERSE / "sub-gl003_dir-ax_seg-subreg_ctd.json", image.affine)
     assert [vertebra.level for vertebra in found.vertebrae] == list(levels)
     for value, vertebra in enumerate(found.vertebrae, start=1):
         box = crop_box(vertebra.extent, geometry, 8.0)
         mask, grid = crop_mask(vertebra, box), geometry.crop(box)
         np.testing.assert_array_equal(mask, labels[box] == value)
         assert int(mask.sum()) == int((labels == value).sum())
-        # C1 is a ring, and has no body.
+        # C1 is a ring without a body.
         ring = grid.to_lps(np.argwhere(mask).mean(0))
         middle = ring if value == 1 else middle_of_body(mask, grid, CERVICAL_BODY_MM)
-        assert np.linalg.norm(middle - said[value]) < 1
+        assert np.linalg.norm(middle - published[value]) < 1
 
 
 def write_lumbar_study(realdata: Path, source: Path, study: str) -> NDArray[np.int16]:
-    """The lumbar CT as an axial DICOM series, oblique as it is; returns HU as (j, i, k)."""
+    """Write the oblique lumbar CT as an axial DICOM series; returns HU as (j, i, k)."""
     image = nib.load(realdata / LUMBAR / "sub-verse014_ct.nii.gz")
     lps = LPS_FROM_RAS @ image.affine
     hu = np.asarray(image.dataobj).transpose(1, 0, 2).astype(np.int16)
@@ -113,7 +113,7 @@ def write_lumbar_study(realdata: Path, source: Path, study: str) -> NDArray[np.i
     return hu
 
 
-def test_a_real_oblique_study_is_cropped_whole_and_lies_where_its_authors_say(
+def test_crops_of_an_oblique_study_have_the_published_centroids(
     realdata: Path, tmp_path: Path
 ) -> None:
     study = "1.2.14"
@@ -130,7 +130,7 @@ def test_a_real_oblique_study_is_cropped_whole_and_lies_where_its_authors_say(
     assert code == 0
     image = nib.load(path)
     labels = np.asarray(image.dataobj)
-    said = centroids(realdata / LUMBAR / "sub-verse014_seg-vb_ctd.json", image.affine)
+    published = centroids(realdata / LUMBAR / "sub-verse014_seg-vb_ctd.json", image.affine)
     store = StudyStore.open(store_url)
     for value, level in enumerate(levels, start=20):
         crop = store.read_crop(study, level)
@@ -140,9 +140,9 @@ def test_a_real_oblique_study_is_cropped_whole_and_lies_where_its_authors_say(
         here = crop.geometry.to_lps(np.argwhere(crop.mask).mean(0))
         there = LPS_FROM_RAS @ image.affine @ [*np.argwhere(labels == value).mean(0), 1]
         np.testing.assert_allclose(here, there[:3], atol=0.01)
-        # The authors measured bodies of another mask than this one; a voxel is 2 mm wide here.
+        # The authors used another mask; voxels are 2 mm wide here.
         middle = middle_of_body(crop.mask, crop.geometry, LUMBAR_BODY_MM)
-        assert np.linalg.norm(middle - said[value]) < 2
+        assert np.linalg.norm(middle - published[value]) < 2
     assert main(["verify", store_url]) == 0
 
 
@@ -167,7 +167,7 @@ def cut_out(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
 
 def finer(image: nib.Nifti1Image) -> nib.Nifti1Image:
-    """Each voxel as 2 x 2 x 3, around the same places, but only near the spine."""
+    """Split each voxel near the spine into 2 x 2 x 3, at the same positions."""
     near = image.slicer[200:320, 100:260]
     affine = near.affine.copy()
     affine[:3, :3] = affine[:3, :3] / [2, 2, 3]
@@ -178,7 +178,7 @@ def finer(image: nib.Nifti1Image) -> nib.Nifti1Image:
 
 @pytest.fixture(scope="module")
 def thorax(realdata: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of the study with its mask as it came."""
+    """Store of the study with its original mask."""
     store = tmp_path_factory.mktemp("thorax") / "s"
     image = nib.load(realdata / TOTALSEGMENTATOR / "example_seg_dicom.nii.gz")
     assert crop_thorax(realdata, store, image) == 0
@@ -198,7 +198,7 @@ def crop_thorax(realdata: Path, store: Path, image: nib.Nifti1Image) -> int:
 
 
 @pytest.mark.parametrize("stored", [as_float64, as_nifti2, turned, cut_out, finer])
-def test_a_real_mask_gives_the_same_crops_however_it_is_stored(
+def test_the_crops_do_not_depend_on_how_the_mask_is_stored(
     realdata: Path,
     tmp_path: Path,
     thorax: Path,
@@ -220,7 +220,7 @@ def test_a_real_mask_gives_the_same_crops_however_it_is_stored(
         ((900, 0, 0), "mask-outside-volume"),
     ],
 )
-def test_a_real_mask_out_of_place_is_refused(
+def test_a_misplaced_mask_is_refused(
     realdata: Path, tmp_path: Path, moved_mm: tuple[int, int, int], kind: str
 ) -> None:
     image = nib.load(realdata / TOTALSEGMENTATOR / "example_seg_dicom.nii.gz")

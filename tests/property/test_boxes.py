@@ -1,4 +1,4 @@
-"""A vertebra's crop is the same part of the patient, however the scan and its mask are stored."""
+"""Crops do not depend on how the scan and its mask are stored."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def make_mask(flips: tuple[bool, bool, bool]) -> LabelMask:
 
 
 def turned(a: float, b: float, c: float) -> Floats:
-    """Unit vectors to the left, the back and the head of a head that lies askew; rows."""
+    """Unit vectors to the left, the back and the head of a rotated patient, as rows."""
     x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
     y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
     z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
@@ -121,14 +121,14 @@ def by_mask(volume: StudyVolume, mask: LabelMask) -> Localization:
 
 
 class Seer:
-    """Stands for onnxruntime: sees C4 wherever there is bone in the cube that it is given."""
+    """A session that labels all bone in the cube as C4."""
 
     def run(self, _: object, given: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         (cube,) = given.values()
-        seen = np.zeros((1, len(CLASSES), *cube.shape[2:]), np.float32)
-        seen[:, CLASSES.index("C4")] = cube[:, 0] > (BONE_HU + TISSUE_HU) / 2
-        seen[:, 0] = 1 - seen.sum(1)
-        return [seen]
+        output = np.zeros((1, len(CLASSES), *cube.shape[2:]), np.float32)
+        output[:, CLASSES.index("C4")] = cube[:, 0] > (BONE_HU + TISSUE_HU) / 2
+        output[:, 0] = 1 - output.sum(1)
+        return [output]
 
 
 def by_sight(volume: StudyVolume, size: int = 32) -> Localization:
@@ -138,7 +138,7 @@ def by_sight(volume: StudyVolume, size: int = 32) -> Localization:
 
 
 def check_box(volume: StudyVolume, found: Localization, voxel_mm: float) -> None:
-    """The extent is the anatomy's, to a voxel of scan and mask; the margin holds to the scan's."""
+    """Check the extent to a voxel of scan and mask, and the margin to a voxel of the scan."""
     geometry = volume.geometry
     vertebra, _, box = crop(volume, found)
     inside = np.argwhere(anatomy(geometry.to_lps(np.moveaxis(np.indices(geometry.shape), 0, -1))))
@@ -171,14 +171,14 @@ scans = st.builds(
 
 @settings(max_examples=25, deadline=None)
 @given(volume=scans, mask_flips=flips)
-def test_the_box_holds_the_vertebra_and_its_margin_on_any_stack(
+def test_the_box_contains_the_vertebra_and_its_margin_on_any_stack(
     volume: StudyVolume, mask_flips: tuple[bool, bool, bool]
 ) -> None:
     mask = make_mask(mask_flips)
     found = by_mask(volume, mask)
     check_box(volume, found, float(MASK_MM.max()))
     vertebra, grid, box = crop(volume, found)
-    # And the voxels that the crop's mask names lie where the anatomy is, to half a voxel of it.
+    # The voxels of the mask are inside the vertebra, to half a voxel.
     named = grid.to_lps(np.argwhere(crop_mask(vertebra, box)))
     near = [anatomy(named + MASK_MM * d) for d in np.indices((3, 3, 3)).reshape(3, -1).T / 2 - 0.5]
     assert np.any(near, axis=0).all()
@@ -186,7 +186,7 @@ def test_the_box_holds_the_vertebra_and_its_margin_on_any_stack(
 
 @settings(max_examples=15, deadline=None)
 @given(volume=scans)
-def test_a_vertebra_seen_in_the_overview_is_cropped_where_it_lies(volume: StudyVolume) -> None:
+def test_a_vertebra_found_in_the_overview_is_cropped_at_its_position(volume: StudyVolume) -> None:
     _, affine = shrink_cube(*make_overview(volume.hu, volume.geometry), 32)
     sides = np.linalg.norm(affine[:3, :3], axis=0)
     check_box(volume, by_sight(volume), float(sides.max()))
@@ -198,7 +198,7 @@ def test_a_vertebra_seen_in_the_overview_is_cropped_where_it_lies(volume: StudyV
     mask_flips=flips,
     shear=st.sampled_from([0.0, 0.3]),
 )
-def test_the_same_scan_stored_any_way_has_the_very_same_crop(
+def test_the_same_scan_stored_in_any_way_has_the_same_crop(
     stored: tuple[bool, bool, bool, bool], mask_flips: tuple[bool, bool, bool], shear: float
 ) -> None:
     how: dict[str, Any] = {

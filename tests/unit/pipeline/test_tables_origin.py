@@ -1,4 +1,4 @@
-"""Tables are rebuilt when, and only when, what they were built from has changed."""
+"""Tables are rebuilt if, and only if, records, labels or targets have changed."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -32,14 +32,14 @@ def store(tmp_path: Path) -> StudyStore:
     return made
 
 
-def test_nothing_is_rebuilt_where_nothing_changed(
+def test_unchanged_tables_are_not_rebuilt(
     store: StudyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.tables.build_tables", lambda *_: pytest.fail("rebuilt"))
     refresh(store)
 
 
-def test_a_new_study_a_changed_one_and_new_labels_are_seen(store: StudyStore) -> None:
+def test_new_studies_changed_ones_and_new_labels_rebuild_the_tables(store: StudyStore) -> None:
     store.commit(quarantined("1.2.4"), {})
     refresh(store)
     assert store.read_table("studies")["study"].to_pylist() == ["1.2.3", "1.2.4"]
@@ -68,7 +68,7 @@ def test_a_lost_table_is_rebuilt(store: StudyStore) -> None:
     assert store.read_table("quarantine").num_rows > 0
 
 
-def test_a_records_head_says_what_the_record_says() -> None:
+def test_the_head_of_a_record_has_the_values_of_the_record() -> None:
     record = example()
     head = RecordHead.from_bytes(record.to_bytes(), "k")
     for name in ("study", "outcome", "kind", "reason", "config_sha256", "input_sha256"):
@@ -76,11 +76,11 @@ def test_a_records_head_says_what_the_record_says() -> None:
     assert head.objects == len(record.inputs)
 
 
-def test_heads_name_the_damaged_record_and_give_the_others(store: StudyStore) -> None:
+def test_heads_report_a_damaged_record_and_return_the_others(store: StudyStore) -> None:
     store.commit(quarantined("1.2.4"), {})
     data = store.objects.get("records/1.2.3.json")
     store.objects.put("records/1.2.3.json", data.replace(b"no-axial-stack", b"no-axial-stick"))
-    damaged, whole = store.heads()
+    damaged, intact = store.heads()
     assert getattr(damaged, "kind", None) == "record-invalid"
-    assert isinstance(whole, RecordHead)
-    assert whole.study == "1.2.4"
+    assert isinstance(intact, RecordHead)
+    assert intact.study == "1.2.4"

@@ -1,4 +1,4 @@
-"""How commands speak where there is no terminal."""
+"""Progress and summaries without a terminal."""
 
 import argparse
 import json
@@ -13,15 +13,15 @@ Captured = pytest.CaptureFixture[str]
 
 
 def events(captured: Captured) -> list[dict[str, Any]]:
-    told = captured.readouterr()
-    assert told.out == ""
-    lines = [json.loads(line) for line in told.err.splitlines()]
+    output = captured.readouterr()
+    assert output.out == ""
+    lines = [json.loads(line) for line in output.err.splitlines()]
     for line in lines:
         assert line.pop("seconds") >= 0
     return lines
 
 
-def test_only_items_of_which_something_is_said_have_a_line(capsys: Captured) -> None:
+def test_only_items_with_an_event_have_a_line(capsys: Captured) -> None:
     with StageProgress("run", 3, "studies") as progress:
         progress.advance()
         progress.advance("for a terminal", study="1.2.3")
@@ -32,7 +32,7 @@ def test_only_items_of_which_something_is_said_have_a_line(capsys: Captured) -> 
     ]
 
 
-def test_items_go_on_from_where_a_stage_has_got(capsys: Captured) -> None:
+def test_items_are_counted_from_the_number_reached(capsys: Captured) -> None:
     with StageProgress("train", 9, "steps") as progress:
         progress.reach(5, 9, "loss 0.5", loss=0.5)
         progress.advance(loss=0.4)
@@ -42,7 +42,7 @@ def test_items_go_on_from_where_a_stage_has_got(capsys: Captured) -> None:
     ]
 
 
-def test_a_summary_is_a_table_and_the_files_or_one_object(capsys: Captured) -> None:
+def test_a_summary_is_a_table_with_the_files_or_one_json_object(capsys: Captured) -> None:
     rows: list[tuple[str, object]] = [("bytes_out", 12345), ("worst", ["a", "b"])]
     made = {"a_page": "r.html"}
     tell_summary("report", rows, argparse.Namespace(json=False), made)

@@ -117,7 +117,7 @@ def test_the_histogram_counts_every_voxel_of_its_sample(store: StudyStore) -> No
     assert 480 <= peak <= 520, "the blocks have 500 HU"
 
 
-def test_slices_to_scroll_end_where_the_page_would_grow_too_large(
+def test_studies_beyond_the_size_budget_have_no_scrollable_slices(
     store: StudyStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert page_of(store).count('id="slice-') == 2

@@ -13,7 +13,7 @@ from pipeline.vertebrae import onnx_network as network
 from pipeline.vertebrae.onnx_network import NetworkFile, choose_network, open_network
 from storage_schemas.errors import RunError, StudyError, UsageError
 from storage_schemas.localizer_card import CLASSES
-from tests.networks import SIZE, block_seer, constant_seer, write_network
+from tests.networks import SIZE, block_network, constant_network, write_network
 
 
 @pytest.fixture(autouse=True)
@@ -24,14 +24,14 @@ def _nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_network_predicts_the_output_of_its_graph(tmp_path: Path) -> None:
     output = np.random.default_rng(0).random((len(CLASSES), SIZE, SIZE, SIZE)).astype(np.float32)
     output /= output.sum(0)
-    file = choose_network(write_network(tmp_path / "m.onnx", constant_seer(output)))
+    file = choose_network(write_network(tmp_path / "m.onnx", constant_network(output)))
     opened = open_network(file)
     assert (opened.size, opened.name) == (SIZE, f"model:{file.sha256}")
     np.testing.assert_array_equal(opened.predict(np.zeros((SIZE,) * 3, np.float32)), output)
 
 
 def test_a_network_may_be_at_any_url() -> None:
-    fsspec.filesystem("memory").pipe_file("/models/m.onnx", block_seer().SerializeToString())
+    fsspec.filesystem("memory").pipe_file("/models/m.onnx", block_network().SerializeToString())
     file = choose_network("memory://models/m.onnx")
     assert file.url == "memory:///models/m.onnx"
     assert open_network(file).size == SIZE
@@ -39,7 +39,7 @@ def test_a_network_may_be_at_any_url() -> None:
 
 def test_a_process_reads_a_network_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.onnx"
-    file = choose_network(write_network(path, block_seer()))
+    file = choose_network(write_network(path, block_network()))
     path.unlink()
     assert open_network(file) is open_network(file)
     monkeypatch.setattr(network, "_opened", {})  # as in another process
@@ -49,7 +49,7 @@ def test_a_process_reads_a_network_once(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_network_that_changed_since_the_run_began_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
-    write_network(path, block_seer())
+    write_network(path, block_network())
     with pytest.raises(UsageError, match="has changed since"):
         open_network(NetworkFile(str(path), "0" * 64))
 
@@ -71,7 +71,7 @@ def _input_of_another_name(model: onnx.ModelProto) -> None:
 
 
 def _fewer_classes(model: onnx.ModelProto) -> None:
-    seven = constant_seer(np.zeros((7, SIZE, SIZE, SIZE), np.float32))
+    seven = constant_network(np.zeros((7, SIZE, SIZE, SIZE), np.float32))
     model.graph.CopyFrom(seven.graph)
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
 
@@ -125,7 +125,7 @@ def test_a_file_that_is_not_a_localizer_is_refused_with_its_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "weights.bin").write_bytes(np.float32(270).tobytes())
-    model = block_seer()
+    model = block_network()
     damage(model)
     path = write_network(tmp_path / "m.onnx", model)
     with pytest.raises(UsageError, match=message) as caught:
@@ -133,7 +133,7 @@ def test_a_file_that_is_not_a_localizer_is_refused_with_its_name(
     assert (caught.value.kind, caught.value.key[-7:]) == ("localizer-invalid", "/m.onnx")
 
 
-@pytest.mark.parametrize("data", [b"", b"no ONNX", block_seer().SerializeToString()[:-2000]])
+@pytest.mark.parametrize("data", [b"", b"no ONNX", block_network().SerializeToString()[:-2000]])
 def test_bytes_that_are_not_a_graph_are_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(data)
     with pytest.raises(UsageError, match="localizer-invalid"):
@@ -151,7 +151,7 @@ def test_a_file_over_the_size_limit_is_refused(
 ) -> None:
     monkeypatch.setattr(network, "MAX_BYTES", 1000)
     with pytest.raises(UsageError, match="more than 1000 bytes"):
-        choose_network(write_network(tmp_path / "m.onnx", block_seer()))
+        choose_network(write_network(tmp_path / "m.onnx", block_network()))
 
 
 @pytest.mark.parametrize("value", [np.nan, -0.5, 2.0])
@@ -159,6 +159,6 @@ def test_an_output_that_is_not_a_probability_is_refused(tmp_path: Path, value: f
     output = np.zeros((len(CLASSES), SIZE, SIZE, SIZE), np.float32)
     output[0] = 1
     output[3, 5, 6, 7] = value
-    file = choose_network(write_network(tmp_path / "m.onnx", constant_seer(output)))
+    file = choose_network(write_network(tmp_path / "m.onnx", constant_network(output)))
     with pytest.raises(StudyError, match="vertebra-not-found"):
         open_network(file).predict(np.zeros((SIZE,) * 3, np.float32))
