@@ -5,6 +5,7 @@ elsewhere when it is read: `find_remote_resources` looks at every page that was 
 """
 
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -16,6 +17,7 @@ from sphinx.util import logging
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # the site describes this tree, whatever is installed
+API_PAGES = Path(__file__).parent / "api" / "generated"
 PACKAGES = ("storage_schemas", "pipeline", "training", "presentation")
 _SOURCE_LINK = re.compile(rf"\]\((?:\.\./)+((?:{'|'.join(PACKAGES)})(?:/\w+)*)(?:\.py|/)?\)")
 
@@ -26,18 +28,11 @@ release = metadata.version("cspine")
 extensions = [
     "myst_parser",
     "numpydoc",
-    "sphinx.ext.apidoc",
     "sphinx.ext.autodoc",
     "sphinx.ext.viewcode",
 ]
-exclude_patterns = ["api/generated/*/modules.rst"]
 default_role = "py:obj"  # so `name` in a docstring is a link where there is such a name
 
-apidoc_modules = [
-    {"path": f"../{package}", "destination": f"api/generated/{package}"} for package in PACKAGES
-]
-apidoc_module_first = True
-apidoc_automodule_options = {"members"}
 autodoc_member_order = "bysource"
 # Sphinx 9.0 else reads the docstrings of everything that a module imports, and drops them then.
 autodoc_use_legacy_class_based = True
@@ -58,6 +53,46 @@ html_show_sphinx = False
 html_copy_source = False
 
 
+def describe_package(folder: Path) -> str:
+    """The page of a package or subpackage in the API, with all its modules, as reStructuredText.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        A folder with ``__init__.py``, inside the repository.
+
+    Returns
+    -------
+    str
+        A section for each module, and a table of contents of the subpackages.
+    """
+    name = ".".join(folder.relative_to(REPOSITORY).parts)
+    modules = sorted(path.stem for path in folder.glob("*.py") if path.name != "__init__.py")
+    parts = sorted(path.parent.name for path in folder.glob("*/__init__.py"))
+    contents = "".join(f"   {name}.{part}\n" for part in parts)
+    text = _section(name, "=") + (f"\n.. toctree::\n\n{contents}" if parts else "")
+    return text + "".join(_section(f"{name}.{module}", "-") for module in modules)
+
+
+def _section(module: str, line: str) -> str:
+    title = module.replace("_", r"\_")
+    return f"\n{title}\n{line * len(title)}\n\n.. automodule:: {module}\n   :members:\n"
+
+
+def _write_api_pages(app: Sphinx) -> None:
+    shutil.rmtree(API_PAGES, ignore_errors=True)
+    API_PAGES.mkdir()
+    for package in PACKAGES:
+        for file in (REPOSITORY / package).rglob("__init__.py"):
+            name = ".".join(file.parent.relative_to(REPOSITORY).parts)
+            (API_PAGES / f"{name}.rst").write_text(describe_package(file.parent))
+
+
+_LOADING = re.compile(
+    r"<(?:script|link|img|iframe|source|video|audio|embed)\b[^>]*>", re.IGNORECASE
+)
+
+
 class _Resources(HTMLParser):
     """Collects what a page loads (scripts, styles, pictures, frames), not what it links to."""
 
@@ -66,11 +101,7 @@ class _Resources(HTMLParser):
         self.found: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        named = dict(attrs)
-        if tag in {"script", "img", "iframe", "source", "video", "audio", "embed"}:
-            self.found += [named.get("src") or "", named.get("srcset") or ""]
-        elif tag == "link":
-            self.found.append(named.get("href") or "")
+        self.found += [value or "" for name, value in attrs if name in {"src", "srcset", "href"}]
 
 
 def find_remote_resources(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -89,7 +120,7 @@ def find_remote_resources(folder: Path) -> Iterator[tuple[Path, str]]:
     for file in sorted(folder.rglob("*")):
         if file.suffix == ".html":
             page = _Resources()
-            page.feed(file.read_text(encoding="utf-8"))
+            page.feed("".join(_LOADING.findall(file.read_text(encoding="utf-8"))))
             addresses = page.found
         elif file.suffix == ".css":
             addresses = re.findall(r"(?:url\(|@import)\s*[\"']?([^\"')]+)", file.read_text())
@@ -114,6 +145,7 @@ def _check_resources(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Register the links to modules and the check of the built pages."""
+    """Register the pages of the API, the links to modules and the check of the built pages."""
+    app.connect("builder-inited", _write_api_pages)
     app.connect("source-read", _link_modules)
     app.connect("build-finished", _check_resources)

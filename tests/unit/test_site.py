@@ -69,3 +69,11 @@ def test_a_page_may_link_to_another_host_and_load_what_lies_beside_it(
 )
 def test_links_to_modules_lead_to_the_reference(conf: ModuleType, link: str, then: str) -> None:
     assert conf.link_modules(link) == then
+
+
+def test_the_reference_has_every_module_of_a_package(conf: ModuleType) -> None:
+    page = conf.describe_package(REPOSITORY / "pipeline")
+    modules = [path.stem for path in (REPOSITORY / "pipeline").glob("*.py")]
+    for name in sorted({*modules} - {"__init__"}):
+        assert f".. automodule:: pipeline.{name}\n" in page
+    assert "   pipeline.dicom\n" in page.partition("toctree::")[2]
