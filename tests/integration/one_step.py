@@ -45,7 +45,7 @@ def train(checkpoint: Path, batch_size: int, accumulation: int) -> float:
         steps=2,
         rate=1e-4,
         layer_decay=1.0,
-        average=0.5,
+        ema=0.5,
         seed=0,
         log=lambda line: None,
         checkpoint=checkpoint,
