@@ -1,6 +1,6 @@
 """Draw pictures of a study: cuts through the overview, and the slices of each crop.
 
-Images are grey JPEG files as data URLs, and boxes are coordinates that the page draws as SVG, so a
+Images are grey JPEG files as data URLs, and boxes are coordinates that the page renders as SVG, so a
 picture takes a few kilobytes. Not here: which studies are shown (`pipeline.report.gallery`), plots
 of numbers (`pipeline.report.plots`).
 """
