@@ -2,7 +2,10 @@
 
 import re
 
+import pytest
+
 from tests.conftest import REPOSITORY
+from tests.unit.test_import_rules import FLOORS
 
 PACKAGES = ("pipeline", "training", "presentation", "storage_schemas")
 PAGE = (REPOSITORY / "docs/architecture.md").read_text()
@@ -13,6 +16,13 @@ def packages() -> list[str]:
     """Dotted names of all packages and subpackages."""
     folders = [path.parent for each in PACKAGES for path in (REPOSITORY / each).rglob("*.py")]
     return sorted({".".join(folder.relative_to(REPOSITORY).parts) for folder in folders})
+
+
+def rows_of(package: str) -> list[list[str]]:
+    """Names of the parts of a package in each row of its table."""
+    section = PAGE.partition(f"### {package}\n")[2].partition("\n## ")[0].partition("\n### ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("|")]
+    return [names for cell in cells if (names := named(cell))]
 
 
 def exists(name: str) -> bool:
@@ -30,15 +40,16 @@ def test_every_package_and_subpackage_has_a_row_on_the_page() -> None:
     assert [name for name in packages() if name not in rows] == []
 
 
-def test_every_top_module_of_the_two_applications_has_a_row_on_the_page() -> None:
-    rows = {name for line in PAGE.splitlines() if line.startswith("|") for name in named(line)}
-    modules = [
-        f"{package}.{path.stem}"
-        for package in ("pipeline", "training")
-        for path in sorted((REPOSITORY / package).glob("*.py"))
-        if path.stem != "__init__"
+@pytest.mark.parametrize("package", FLOORS)
+def test_the_rows_of_a_package_are_in_the_order_of_its_imports(package: str) -> None:
+    """The test of imports proves that this order is the one of the code."""
+    order = [{f"{package}.{name}" for name in names} for names in FLOORS[package]]
+    found = [
+        next(number for number, names in enumerate(order) if set(row) <= names)
+        for row in rows_of(package)
     ]
-    assert [name for name in modules if name not in rows] == []
+    assert found == sorted(found)
+    assert {name for row in rows_of(package) for name in row} == set().union(*order)
 
 
 def test_the_page_names_no_package_or_module_that_does_not_exist() -> None:
