@@ -1,6 +1,7 @@
-"""DICOM studies on an object store become vertebra crops in a store of Zarr shards.
+"""Convert DICOM studies on any object store to a Zarr store with one crop per vertebra.
 
-`run_pipeline` runs it from Python, with a `StudyConfig`; ``cspine-pipeline`` from the shell.
+`run_pipeline` is the Python function, with the settings of a `StudyConfig`, and ``cspine-pipeline``
+the command. Not for training: this package reads no model but the localizer's ONNX file.
 """
 
 from importlib import import_module
