@@ -1,4 +1,4 @@
-"""Patients, crops and rounds held in memory, for tests of what training makes of them."""
+"""Patients, crops and rounds in memory, for tests of training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,27 +33,32 @@ def make_vertebra(
 
 
 def make_study(
-    study: str, broken: Sequence[str] = (), *, patient: str = "", scanner: str = "", slices: int = 5
+    study: str,
+    fractured: Sequence[str] = (),
+    *,
+    patient: str = "",
+    scanner: str = "",
+    slices: int = 5,
 ) -> Study:
-    """A study with all seven crops, of so many slices each."""
-    labels = tuple(int(level in broken) for level in CERVICAL)
+    """A study with all seven crops, each with this number of slices."""
+    labels = tuple(int(level in fractured) for level in CERVICAL)
     vertebrae = tuple(
         make_vertebra((slices, 8, 8), study=study, level=level, fractured=label)
         for level, label in zip(CERVICAL, labels, strict=True)
     )
-    return Study(study, patient or study, scanner, (int(bool(broken)), *labels), vertebrae)
+    return Study(study, patient or study, scanner, (int(bool(fractured)), *labels), vertebrae)
 
 
 def make_patients(count: int, seed: int = 0) -> tuple[Study, ...]:
-    """Half of them broken at one level or two, from two scanners; every fifth has two studies."""
+    """Half of them with one or two fractured levels, two scanners; every fifth has two studies."""
     random = np.random.default_rng(seed)
     studies = []
     for number in range(count):
-        broken = random.choice(CERVICAL, int(random.integers(1, 3)), replace=False).tolist()
+        fractured = random.choice(CERVICAL, int(random.integers(1, 3)), replace=False).tolist()
         studies += [
             make_study(
                 f"1.{number}.{part}",
-                broken if number % 2 else (),
+                fractured if number % 2 else (),
                 patient=f"patient {number}",
                 scanner=f"scanner {number % 3 % 2}",
                 slices=int(random.integers(4, 9)),

@@ -84,7 +84,9 @@ def test_rounds_and_candidates_are_those_of_the_journal(page: Page, written: Wri
     assert kept == [fixed(entry["guard_loss"], 4) for entry in history if entry["accepted"]]
 
 
-def test_scores_of_every_target_stand_beside_every_constant(page: Page, written: Written) -> None:
+def test_scores_of_every_target_are_listed_with_every_constant(
+    page: Page, written: Written
+) -> None:
     found = written.read("evaluation.json")
     rows = {row[0]: row[1:] for row in table(page, "Loss, and 95")}
     assert list(rows) == [title(name) for name in found["losses"]]
@@ -115,32 +117,32 @@ def test_sites_and_studies_are_those_of_the_evaluation(page: Page, written: Writ
     assert len(exams) == len(found["exams"]) == len(written.read("splits.json")["test"])
     for exam in found["exams"]:
         assert exams[exam["study"]][2:] == [fixed(p, 2) for p in exam["probabilities"]]
-    told = page.locator("details td.fractured")
-    assert told.count() == sum(sum(exam["labels"]) for exam in found["exams"])
+    printed = page.locator("details td.fractured")
+    assert printed.count() == sum(sum(exam["labels"]) for exam in found["exams"])
 
 
 def test_cases_have_two_pictures_and_the_probability_of_their_vertebra(
     page: Page, written: Written
 ) -> None:
     listed = written.read("examples/examples.json")
-    said = {exam["study"]: exam for exam in written.read("evaluation.json")["exams"]}
+    predicted = {exam["study"]: exam for exam in written.read("evaluation.json")["exams"]}
     assert {entry["kind"] for entry in listed} == {"found", "missed", "false alarm"}
     figures = page.locator(".cases figure").all()
     assert len(figures) == len(listed)
     for figure, entry in zip(figures, listed, strict=True):
         place = LABEL_COLUMNS.index(entry["level"])
-        exam = said[entry["study"]]
+        exam = predicted[entry["study"]]
         assert bool(exam["labels"][place]) == (entry["kind"] != "false alarm")
-        told = figure.locator("figcaption").inner_text()
-        assert told.startswith(f"{entry['level']}, {100 * exam['probabilities'][place]:.0f}")
-        assert entry["study"] in told
+        printed = figure.locator("figcaption").inner_text()
+        assert printed.startswith(f"{entry['level']}, {100 * exam['probabilities'][place]:.0f}")
+        assert entry["study"] in printed
         plain, heat = (image.get_attribute("src") for image in figure.locator("img").all())
         assert plain != heat
         widths = figure.locator("img").evaluate_all("all => all.map(i => i.naturalWidth)")
         assert widths == [32, 32]
 
 
-def test_the_card_and_the_settings_are_whole(page: Page, written: Written) -> None:
+def test_the_card_and_the_settings_are_complete(page: Page, written: Written) -> None:
     card = page.locator(".prose")
     assert card.locator("h3").inner_text() == "Cervical-spine fracture, slice model"
     headings = card.locator("h4").all_inner_texts()
@@ -155,7 +157,7 @@ def test_the_card_and_the_settings_are_whole(page: Page, written: Written) -> No
     assert len(page.locator("nav a").all()) == page.locator("main > h2").count()
 
 
-def test_a_curve_of_sensitivity_has_the_area_that_is_told(written: Written) -> None:
+def test_a_curve_of_sensitivity_has_the_reported_area(written: Written) -> None:
     found = written.read("evaluation.json")
     for name, groups in found["curves"].items():
         for group, curves in groups.items():
@@ -163,8 +165,8 @@ def test_a_curve_of_sensitivity_has_the_area_that_is_told(written: Written) -> N
             area = found["figures"][name][group]["auc"][0]
             assert np.trapezoid(sensitivity, false_alarms) == pytest.approx(area)
             recall, precision = np.array(curves["precision_recall"]).T
-            told = found["figures"][name][group]["average_precision"][0]
-            assert -np.sum(np.diff(recall) * precision[:-1]) == pytest.approx(told)
+            printed = found["figures"][name][group]["average_precision"][0]
+            assert -np.sum(np.diff(recall) * precision[:-1]) == pytest.approx(printed)
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -184,9 +186,7 @@ def test_ink_stands_out_from_the_paper_in_light_and_dark(
         check_contrast(page, scheme)
 
 
-def test_one_object_says_where_the_page_is(
-    written: Written, tmp_path: Path, capsys: Captured
-) -> None:
+def test_one_object_names_the_page(written: Written, tmp_path: Path, capsys: Captured) -> None:
     out = tmp_path / "r.html"
     assert main(["report", str(written.run), str(out), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -1,4 +1,4 @@
-"""On phantoms, the heat map of a model that was taught fractures points at them."""
+"""On phantoms, the heat map of a model trained on fractures points at them."""
 
 import math
 
@@ -27,12 +27,12 @@ def scan(seed: int) -> tuple[Tensor, NDArray[np.int64]]:
     """Slices of C5 of one patient, and the box of the fracture in each, 0 where it shows none."""
     random = np.random.default_rng([5, seed])
     patient = sample_patient(random)
-    broken = {LEVEL: sample_fractures(LEVEL, random)} if seed % 2 else {}
+    fractured = {LEVEL: sample_fractures(LEVEL, random)} if seed % 2 else {}
     pose = pose_vertebrae(patient)[LEVEL]
     x, y, z = pose.centre + pose.axes[1] * 12
     side = (np.arange(SIDE) - (SIDE - 1) / 2) * PIXEL_MM
     grid = Grid(x + side, y + side, z + np.linspace(-7, 5, SLICES))
-    found = render_patient(patient, broken, grid, random)
+    found = render_patient(patient, fractured, grid, random)
     noisy = found.hu + random.normal(0, 15, found.hu.shape)
     boxes = np.zeros((SLICES, 4), np.int64)
     for place, level, (left, top, right, bottom) in found.boxes:
@@ -79,9 +79,9 @@ def model() -> PreTrainedModel:
 
 def test_the_hottest_place_lies_in_the_box_of_the_fracture(model: PreTrainedModel) -> None:
     pixels, boxes = scans(range(1000, 1060))
-    broken = boxes.any(axis=1)
-    covered = cover(boxes[broken])
-    hottest = explain(model, pixels[broken]).flatten(1).argmax(dim=1)
+    fractured = boxes.any(axis=1)
+    covered = cover(boxes[fractured])
+    hottest = explain(model, pixels[fractured]).flatten(1).argmax(dim=1)
     hits = covered.flatten(1)[torch.arange(len(hottest)), hottest].mean()
     chance = covered.mean()
     assert hits > 4 * chance

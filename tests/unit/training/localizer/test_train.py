@@ -1,4 +1,4 @@
-"""A localizer from a store to its file: scores that tell, training that goes on, a true file."""
+"""A localizer from a store to its file: scores, resumed training, and the exported file."""
 
 import json
 import math
@@ -102,7 +102,7 @@ def test_the_largest_piece_is_kept_and_corners_join() -> None:
     assert np.argwhere(largest_piece(mask)).tolist() == [[0, 0, 0], [1, 1, 1]]
 
 
-def test_the_constant_guess_is_the_mean_box_and_the_commonest_voxels() -> None:
+def test_the_constant_baseline_is_the_mean_box_and_the_most_frequent_voxels() -> None:
     cubes = [np.zeros((12, 12, 12), np.uint8) for _ in range(3)]
     for shift, cube in enumerate(cubes):
         cube[2 + shift : 6 + shift, 3:6, 3:6] = 1
@@ -130,7 +130,7 @@ def test_blocks_of_voxels_fold_into_channels_and_back() -> None:
     assert torch.equal(unfold_blocks(folded, 2), cube)
 
 
-def test_a_new_network_thinks_most_of_everything_is_background() -> None:
+def test_a_new_network_predicts_mostly_background() -> None:
     network = build_network(TINY, 0).eval()
     hu = torch.from_numpy(make_overview(0)[0]).float()[None, None]
     with torch.inference_mode():
@@ -138,7 +138,7 @@ def test_a_new_network_thinks_most_of_everything_is_background() -> None:
     assert background > 0.8
 
 
-def test_named_places_are_those_of_the_whole_cube() -> None:
+def test_classified_places_equal_those_of_the_full_cube() -> None:
     network = build_network(TINY, 0).eval()
     hu, levels = make_overview(0)
     cube = torch.from_numpy(hu).float()[None, None]
@@ -150,7 +150,7 @@ def test_named_places_are_those_of_the_whole_cube() -> None:
     assert torch.allclose(named, expected, atol=1e-5)
 
 
-def test_every_place_with_a_vertebra_is_judged_and_others_stand_for_their_like() -> None:
+def test_every_place_with_a_vertebra_counts_and_sampled_others_are_weighted() -> None:
     levels = make_overview(0)[1]
     places = sample_places(as_classes(levels), 2, torch.Generator().manual_seed(0))
     assert int((places.classes > 0).sum()) == int((levels > 0).sum())
@@ -186,7 +186,7 @@ def test_a_cube_without_vertebrae_has_a_loss_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"size": 96}, "32, 64, 128"),
         ({"channels": (8,) * 6}, "stages"),
@@ -198,8 +198,8 @@ def test_a_cube_without_vertebrae_has_a_loss_too() -> None:
         ({"margin_mm": -1.0}, "margin"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(changes: dict[str, object], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_settings_that_make_no_sense_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         replace(TINY, **changes)  # type: ignore[arg-type]
 
 
@@ -212,7 +212,7 @@ def probabilities(path: Path) -> np.ndarray:
     return np.asarray(session.run(["probabilities"], {"overview": hu})[0])
 
 
-def test_it_learns_what_no_constant_knows_and_writes_a_file_that_the_pipeline_takes(
+def test_it_beats_the_constant_baseline_and_writes_a_file_that_the_pipeline_accepts(
     tmp_path: Path,
 ) -> None:
     store = make_masked_store(tmp_path / "store", 12)
@@ -241,19 +241,19 @@ def test_it_learns_what_no_constant_knows_and_writes_a_file_that_the_pipeline_ta
 
 
 def weights_of(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
-    """The weights of each localizer that would be exported, which is then let be."""
+    """The weights of each localizer at its export, which is skipped."""
     weights: list[dict[str, torch.Tensor]] = []
 
-    def keep(network: LocalizerNetwork, *told: object) -> tuple[None, float]:
+    def keep(network: LocalizerNetwork, *printed: object) -> tuple[None, float]:
         weights.append(network.state_dict())
         return None, 0.0
 
     monkeypatch.setattr(stage, "export_network", keep)
-    monkeypatch.setattr(stage, "write_localizer", lambda *told: None)
+    monkeypatch.setattr(stage, "write_localizer", lambda *printed: None)
     return weights
 
 
-def test_a_stopped_training_goes_on_to_the_same_localizer(
+def test_an_interrupted_training_resumes_to_the_same_localizer(
     store: StudyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported = weights_of(monkeypatch)
@@ -275,7 +275,7 @@ def test_a_stopped_training_goes_on_to_the_same_localizer(
     steps: list[int] = []
     draw = stage._sample_batch
     monkeypatch.setattr(
-        stage, "_sample_batch", lambda *told: (steps.append(told[3]), draw(*told))[1]
+        stage, "_sample_batch", lambda *printed: (steps.append(printed[3]), draw(*printed))[1]
     )
     train_localizer(store, out, TINY)
     assert steps == [2, 3]
@@ -295,7 +295,7 @@ def test_equal_seeds_train_equally_and_others_do_not(
     assert not all(map(torch.equal, first, other))
 
 
-def test_the_last_steps_see_cubes_as_they_are_but_for_left_and_right(
+def test_the_last_steps_only_mirror_left_and_right(
     store: StudyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights_of(monkeypatch)
@@ -304,7 +304,7 @@ def test_the_last_steps_see_cubes_as_they_are_but_for_left_and_right(
     monkeypatch.setattr(
         stage,
         "transform_cubes",
-        lambda *told: (transforms.append(told[2]), transform_cubes(*told))[1],
+        lambda *printed: (transforms.append(printed[2]), transform_cubes(*printed))[1],
     )
     train_localizer(store, tmp_path / "localizer.onnx", replace(TINY, settle=0.5))
     plain = [torch.equal(matrix.abs(), torch.eye(3, 4).expand(2, 3, 4)) for matrix in transforms]
@@ -315,7 +315,7 @@ def test_a_damaged_state_is_refused_by_name(store: StudyStore, tmp_path: Path) -
     out = tmp_path / "localizer.onnx"
     state = tmp_path / ".localizer.onnx.training.safetensors"
     begun = build_network(TINY, 0)
-    # A whole file of another making, one that lacks a weight, and no such file at all.
+    # A file of another format, one that lacks a weight, and one that is no safetensors file.
     save_file({}, state)
     others = state.read_bytes()
     settings = {
@@ -373,9 +373,9 @@ def test_the_command_prints_the_scores_and_where_the_file_is(
     out = tmp_path / "localizer.onnx"
     arguments = ["localizer", store.url, str(out), "--preset", "demo", "--size", str(SIDE)]
     assert main([*arguments, "--steps", "1", "--folds", "3", "--fold", "2"]) == 0
-    told = capsys.readouterr().out
-    assert f"localizer: {out}" in told
-    assert "levels named wrongly" in told
-    assert all(level in told for level in CERVICAL)
+    printed = capsys.readouterr().out
+    assert f"localizer: {out}" in printed
+    assert "levels named wrongly" in printed
+    assert all(level in printed for level in CERVICAL)
     assert main([*arguments, "--steps", "1", "--folds", "3", "--fold", "2", "--json"]) == 0
     assert LocalizerCard.from_json(json.loads(capsys.readouterr().out)["card"]).held_out == 2

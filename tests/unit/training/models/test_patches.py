@@ -48,7 +48,7 @@ NO_BOX = torch.zeros(1, 9)
         "found in the box",
         "found elsewhere in the box",
         "all of the box",
-        "whole and silent",
+        "intact and no logit",
         "missed",
         "found beside the box",
         "found in and beside the box",
@@ -77,7 +77,7 @@ def test_a_slice_whose_fracture_nobody_drew_gives_no_gradient() -> None:
     assert gradient.abs().amax(dim=1).gt(0).tolist() == [True, False, True]
 
 
-def test_a_batch_without_boxes_or_whole_slices_costs_nothing() -> None:
+def test_a_batch_without_boxes_or_intact_slices_has_no_box_loss() -> None:
     logits = torch.ones(2, 9).requires_grad_()
     loss = box_loss(logits, NO_BOX.repeat(2, 1), torch.tensor([False, False]))
     (gradient,) = torch.autograd.grad(loss, logits)
@@ -86,7 +86,7 @@ def test_a_batch_without_boxes_or_whole_slices_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize(("covered", "judged"), [(0.01, True), (0.1, False), (0.2, True)])
-def test_a_patch_that_the_box_just_touches_is_not_judged(covered: float, judged: bool) -> None:
+def test_a_patch_that_the_box_just_touches_is_ignored(covered: float, judged: bool) -> None:
     logits = torch.zeros(1, 9).requires_grad_()
     box = BOX.clone()
     box[0, 3] = covered
@@ -123,8 +123,8 @@ def test_patches_of_a_vit_lie_row_by_row(patch: int) -> None:
     pixels = pictures(1).requires_grad_()
     model(pixel_values=pixels)
     (gradient,) = torch.autograd.grad(reader.logits()[0, patch], pixels)
-    looked_at = functional.avg_pool2d(gradient.square().sum(dim=1), 16).flatten()
-    assert looked_at.argmax() == patch
+    used = functional.avg_pool2d(gradient.square().sum(dim=1), 16).flatten()
+    assert used.argmax() == patch
 
 
 @torch.no_grad()
@@ -133,8 +133,10 @@ def test_patches_of_a_residual_network_lie_row_by_row() -> None:
     reader = PatchReader(model)
     features = model.resnet(pixel_values=pictures()).last_hidden_state
     head = model.classifier[-1]
-    said = functional.conv2d(features, head.weight[:, :, None, None])[:, 0] * 3 / 16 + head.bias
-    torch.testing.assert_close(reader.logits().view(2, 4, 4), said)
+    predicted = (
+        functional.conv2d(features, head.weight[:, :, None, None])[:, 0] * 3 / 16 + head.bias
+    )
+    torch.testing.assert_close(reader.logits().view(2, 4, 4), predicted)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -147,6 +149,6 @@ def test_a_closed_reader_leaves_no_hook(family: Family) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_reading_before_the_model_ran_is_an_error() -> None:
+def test_patch_logits_before_a_forward_pass_are_an_error() -> None:
     with pytest.raises(RuntimeError, match="forward pass"):
         PatchReader(build("vit")).logits()
