@@ -9,8 +9,9 @@ import shutil
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
+from typing import Any
 
 from sphinx.application import Sphinx
 from sphinx.util import logging
@@ -19,6 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # the site describes this tree, whatever is installed
 API_PAGES = Path(__file__).parent / "api" / "generated"
 PACKAGES = ("storage_schemas", "pipeline", "training", "presentation")
+_ANNOTATED = re.compile(r"~?typing\.Annotated\[([^()]+?), msgspec\.Meta\([^()]*\)\]")
 _SOURCE_LINK = re.compile(rf"\]\((?:\.\./)+((?:{'|'.join(PACKAGES)})(?:/\w+)*)(?:\.py|/)?\)")
 
 project = "cspine"
@@ -64,19 +66,32 @@ def describe_package(folder: Path) -> str:
     Returns
     -------
     str
-        A section for each module, and a table of contents of the subpackages.
+        What the package exports, a table of contents of its subpackages, and a section for each of
+        its modules.
     """
     name = ".".join(folder.relative_to(REPOSITORY).parts)
     modules = sorted(path.stem for path in folder.glob("*.py") if path.name != "__init__.py")
     parts = sorted(path.parent.name for path in folder.glob("*/__init__.py"))
     contents = "".join(f"   {name}.{part}\n" for part in parts)
-    text = _section(name, "=") + (f"\n.. toctree::\n\n{contents}" if parts else "")
-    return text + "".join(_section(f"{name}.{module}", "-") for module in modules)
+    text = _heading(name, "=") + "".join(_public(name))
+    text += f"\n.. toctree::\n\n{contents}" if parts else ""
+    sections = (_heading(f"{name}.{module}", "-") + "   :members:\n" for module in modules)
+    return text + "".join(sections)
 
 
-def _section(module: str, line: str) -> str:
+def _heading(module: str, line: str) -> str:
     title = module.replace("_", r"\_")
-    return f"\n{title}\n{line * len(title)}\n\n.. automodule:: {module}\n   :members:\n"
+    return f"\n{title}\n{line * len(title)}\n\n.. automodule:: {module}\n"
+
+
+def _public(package: str) -> Iterator[str]:
+    """Yield a directive for each name of ``__all__``; autodoc misses names that are made on use."""
+    module = import_module(package)
+    for name in getattr(module, "__all__", ()):
+        value = getattr(module, name)
+        kind = "class" if isinstance(value, type) else "function" if callable(value) else ""
+        if kind:
+            yield f"\n.. auto{kind}:: {package}.{name}\n"
 
 
 def _write_api_pages(app: Sphinx) -> None:
@@ -138,6 +153,17 @@ def _link_modules(app: Sphinx, name: str, source: list[str]) -> None:
     source[0] = link_modules(source[0])
 
 
+def hide_constraints(signature: str) -> str:
+    """Leave out of a signature what `Annotated` adds to a type, such as a range and a unit."""
+    return _ANNOTATED.sub(r"\1", signature)
+
+
+def _hide_constraints(
+    _app: Sphinx, _what: str, _name: str, _value: Any, _options: Any, signature: str, returned: str
+) -> tuple[str, str]:
+    return hide_constraints(signature or ""), returned
+
+
 def _check_resources(app: Sphinx, error: Exception | None) -> None:
     for file, address in [] if error else find_remote_resources(Path(app.outdir)):
         name = file.relative_to(app.outdir)
@@ -145,7 +171,8 @@ def _check_resources(app: Sphinx, error: Exception | None) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Register the pages of the API, the links to modules and the check of the built pages."""
+    """Register the pages of the API, what they and the guides say, and the check of the site."""
     app.connect("builder-inited", _write_api_pages)
     app.connect("source-read", _link_modules)
+    app.connect("autodoc-process-signature", _hide_constraints)
     app.connect("build-finished", _check_resources)

@@ -77,3 +77,16 @@ def test_the_reference_has_every_module_of_a_package(conf: ModuleType) -> None:
     for name in sorted({*modules} - {"__init__"}):
         assert f".. automodule:: pipeline.{name}\n" in page
     assert "   pipeline.dicom\n" in page.partition("toctree::")[2]
+
+
+def test_the_reference_of_a_package_opens_with_what_it_exports(conf: ModuleType) -> None:
+    opening = conf.describe_package(REPOSITORY / "training").partition("toctree::")[0]
+    assert ".. autofunction:: training.boost\n" in opening
+    assert ".. autoclass:: training.RunConfig\n" in opening
+    assert "__version__" not in opening
+
+
+def test_signatures_give_types_without_their_constraints(conf: ModuleType) -> None:
+    shares = "(a: ~typing.Annotated[float, msgspec.Meta(ge=0, lt=1, extra={'unit': 'x'})] = 0.5"
+    counts = ", b: tuple[~typing.Annotated[int, msgspec.Meta(ge=1)], ...] = (1, 2))"
+    assert conf.hide_constraints(shares + counts) == "(a: float = 0.5, b: tuple[int, ...] = (1, 2))"
