@@ -88,7 +88,7 @@ def test_scores_of_every_target_are_listed_with_every_constant(
     page: Page, written: Written
 ) -> None:
     found = written.read("evaluation.json")
-    rows = {row[0]: row[1:] for row in table(page, "Loss, and 95")}
+    rows = {row[0]: row[1:] for row in table(page, "Loss, with 95")}
     assert list(rows) == [title(name) for name in found["losses"]]
     for name, losses in found["losses"].items():
         assert [cell.split("\n")[0] for cell in rows[title(name)]] == [
