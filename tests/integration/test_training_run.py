@@ -315,7 +315,7 @@ BadUse = Callable[[Site, Path, Path], list[str]]
 BAD_USE: dict[str, tuple[BadUse, str]] = {
     "run of other settings": (
         lambda site, run, tmp: ["boost", str(site.store), str(run), *SETTINGS, "--seed", "7"],
-        "RUN holds another run.*[config-invalid]",
+        "RUN holds a different run.*[config-invalid]",
     ),
     "no store": (
         lambda site, run, tmp: ["boost", str(tmp / "no"), str(tmp / "r"), *SETTINGS],
@@ -339,7 +339,7 @@ BAD_USE: dict[str, tuple[BadUse, str]] = {
         lambda site, run, tmp: [
             *("boost", str(site.store), str(tmp / "r"), "--model", str(tmp / "no")),
         ],
-        "no: there is no config.json [model-invalid]",
+        "no: no config.json [model-invalid]",
     ),
     "patches that do not fit": (
         lambda site, run, tmp: [
@@ -359,7 +359,7 @@ BAD_USE: dict[str, tuple[BadUse, str]] = {
         lambda site, run, tmp: [
             *("boost", str(site.store), str(tmp / "r"), *SETTINGS, "--guard", "0.01"),
         ],
-        "of 20 patients, guard gets [cohort-too-small]",
+        "guard has 0 fractured [cohort-too-small]",
     ),
     "report before evaluate": (
         lambda site, run, tmp: ["report", str(run), str(tmp / "page.html")],
