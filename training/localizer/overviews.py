@@ -103,7 +103,9 @@ def assign_folds(
     scanners = {study.patient: study.scanner for study in sorted(studies, key=lambda s: s.study)}
     patients = np.random.default_rng(seed).permutation(sorted(scanners)).tolist()
     if len(patients) < folds:
-        raise UsageError("cohort-too-small", f"{len(patients)} patients with masks, {folds} folds")
+        raise UsageError(
+            "cohort-too-small", f"{len(patients)} patients with masks for {folds} folds"
+        )
     dealt = {
         patient: number % folds
         for number, patient in enumerate(sorted(patients, key=lambda p: scanners[p]))

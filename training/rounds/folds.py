@@ -144,7 +144,7 @@ def _held_out_predictions(
     for side in sides:
         chosen = splits.choose(studies, side)
         if len(chosen) != len(tables[side]):
-            reason = f"STORE holds {len(chosen)} of its {len(tables[side])} {side} studies"
+            reason = f"STORE holds {len(chosen)} of the {len(tables[side])} {side} studies of RUN"
             raise UsageError("labels-missing", reason, key=str(run.path))
         found |= {study.study: row for study, row in zip(chosen, tables[side], strict=True)}
     return found
