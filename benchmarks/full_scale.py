@@ -35,7 +35,7 @@ from pipeline.phantom.patient import sample_patient
 from pipeline.phantom.render import Grid, render_patient
 from pipeline.phantom.scanner import SITES, Series, acquire, make_slice, save_slice
 from storage_schemas.store import StudyStore
-from storage_schemas.vertebrae import CERVICAL
+from storage_schemas.targets import COMPETITION
 
 STUDIES, SLICES = 2_019, 711_601
 """Number of studies in the competition's training set."""
@@ -145,7 +145,7 @@ def boxes_of(store: StudyStore, templates: int) -> list[list[list[slice]]]:
         boxes = [
             [slice(*axis) for axis in np.reshape(entry.box, (3, 2))]
             for entry in record.vertebrae
-            if entry.level in CERVICAL and entry.box
+            if entry.level in COMPETITION.levels and entry.box
         ]
         found.append(boxes)
     return found

@@ -43,6 +43,7 @@ from pipeline.phantom import make_cohort
 from storage_schemas.crops import AIR_HU
 from storage_schemas.objects import REQUESTS
 from storage_schemas.store import VOLUMES, StudyStore
+from storage_schemas.targets import COMPETITION
 from training.data.cohort import Study, labelled, read_cohort
 from training.data.crop_buffer import CropBuffer, open_buffer
 from training.data.inputs import SliceIndex, index_slices
@@ -253,7 +254,7 @@ def race_cold(
     slabs = [vertebra.layout.slabs for vertebra in vertebrae]
     listed = list(zip(paths, slabs, strict=True))
     loaders: dict[str, Callable[[], AbstractContextManager[object]]] = {
-        COLD: lambda: open_buffer(store, studies, folder),
+        COLD: lambda: open_buffer(store, studies, COMPETITION, folder),
         KEPT: lambda: nullcontext(bare_read(listed, keep=True)),
         THROWN_AWAY: lambda: nullcontext(bare_read(listed, keep=False)),
     }
@@ -296,9 +297,9 @@ def main() -> None:
         folder = Path(scratch)
         size = (4, 256, 100) if options.quick else (12, 512, 240)
         store = StudyStore.open(options.store or make_store(folder, *size))
-        studies = labelled(read_cohort(store), store.url)
+        studies = labelled(read_cohort(store, COMPETITION), store.url)
         cold = race_cold(store, studies, folder, options.turns)
-        with open_buffer(store, studies, folder) as buffer:
+        with open_buffer(store, studies, COMPETITION, folder) as buffer:
             index = index_slices(buffer, range(len(buffer.vertebrae)), TRIM_MM)
             order = np.random.default_rng(0).permutation(len(index))
             readers = {

@@ -25,7 +25,7 @@ from pipeline.phantom.patient import sample_patient
 from pipeline.phantom.render import Grid, render_patient
 from pipeline.phantom.scanner import SITES, Series, Site, acquire, make_slice, save_slice
 from presentation.output import csv_text, write_output
-from storage_schemas.vertebrae import CERVICAL, LABEL_COLUMNS
+from storage_schemas.targets import COMPETITION
 
 NECK_MM = (-88.0, 44.0)
 """Range below and above the centre of C4 in mm, for a patient of size 1."""
@@ -69,7 +69,7 @@ HOSPITALS = (
 )
 
 
-ELSEWHERE = (Hospital(_scanner(0, 0.1, (15, 35)), 0.6, dict.fromkeys(CERVICAL, 1.0)),)
+ELSEWHERE = (Hospital(_scanner(0, 0.1, (15, 35)), 0.6, dict.fromkeys(COMPETITION.levels, 1.0)),)
 """Hospital whose patients are used for pretraining."""
 
 
@@ -100,9 +100,9 @@ def make_site_store(
         rows = list(pool.map(write, range(patients), chunksize=8))
     _write_csv(
         source / "train.csv",
-        ("StudyInstanceUID", *LABEL_COLUMNS),
+        ("StudyInstanceUID", *COMPETITION.columns),
         [
-            (study, int(bool(fractured)), *(int(c in fractured) for c in CERVICAL))
+            (study, int(bool(fractured)), *(int(c in fractured) for c in COMPETITION.levels))
             for study, fractured, _ in rows
         ],
     )
@@ -150,10 +150,10 @@ def _write_patient(
 def _draw_broken(hospital: Hospital, random: np.random.Generator) -> tuple[str, ...]:
     if random.random() >= hospital.fractured:
         return ()
-    weights = np.array([hospital.levels.get(level, 0.0) for level in CERVICAL])
+    weights = np.array([hospital.levels.get(level, 0.0) for level in COMPETITION.levels])
     count = 1 + int(random.random() < 0.4)
-    chosen = random.choice(len(CERVICAL), count, replace=False, p=weights / weights.sum())
-    return tuple(CERVICAL[level] for level in sorted(chosen))
+    chosen = random.choice(len(COMPETITION.levels), count, replace=False, p=weights / weights.sum())
+    return tuple(COMPETITION.levels[level] for level in sorted(chosen))
 
 
 def _shatter(level: str, random: np.random.Generator) -> tuple[Fracture, ...]:

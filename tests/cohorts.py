@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_schemas.vertebrae import CERVICAL
+from storage_schemas.targets import COMPETITION, Targets
 from training.data.cohort import Rectangle, Study, VertebraCrop
 from training.data.crop_buffer import CropBuffer
 
@@ -39,22 +39,24 @@ def make_study(
     patient: str = "",
     scanner: str = "",
     slices: int = 5,
+    targets: Targets = COMPETITION,
 ) -> Study:
-    """A study with all seven crops, each with this number of slices."""
-    labels = tuple(int(level in fractured) for level in CERVICAL)
+    """A study with a crop of each level, each with this number of slices."""
+    labels = tuple(int(level in fractured) for level in targets.levels)
     vertebrae = tuple(
         make_vertebra((slices, 8, 8), study=study, level=level, fractured=label)
-        for level, label in zip(CERVICAL, labels, strict=True)
+        for level, label in zip(targets.levels, labels, strict=True)
     )
     return Study(study, patient or study, scanner, (int(bool(fractured)), *labels), vertebrae)
 
 
-def make_patients(count: int, seed: int = 0) -> tuple[Study, ...]:
+def make_patients(count: int, seed: int = 0, targets: Targets = COMPETITION) -> tuple[Study, ...]:
     """Half of them with one or two fractured levels, two scanners; every fifth has two studies."""
     random = np.random.default_rng(seed)
     studies = []
     for number in range(count):
-        fractured = random.choice(CERVICAL, int(random.integers(1, 3)), replace=False).tolist()
+        many = int(random.integers(1, 3))
+        fractured = random.choice(targets.levels, many, replace=False).tolist()
         studies += [
             make_study(
                 f"1.{number}.{part}",
@@ -62,17 +64,21 @@ def make_patients(count: int, seed: int = 0) -> tuple[Study, ...]:
                 patient=f"patient {number}",
                 scanner=f"scanner {number % 3 % 2}",
                 slices=int(random.integers(4, 9)),
+                targets=targets,
             )
             for part in range(2 if number % 5 == 0 else 1)
         ]
     return tuple(studies)
 
 
-def make_buffer(*crops: tuple[VertebraCrop, NDArray[Any]]) -> CropBuffer:
+def make_buffer(
+    *crops: tuple[VertebraCrop, NDArray[Any]], targets: Targets = COMPETITION
+) -> CropBuffer:
     voxels = np.concatenate([hu.astype(np.int16).ravel() for _, hu in crops])
     sizes = [hu.size for _, hu in crops]
     return CropBuffer(
         tuple(vertebra for vertebra, _ in crops),
         voxels,
         np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        targets,
     )

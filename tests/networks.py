@@ -11,25 +11,25 @@ from onnx import TensorProto, helper, numpy_helper
 from storage_schemas.localizer_card import (
     CLASSES,
     INPUT,
+    LOCALIZED_LEVELS,
     METADATA_KEY,
     OPSET,
     OUTPUT,
     LevelScore,
     LocalizerCard,
 )
-from storage_schemas.vertebrae import CERVICAL
 from tests.studies import LEVELS, SLICES
 
 SIZE = 32
 
 
 def card(size: int = SIZE) -> LocalizerCard:
-    scores = dict.fromkeys(CERVICAL, LevelScore(1, 0.9, 1.0))
+    scores = dict.fromkeys(LOCALIZED_LEVELS, LevelScore(1, 0.9, 1.0))
     return LocalizerCard(size, (("1.1",), ("1.2",)), 0, 8.0, scores, scores, 0, 0.0, {"onnx": "1"})
 
 
 def block_network(
-    size: int = SIZE, threshold_hu: float = 270.0, *, names: Sequence[str] = CERVICAL
+    size: int = SIZE, threshold_hu: float = 270.0, *, names: Sequence[str] = LOCALIZED_LEVELS
 ) -> onnx.ModelProto:
     """A network that finds the blocks of `tests.studies`: bone by HU, and levels by height.
 

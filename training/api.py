@@ -238,14 +238,14 @@ def predict_and_write(
     from training.runs import RunFolder
 
     folder, opened = RunFolder(Path(run)), open_store(store)
-    studies = read_cohort(opened)
+    studies = read_cohort(opened, folder.targets())
     crops = sum(len(study.vertebrae) for study in studies)
     with StageProgress("read studies", crops, "crops") as progress:
         found = predict_studies(opened, folder, studies, progress.advance, ensemble=stack)
     if stack:
         found = found.with_ensemble(folder)
     for study in studies:
-        if reasons := list_warnings(study.vertebrae):
+        if reasons := list_warnings(study.vertebrae, found.targets):
             say_event("warning", study=study.study, reasons="; ".join(reasons))
     counts: Mapping[str, int] = {}
     files: dict[str, Path] = {}

@@ -175,7 +175,7 @@ class SequenceConfig:
     layers : int
         Layers of the LSTM over the slices.
     patient_width : int
-        Features of the LSTM over the seven vertebrae, in each direction.
+        Features of the LSTM over the vertebrae, in each direction.
     dropout : float
         Dropout before each of the two LSTMs.
     frozen : bool

@@ -28,9 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from storage_schemas.errors import UsageError, reason_of
+from storage_schemas.targets import COMPETITION, Targets
 from training.durable import unwritable, write_text
 
 SETTINGS = "run.json"
+TARGETS = "targets"
+"""Name of the targets in `SETTINGS`; a run with those of the competition has none."""
 SPLITS = "splits.json"
 ROUNDS = "rounds.json"
 HISTORY = "rounds.jsonl"
@@ -128,6 +131,23 @@ class RunFolder:
             raise UsageError("config-invalid", f"no {name} in RUN", key=str(self.path)) from None
         except ValueError as error:
             raise UsageError("config-invalid", f"{name}: {error}", key=str(self.path)) from None
+
+    def targets(self) -> Targets:
+        """Return the targets of the run; the competition's where its settings name none.
+
+        Raises
+        ------
+        UsageError
+            ``config-invalid`` where the settings are missing or damaged.
+        """
+        document = self.read(SETTINGS).get(TARGETS)
+        if document is None:
+            return COMPETITION
+        try:
+            return Targets.from_json(document)
+        except ValueError as error:
+            reason = f"{SETTINGS}: targets: {error}"
+            raise UsageError("config-invalid", reason, key=str(self.path)) from None
 
     def write(self, name: str, document: Any) -> None:
         """Write a JSON document atomically; raises RunError ``run-unwritable``."""

@@ -10,11 +10,10 @@ import pytest
 from pipeline.cli import main
 from pipeline.vertebrae import onnx_network as network
 from storage_schemas.geometry import StackGeometry
-from storage_schemas.localizer_card import CLASSES
+from storage_schemas.localizer_card import CLASSES, LOCALIZED_LEVELS
 from storage_schemas.objects import ObjectFolder
 from storage_schemas.records import StudyRecord
 from storage_schemas.store import StudyStore
-from storage_schemas.vertebrae import CERVICAL
 from tests.networks import SIZE, block_network, constant_network, write_network
 from tests.s3 import serve_s3
 from tests.studies import LEVELS, LIFE_SIZE, SLICES, labels, write_cohort, write_mask
@@ -186,7 +185,7 @@ def test_missing_levels_have_a_reason_and_the_others_are_cropped(
     assert (summary["code"], summary["committed"], summary["crops"]) == (0, 1, 4)
     vertebrae = {v.level: v for v in records_of(tmp_path / "s")["1.2.1"].vertebrae}
     kinds = {level: vertebra.outcome for level, vertebra in vertebrae.items()}
-    assert kinds == dict.fromkeys(CERVICAL, "cropped") | {
+    assert kinds == dict.fromkeys(LOCALIZED_LEVELS, "cropped") | {
         "C1": "vertebra-not-found",
         "C3": "vertebra-out-of-order",
         "C4": "vertebra-out-of-order",

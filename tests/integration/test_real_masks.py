@@ -17,8 +17,8 @@ from pipeline.vertebrae.locate import locate_by_mask
 from pipeline.vertebrae.nifti import read_mask
 from pipeline.vertebrae.overview import make_overview
 from storage_schemas.geometry import StackGeometry
+from storage_schemas.localizer_card import LOCALIZED_LEVELS
 from storage_schemas.store import StudyStore
-from storage_schemas.vertebrae import CERVICAL
 from tests.studies import slice_dataset
 
 pytestmark = pytest.mark.realdata
@@ -75,7 +75,7 @@ def test_crops_of_a_cervical_mask_have_the_published_centroids(
     )
     hu = np.full(labels.shape, 30, np.int16)
     hu[labels > 0] = 400
-    levels = (*CERVICAL, "T1", "T2", "T3", "T4", "T5")
+    levels = (*LOCALIZED_LEVELS, "T1", "T2", "T3", "T4", "T5")
     found = locate_by_mask(
         hu,
         geometry,

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.cli import main as pipeline_main
 from pipeline.phantom import make_cohort
-from storage_schemas.vertebrae import LABEL_COLUMNS
+from storage_schemas.targets import COMPETITION
 from training.cli import main
 from training.models.sequence_model import load_sequence_model
 from training.models.slice_model import load_model
@@ -62,7 +62,9 @@ def lines_of(path: Path) -> list[dict[str, object]]:
 def table_of(path: Path) -> dict[str, np.ndarray]:
     with path.open() as stream:
         return {
-            row["StudyInstanceUID"]: np.array([float(row[target]) for target in LABEL_COLUMNS])
+            row["StudyInstanceUID"]: np.array(
+                [float(row[target]) for target in COMPETITION.columns]
+            )
             for row in csv.DictReader(stream)
         }
 

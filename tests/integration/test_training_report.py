@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page
 
-from storage_schemas.vertebrae import LABEL_COLUMNS
+from storage_schemas.targets import COMPETITION
 from tests.pages import check_contrast, fits, opened, table
 from training.cli import main
 from training.evaluation.evaluate import title
@@ -130,7 +130,7 @@ def test_cases_have_two_pictures_and_the_probability_of_their_vertebra(
     figures = page.locator(".cases figure").all()
     assert len(figures) == len(listed)
     for figure, entry in zip(figures, listed, strict=True):
-        place = LABEL_COLUMNS.index(entry["level"])
+        place = COMPETITION.columns.index(entry["level"])
         exam = predicted[entry["study"]]
         assert bool(exam["labels"][place]) == (entry["kind"] != "false alarm")
         printed = figure.locator("figcaption").inner_text()

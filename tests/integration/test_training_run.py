@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from pipeline.cli import main as pipeline_main
 from storage_schemas.store import StudyStore
-from storage_schemas.vertebrae import CERVICAL, LABEL_COLUMNS
+from storage_schemas.targets import COMPETITION
 from tests.studies import write_cohort
 from training.cli import main
 
@@ -233,7 +233,7 @@ def test_predict_writes_the_rows_of_the_sample_submission(
         assert 0 < float(row["fractured"]) < 1
         assert row["fractured"] == table[study][target]
     priors = json.loads((run / "model" / "calibration.json").read_text())["priors"]
-    assert float(written[-1]["fractured"]) == priors[LABEL_COLUMNS.index("C3")]
+    assert float(written[-1]["fractured"]) == priors[COMPETITION.columns.index("C3")]
 
 
 def test_predict_agrees_with_evaluate_and_takes_no_labels(
@@ -246,7 +246,7 @@ def test_predict_agrees_with_evaluate_and_takes_no_labels(
     table = {row["StudyInstanceUID"]: row for row in rows_of(tmp_path / "p.csv")}
     assert len(table) == 20
     for exam in exams:
-        found = [float(table[exam["study"]][target]) for target in LABEL_COLUMNS]
+        found = [float(table[exam["study"]][target]) for target in COMPETITION.columns]
         assert found == pytest.approx(exam["probabilities"], abs=1e-5)
 
 
@@ -255,7 +255,7 @@ def test_predict_gives_the_prior_where_no_study_has_crops(run: Path, tmp_path: P
     assert pipeline_main(["run", str(source), str(tmp_path / "s"), "--serial"]) == 0
     assert main(["predict", str(run), str(tmp_path / "s"), str(tmp_path / "p.csv")]) == 0
     (row,) = rows_of(tmp_path / "p.csv")
-    assert row["levels_by_prior"] == str(len(CERVICAL))
+    assert row["levels_by_prior"] == str(len(COMPETITION.levels))
 
 
 def flip_bit(shard: Path) -> None:
@@ -429,7 +429,7 @@ def test_a_store_that_lacks_a_test_patient_is_not_evaluated(
 def write_labels(store: Path) -> Path:
     studies = StudyStore.open(str(store)).studies()
     path = store.parent / "labels.csv"
-    header = ",".join(["StudyInstanceUID", *LABEL_COLUMNS])
+    header = ",".join(["StudyInstanceUID", *COMPETITION.columns])
     path.write_text("\n".join([header, *(f"{study},1,1,0,0,0,0,0,0" for study in studies)]) + "\n")
     return path
 

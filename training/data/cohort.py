@@ -15,7 +15,7 @@ from storage_schemas.errors import UsageError
 from storage_schemas.records import CROPPED
 from storage_schemas.store import StudyStore
 from storage_schemas.study_key import StudyKey
-from storage_schemas.vertebrae import CERVICAL, LABEL_COLUMNS
+from storage_schemas.targets import Targets
 
 Rectangle = tuple[float, float, float, float]
 
@@ -110,9 +110,9 @@ class Study:
     scanner : str
         Scanner name, empty where unknown.
     labels : tuple of int, or None
-        Labels in the order of the targets' label columns; None where any of them is unknown.
+        Labels in the order of `Targets.columns`; None where any of them is unknown.
     vertebrae : tuple of VertebraCrop
-        Crops of the study's vertebrae, sorted by level.
+        Crops of the study's vertebrae, in the order of `Targets.levels`.
     """
 
     study: StudyKey
@@ -127,24 +127,31 @@ class Study:
         return sum(self.labels[1:]) if self.labels else 0
 
 
-def read_cohort(store: StudyStore) -> tuple[Study, ...]:
+def read_cohort(store: StudyStore, targets: Targets) -> tuple[Study, ...]:
     """Read the committed studies of a store, sorted by key.
+
+    Parameters
+    ----------
+    store : StudyStore
+        Store whose tables are read.
+    targets : Targets
+        Levels and labels to read. Studies have no labels if the store's tables lack any of them.
 
     Raises
     ------
     StoreError
         ``table-missing`` or ``table-invalid``.
     """
-    vertebrae = _read_vertebrae(store)
-    table = store.read_table("studies").select(
-        ["study", "patient", "scanner", "outcome", *LABEL_COLUMNS]
-    )
+    vertebrae = _read_vertebrae(store, targets)
+    table = store.read_table("studies")
+    labels = [name for name in targets.columns if name in table.column_names]
+    table = table.select(["study", "patient", "scanner", "outcome", *labels])
     studies = [
         Study(
             study=StudyKey(row["study"]),
             patient=row["patient"],
             scanner=row["scanner"] or "",
-            labels=_labels(row),
+            labels=_labels(row, targets),
             vertebrae=tuple(vertebrae.get(row["study"], ())),
         )
         for row in table.to_pylist()
@@ -179,17 +186,17 @@ def label_table(studies: Iterable[Study]) -> NDArray[np.int64]:
     return np.array([study.labels for study in studies], np.int64)
 
 
-def _labels(row: dict[str, Any]) -> tuple[int, ...] | None:
-    values = [row[name] for name in LABEL_COLUMNS]
+def _labels(row: dict[str, Any], targets: Targets) -> tuple[int, ...] | None:
+    values: list[Any] = [row.get(name) for name in targets.columns]
     return None if None in values else tuple(values)
 
 
-def _read_vertebrae(store: StudyStore) -> dict[str, list[VertebraCrop]]:
+def _read_vertebrae(store: StudyStore, targets: Targets) -> dict[str, list[VertebraCrop]]:
     slices = store.read_table("slices")
     slice_labels, boxes = _read_slice_labels(slices), _read_boxes(slices)
     found: dict[str, list[VertebraCrop]] = {}
     for row in store.read_table("vertebrae").to_pylist():
-        if row["outcome"] != CROPPED or row["level"] not in CERVICAL:
+        if row["outcome"] != CROPPED or row["level"] not in targets.levels:
             continue
         z, y, x = (row[f"{axis}1"] - row[f"{axis}0"] for axis in "zyx")
         known = slice_labels.get((row["study"], row["level"]), {})
@@ -205,7 +212,8 @@ def _read_vertebrae(store: StudyStore) -> dict[str, list[VertebraCrop]]:
         )
         found.setdefault(row["study"], []).append(vertebra)
     return {
-        study: sorted(rows, key=lambda vertebra: vertebra.level) for study, rows in found.items()
+        study: sorted(rows, key=lambda vertebra: targets.levels.index(vertebra.level))
+        for study, rows in found.items()
     }
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from storage_schemas.crops import ArrayLayout
 from storage_schemas.objects import for_each
 from storage_schemas.store import StudyStore
+from storage_schemas.targets import Targets
 from training.data.cohort import Study, VertebraCrop
 from training.durable import unwritable
 from training.ranks import broadcast_text, is_first, ranks, wait
@@ -41,6 +42,8 @@ class CropBuffer:
         Voxels of all crops, concatenated; memory-mapped and read-only.
     offsets : ndarray, shape (vertebrae + 1,), int64
         Start of each crop in `voxels`, and the total length.
+    targets : Targets
+        Targets of the run, which give levels and labels their order in arrays.
     masks : ndarray, shape (voxels,), uint8, or None
         1 inside the vertebra, 0 outside or where the mask is unknown; None where masks were not
         read.
@@ -53,6 +56,7 @@ class CropBuffer:
     vertebrae: tuple[VertebraCrop, ...]
     voxels: NDArray[np.int16]
     offsets: NDArray[np.int64]
+    targets: Targets
     masks: NDArray[np.uint8] | None = None
     folder: Path | None = None
     studies: tuple[Study, ...] = ()
@@ -96,6 +100,7 @@ class CropBuffer:
 def open_buffer(
     store: StudyStore,
     studies: Iterable[Study],
+    targets: Targets,
     folder: Path,
     advance: Callable[[], None] = lambda: None,
     *,
@@ -112,6 +117,8 @@ def open_buffer(
         Store to read from.
     studies : iterable of Study
         Studies whose crops are read.
+    targets : Targets
+        Targets of the run.
     folder : Path
         Folder for the temporary file; it needs two bytes of free space for each voxel.
     advance : callable
@@ -145,9 +152,8 @@ def open_buffer(
         path = Path(broadcast_text(str(path)))
         voxels = cast(NDArray[np.int16], _map(path, np.int16, offsets))
         inside = _map(path.with_name(MASKS), np.uint8, offsets) if masks else None
-        yield CropBuffer(
-            vertebrae, voxels, offsets, cast(NDArray[np.uint8] | None, inside), folder, studies
-        )
+        inside = cast(NDArray[np.uint8] | None, inside)
+        yield CropBuffer(vertebrae, voxels, offsets, targets, inside, folder, studies)
         wait()  # rank 0 removes the file
 
 

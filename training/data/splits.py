@@ -2,7 +2,7 @@
 
 Multi-label stratification assigns the patients of the rarest label first, each to the split that
 lacks that label most (Sechidis, Tsoumakas and Vlahavas, On the Stratification of Multi-label Data,
-ECML PKDD 2011). The labels are the competition's targets and the number of fractured levels.
+ECML PKDD 2011). The labels are the targets and the number of fractured levels.
 """
 
 from collections.abc import Iterable, Mapping

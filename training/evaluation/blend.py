@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from storage_schemas.errors import UsageError
 from storage_schemas.store import StudyStore
+from storage_schemas.targets import Targets
 from training.data.cohort import label_table, labelled, read_cohort
 from training.data.splits import Splits
 from training.durable import write_folder
@@ -90,10 +91,15 @@ def blend(store: StudyStore, out: RunFolder, runs: Sequence[RunFolder]) -> RunEn
         if set(split.test) != set(splits[0].test):
             reason = "its test patients differ from those of the first run: use the same --seed"
             raise UsageError("config-invalid", reason, key=str(run.path))
-    studies = labelled(read_cohort(store), store.url)
+    targets = runs[0].targets()
+    for run in runs:
+        if run.targets() != targets:
+            reason = "its targets differ from those of the first run"
+            raise UsageError("config-invalid", reason, key=str(run.path))
+    studies = labelled(read_cohort(store, targets), store.url)
     known = [held_out_predictions(run, studies) for run in runs]
     common = [study for study in studies if all(study.study in each for each in known)]
-    labels = label_table(common) if common else np.zeros((0, 8), np.int64)
+    labels = label_table(common) if common else np.zeros((0, len(targets)), np.int64)
     if len(common) < FEWEST or labels[:, 0].min() == labels[:, 0].max():
         reason = (
             f"{len(common)} studies are held out by all runs; {FEWEST} or more are needed, with"
@@ -101,12 +107,12 @@ def blend(store: StudyStore, out: RunFolder, runs: Sequence[RunFolder]) -> RunEn
         )
         raise UsageError("cohort-too-small", reason, key=str(out.path))
     tables = [np.stack([each[study.study] for study in common]) for each in known]
-    weights = weigh_runs(labels, tables, [study.patient for study in common])
+    weights = weigh_runs(labels, tables, [study.patient for study in common], targets)
     found = RunEnsemble(
         names=tuple(run.path.name for run in runs),
         weights=tuple(weights.tolist()),
-        losses=tuple(competition_loss(labels, table) for table in tables),
-        loss=competition_loss(labels, average_predictions(weights.tolist(), tables)),
+        losses=tuple(competition_loss(labels, table, targets) for table in tables),
+        loss=competition_loss(labels, average_predictions(weights.tolist(), tables), targets),
         studies=len(common),
     )
     _write(out, runs, found, _held_by_all(splits))
@@ -114,7 +120,10 @@ def blend(store: StudyStore, out: RunFolder, runs: Sequence[RunFolder]) -> RunEn
 
 
 def weigh_runs(
-    labels: NDArray[np.int64], tables: Sequence[Floats], patients: Sequence[str]
+    labels: NDArray[np.int64],
+    tables: Sequence[Floats],
+    patients: Sequence[str],
+    targets: Targets,
 ) -> Floats:
     """Fit non-negative weights with sum 1, averaged over bootstrap resamples of the patients.
 
@@ -129,6 +138,8 @@ def weigh_runs(
         Probabilities of each run.
     patients : sequence of str
         Patient of each study; the studies of a patient are resampled together.
+    targets : Targets
+        Names and weights of the columns.
 
     Returns
     -------
@@ -141,7 +152,7 @@ def weigh_runs(
     for _ in range(_RESAMPLES):
         sampled = random.integers(0, len(names), len(names))
         rows = np.concatenate([np.flatnonzero(place == patient) for patient in sampled])
-        total += fit_weights(labels[rows], [table[rows] for table in tables])
+        total += fit_weights(labels[rows], [table[rows] for table in tables], targets)
     total[total < _ENOUGH * total.sum()] = 0
     return cast(Floats, total / total.sum())
 

@@ -19,7 +19,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from presentation.progress import StageProgress
 from storage_schemas.errors import UsageError
 from storage_schemas.store import StudyStore
-from storage_schemas.vertebrae import LABEL_COLUMNS
+from storage_schemas.targets import Targets
 from training.config import RunConfig
 from training.data.cohort import Study, label_table, labelled, read_cohort
 from training.data.splits import Splits
@@ -50,18 +50,14 @@ ENSEMBLE = "mixture of rounds"
 _TITLES = {TEST_CONSTANT: "best constant of the test labels", ENSEMBLE: "ensemble of rounds"}
 """Displayed names of models and baselines, where they differ from the key in evaluation.json."""
 
-GROUPS: Mapping[str, list[int]] = {
-    **{target: [column] for column, target in enumerate(LABEL_COLUMNS)},
-    "levels": list(range(1, len(LABEL_COLUMNS))),
-}
-"""Label columns that a metric is computed on: each target, and all levels pooled."""
+LEVELS = "levels"
+"""Name of the metrics of all levels pooled, beside those of each target."""
 METRIC_TITLES: Mapping[str, str] = {
     "auc": "AUC",
     "average_precision": "average precision",
     "sensitivity": f"sensitivity at {SPECIFICITY:.0%} specificity",
     "brier": "Brier",
 }
-CURVES = (LABEL_COLUMNS[0], "levels")
 RESAMPLES = 1000
 """Number of bootstrap resamples of the patients."""
 Floats = NDArray[np.float64]
@@ -86,13 +82,14 @@ class Evaluation:
     intervals : mapping
         For the model, the ensemble and each baseline: 95 % interval of each entry of `losses`.
     figures : mapping
-        For the model and the ensemble, by `GROUPS` and metric: value, and lower and upper end of
-        its 95 % interval; None if the test set lacks one class.
+        For the model and the ensemble, by target (and `LEVELS`) and metric: value, and lower and
+        upper end of its 95 % interval; None if the test set lacks one class.
     curves : mapping
-        For the model and the ensemble, by `CURVES`: points of three curves. ``calibration`` holds
-        mean predicted probability and observed fracture rate in up to ten quantile bins; ``roc``
-        holds 1 - specificity and sensitivity, ``precision_recall`` sensitivity and precision, at
-        every threshold. The last two are None if the test set lacks one class.
+        For the model and the ensemble, for the patient and `LEVELS`: points of three curves.
+        ``calibration`` holds mean predicted probability and observed fracture rate in up to ten
+        quantile bins; ``roc`` holds 1 - specificity and sensitivity, ``precision_recall``
+        sensitivity and precision, at every threshold. The last two are None if the test set lacks
+        one class.
     sites : mapping
         For each scanner: number of studies, and loss of the model and of the best constant.
     worst_site : str
@@ -117,6 +114,11 @@ class Evaluation:
     gain: float
     gain_interval: tuple[float, float]
     exams: tuple[Mapping[str, Any], ...]
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the targets, in the order of the exams' labels and probabilities."""
+        return tuple(name for name in self.losses[MODEL] if name != "all")
 
     @property
     def headline(self) -> str:
@@ -168,7 +170,8 @@ def evaluate(store: StudyStore, run: RunFolder) -> Evaluation:
     """
     config = RunConfig.from_json(run.read(SETTINGS)["config"])
     splits = Splits.from_json(run.read(SPLITS))
-    studies = labelled(read_cohort(store), store.url)
+    targets = run.targets()
+    studies = labelled(read_cohort(store, targets), store.url)
     test, train = _chosen(studies, splits, "test", store), _chosen(studies, splits, "train", store)
     crops = sum(len(study.vertebrae) for study in test)
     examples = ExampleCases()
@@ -177,7 +180,7 @@ def evaluate(store: StudyStore, run: RunFolder) -> Evaluation:
             store, run, test, progress.advance, examples.observe, ensemble=True
         )
     examples.write(run)
-    found = _compare(test, train, predictions, config.seed)
+    found = _compare(test, train, predictions, targets, config.seed)
     run.write(EVALUATION, asdict(found))
     renew_card(run, find_recipe(config.recipe).kind)
     return found
@@ -198,7 +201,11 @@ def _chosen(
 
 
 def _compare(
-    test: tuple[Study, ...], train: tuple[Study, ...], predictions: Predictions, seed: int
+    test: tuple[Study, ...],
+    train: tuple[Study, ...],
+    predictions: Predictions,
+    targets: Targets,
+    seed: int,
 ) -> Evaluation:
     labels, train_labels = label_table(test), label_table(train)
     models = {MODEL: predictions.probabilities}
@@ -206,37 +213,41 @@ def _compare(
         models[ENSEMBLE] = predictions.ensemble
     predictors: dict[str, Floats] = {
         **models,
-        HALF: np.full(len(LABEL_COLUMNS), 0.5),
+        HALF: np.full(len(targets), 0.5),
         PRIOR: class_prior(train_labels),
-        BEST: best_constants(train_labels),
-        TEST_CONSTANT: best_constants(labels),
+        BEST: best_constants(train_labels, targets),
+        TEST_CONSTANT: best_constants(labels, targets),
     }
     model_losses, constant = (
-        mean_by_patient(test, exam_losses(labels, predictors[name])) for name in (MODEL, BEST)
+        mean_by_patient(test, exam_losses(labels, predictors[name], targets))
+        for name in (MODEL, BEST)
     )
-    sites = _compare_sites(test, predictors)
+    losses = {name: competition_loss(labels, p, targets) for name, p in predictors.items()}
+    groups = _groups(targets)
+    sites = _compare_sites(test, predictors, targets)
     weights = _resample(test, seed)
     return Evaluation(
         patients=len({study.patient for study in test}),
         studies=len(test),
         broken=int(labels[:, 0].sum()),
         losses={
-            name: {"all": competition_loss(labels, p), **target_losses(labels, p)}
+            name: {"all": losses[name], **target_losses(labels, p, targets)}
             for name, p in predictors.items()
         },
-        intervals={name: _loss_intervals(labels, p, weights) for name, p in predictors.items()},
-        figures={name: _metrics(labels, p, weights) for name, p in models.items()},
+        intervals={
+            name: _loss_intervals(labels, p, weights, targets) for name, p in predictors.items()
+        },
+        figures={name: _metrics(labels, p, weights, groups) for name, p in models.items()},
         curves={
             name: {
-                group: _curves(labels[:, GROUPS[group]].ravel(), p[:, GROUPS[group]].ravel())
-                for group in CURVES
+                group: _curves(labels[:, groups[group]].ravel(), p[:, groups[group]].ravel())
+                for group in (targets.patient, LEVELS)
             }
             for name, p in models.items()
         },
         sites=sites,
         worst_site=max(sites, key=lambda site: sites[site][MODEL]),
-        gain=competition_loss(labels, predictors[BEST])
-        - competition_loss(labels, predictors[MODEL]),
+        gain=losses[BEST] - losses[MODEL],
         gain_interval=bootstrap_difference(constant, model_losses, seed=seed),
         exams=tuple(
             {"study": name, "labels": truth, "probabilities": p, "loss": loss}
@@ -244,11 +255,17 @@ def _compare(
                 predictions.studies,
                 labels.tolist(),
                 predictions.probabilities.tolist(),
-                exam_losses(labels, predictions.probabilities).tolist(),
+                exam_losses(labels, predictions.probabilities, targets).tolist(),
                 strict=True,
             )
         ),
     )
+
+
+def _groups(targets: Targets) -> dict[str, list[int]]:
+    """Return the columns that a metric is computed on: each target, and all levels pooled."""
+    alone = {target: [column] for column, target in enumerate(targets.columns)}
+    return alone | {LEVELS: list(range(1, len(targets)))}
 
 
 def _resample(test: tuple[Study, ...], seed: int) -> Floats:
@@ -266,10 +283,13 @@ def _resample(test: tuple[Study, ...], seed: int) -> Floats:
 
 
 def _metrics(
-    labels: NDArray[np.int64], probabilities: Floats, weights: Floats
+    labels: NDArray[np.int64],
+    probabilities: Floats,
+    weights: Floats,
+    groups: Mapping[str, list[int]],
 ) -> dict[str, dict[str, tuple[float, float, float] | None]]:
     found: dict[str, dict[str, tuple[float, float, float] | None]] = {}
-    for group, columns in GROUPS.items():
+    for group, columns in groups.items():
         truth, p = labels[:, columns].ravel(), probabilities[:, columns].ravel()
         repeated = np.repeat(weights, len(columns), axis=1)
         resampled = rank_metrics(truth, p, repeated) | brier_score(truth, p, repeated)
@@ -285,14 +305,14 @@ def _interval(resampled: Floats) -> tuple[float, float, float] | None:
 
 
 def _loss_intervals(
-    labels: NDArray[np.int64], probabilities: Floats, weights: Floats
+    labels: NDArray[np.int64], probabilities: Floats, weights: Floats, targets: Targets
 ) -> dict[str, tuple[float, float]]:
     """95 % intervals of the competition's loss and of the loss of each target."""
-    exams = exam_weights(labels)
+    exams = exam_weights(labels, targets)
     losses = exams * cross_entropy(labels, probabilities)
     resampled = {"all": weights @ losses.sum(axis=1) / weights.sum(axis=1)}
     each = (weights @ losses) / (weights @ exams)
-    resampled |= dict(zip(LABEL_COLUMNS, each.T, strict=True))
+    resampled |= dict(zip(targets.columns, each.T, strict=True))
     return {name: _quantiles(values) for name, values in resampled.items()}
 
 
@@ -319,10 +339,10 @@ def _points(x: Floats, y: Floats) -> Curve:
 
 
 def _compare_sites(
-    test: tuple[Study, ...], predictors: Mapping[str, Floats]
+    test: tuple[Study, ...], predictors: Mapping[str, Floats], targets: Targets
 ) -> dict[str, dict[str, float]]:
     labels = label_table(test)
-    losses = {name: exam_losses(labels, predictors[name]) for name in (MODEL, BEST)}
+    losses = {name: exam_losses(labels, predictors[name], targets) for name in (MODEL, BEST)}
     scanners = np.array([study.scanner or "unknown" for study in test])
     return {
         str(site): {
@@ -338,7 +358,7 @@ def show(evaluation: Evaluation) -> list[Table]:
     losses = _table(
         f"Loss on {evaluation.patients} test patients, {evaluation.broken} of"
         f" {evaluation.studies} studies with a fracture",
-        ("all", *LABEL_COLUMNS),
+        ("all", *evaluation.targets),
     )
     for name, each in evaluation.losses.items():
         losses.add_row(title(name), *(f"{loss:.3f}" for loss in each.values()))

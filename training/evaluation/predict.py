@@ -12,8 +12,7 @@ from presentation.output import csv_text, write_output
 from storage_schemas.annotations import STUDY_COLUMN, read_row_ids
 from storage_schemas.errors import UsageError
 from storage_schemas.store import StudyStore
-from storage_schemas.targets import COMPETITION
-from storage_schemas.vertebrae import LABEL_COLUMNS
+from storage_schemas.targets import Targets
 from training.config import InputConfig
 from training.data.cohort import Study
 from training.data.crop_buffer import CropBuffer, open_buffer
@@ -40,12 +39,14 @@ class Predictions:
     studies : tuple of str
         Keys of the studies.
     probabilities : ndarray, shape (studies, targets), float64
-        Fracture probabilities, in the order of the label columns.
+        Fracture probabilities, in the order of `Targets.columns`.
     by_prior : ndarray, shape (studies,), int64
         Number of levels without a crop, which get the prior.
     scores : ndarray, shape (studies, levels), float64
         Vertebra scores in logits, NaN without a crop; in an ensemble, those of the member with the
         largest weight.
+    targets : Targets
+        Targets of the run.
     ensemble : ndarray, shape (studies, targets), float64, or None
         Probabilities of the ensemble of rounds; None if not requested or not available.
     """
@@ -54,6 +55,7 @@ class Predictions:
     probabilities: Floats
     by_prior: NDArray[np.int64]
     scores: Floats
+    targets: Targets
     ensemble: Floats | None = None
 
     def with_ensemble(self, run: RunFolder) -> "Predictions":
@@ -127,6 +129,7 @@ def predict_studies(
     StoreError
         ``array-missing`` or ``array-damaged`` if a shard cannot be read.
     """
+    targets = run.targets()
     members = [_load(member) for member in read_members(run)]
     stack = read_round_ensemble(run) if ensemble else None
     rounds = (
@@ -138,10 +141,11 @@ def predict_studies(
         ]
     )
     masks = any(entry.inputs.mask for entry in (*members, *rounds))
-    scores, probabilities, averaged = [_no_rows(7)], [_no_rows(8)], [_no_rows(8)]
+    scores = [_no_rows(len(targets.levels))]
+    probabilities, averaged = [_no_rows(len(targets))], [_no_rows(len(targets))]
     for start in range(0, len(studies), _STUDIES_AT_ONCE):
         part = studies[start : start + _STUDIES_AT_ONCE]
-        with open_buffer(store, part, run.path, advance, masks=masks) as buffer:
+        with open_buffer(store, part, targets, run.path, advance, masks=masks) as buffer:
             found = [entry.score(buffer, part) for entry in members]
             observe(members[0].model, members[0].inputs, buffer, part, found[0])
             scores.append(found[0].score)
@@ -153,6 +157,7 @@ def predict_studies(
         probabilities=np.concatenate(probabilities),
         by_prior=np.isnan(np.concatenate(scores)).sum(axis=1),
         scores=np.concatenate(scores),
+        targets=targets,
         ensemble=None if stack is None else np.concatenate(averaged),
     )
 
@@ -189,7 +194,7 @@ def _no_rows(columns: int) -> Floats:
 
 def write_table(predictions: Predictions, path: Path) -> None:
     """Write a CSV table of the probabilities, with each study's number of levels without a crop."""
-    header = [STUDY_COLUMN, *LABEL_COLUMNS, "levels_by_prior"]
+    header = [STUDY_COLUMN, *predictions.targets.columns, "levels_by_prior"]
     rows = (
         [study, *(repr(p) for p in probabilities), by_prior]
         for study, probabilities, by_prior in zip(
@@ -228,12 +233,13 @@ def write_submission(
     UsageError
         ``csv-invalid`` or ``source-not-found``.
     """
-    wanted = read_row_ids(sample, COMPETITION)
+    columns = predictions.targets.columns
+    wanted = read_row_ids(sample, predictions.targets)
     known: Mapping[str, Sequence[float]] = dict(
         zip(predictions.studies, predictions.probabilities.tolist(), strict=True)
     )
     rows = [
-        [row_id, repr(known.get(study, priors)[LABEL_COLUMNS.index(target)])]
+        [row_id, repr(known.get(study, priors)[columns.index(target)])]
         for row_id, study, target in wanted
     ]
     write_output(path, csv_text(["row_id", "fractured"], rows))

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from storage_schemas.vertebrae import CERVICAL
 from training.config import InputConfig
 from training.data.crop_buffer import CropBuffer
 from training.data.inputs import (
@@ -84,7 +83,7 @@ def attribute_study(
     inputs: InputConfig,
     buffer: CropBuffer,
     study: str,
-    levels: Sequence[str] = CERVICAL,
+    levels: Sequence[str] | None = None,
 ) -> tuple[LevelAttribution, ...]:
     """Compute the slice weights and heat maps of a study, C1 first.
 
@@ -98,14 +97,15 @@ def attribute_study(
         Buffer that holds the study's crops.
     study : str
         Key of the study.
-    levels : sequence of str
-        Levels to explain; those without a crop are skipped.
+    levels : sequence of str, optional
+        Levels to explain, all by default; those without a crop are skipped.
 
     Returns
     -------
     tuple of LevelAttribution
         One entry for each level that has a crop.
     """
+    levels = buffer.targets.levels if levels is None else levels
     model.to(device())
     if isinstance(model, CervicalSequenceModel):
         return _attribute_sequence(model, inputs, buffer, study, levels)
@@ -141,7 +141,7 @@ def _attribute_slices(
                 _key_slices(index.z[keys], pixels, heat),
             )
         )
-    return tuple(sorted(found, key=lambda attribution: attribution.level))
+    return tuple(sorted(found, key=lambda one: buffer.targets.levels.index(one.level)))
 
 
 def _attribute_sequence(
@@ -157,7 +157,7 @@ def _attribute_sequence(
     )
     found = []
     for level in np.flatnonzero(index.crop[0] >= 0):
-        if CERVICAL[level] not in levels:
+        if buffer.targets.levels[level] not in levels:
             continue
         valid = index.valid[0, level]
         z = index.z[0, level][valid]
@@ -169,7 +169,7 @@ def _attribute_sequence(
         heat = explain(model, normalise(pixels, inputs), batch["valid"])
         found.append(
             LevelAttribution(
-                CERVICAL[level],
+                buffer.targets.levels[level],
                 tuple(z.tolist()),
                 tuple(weights[level][valid].tolist()),
                 tuple(logits[level][valid].tolist()),

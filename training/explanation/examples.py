@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from transformers import PreTrainedModel
 
 from presentation.figures import png_of
-from storage_schemas.vertebrae import CERVICAL
 from training.config import InputConfig
 from training.data.cohort import Study
 from training.data.crop_buffer import CropBuffer
@@ -71,8 +70,9 @@ class ExampleCases:
     ) -> None:
         """Add the cases of some studies, keep the best of all, and compute their key slices."""
         rows = {study.study: row for row, study in enumerate(studies)}
+        levels = buffer.targets.levels
         for vertebra in buffer.vertebrae:
-            score = float(scores.score[rows[vertebra.study], CERVICAL.index(vertebra.level)])
+            score = float(scores.score[rows[vertebra.study], levels.index(vertebra.level)])
             for kind in ("found", "missed") if vertebra.fractured else ("false alarm",):
                 rank = -score if kind == "missed" else score
                 self.examples.append(Example(kind, rank, score, vertebra.study, vertebra.level))

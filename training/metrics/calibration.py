@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_schemas.targets import Targets
 from training.metrics.competition import best_constants, exam_weights
 
 Floats = NDArray[np.float64]
@@ -70,7 +71,7 @@ class Calibration:
         Returns
         -------
         ndarray, shape (studies, targets)
-            Probabilities in the order of the label columns.
+            Probabilities in the order of `Targets.columns`.
         """
         levels = self._levels(scores)
         logit = self.patient_slope * _noisy_or(levels) + self.patient_offset
@@ -106,6 +107,7 @@ def fit_calibration(
     scores: Floats,
     labels: NDArray[np.int64],
     train_labels: NDArray[np.int64],
+    targets: Targets,
     patient: Floats | None = None,
 ) -> Calibration:
     """Fit the calibration maps.
@@ -118,24 +120,27 @@ def fit_calibration(
         Labels of the calibration patients.
     train_labels : ndarray, shape (studies, targets)
         Labels of the training patients, whose best constants are the priors.
+    targets : Targets
+        Names and weights of the columns of labels.
     patient : ndarray, shape (studies,), or None
         Patient logits of the calibration patients.
     """
-    priors = best_constants(train_labels)
+    priors = best_constants(train_labels, targets)
     known = ~np.isnan(scores)
     centre, scale = _centre_and_scale(scores)
     x = (np.where(known, scores, centre) - centre) / scale
     level = np.nonzero(known)[1]
-    weights = exam_weights(labels)
+    weights = exam_weights(labels, targets)
     one_level = np.eye(scores.shape[1])[level]
+    levels = scores.shape[1]
     theta = _fit_logistic(
         np.column_stack([x[known], np.ones(len(level)), one_level * x[known][:, None], one_level]),
         labels[:, 1:][known],
         weights[:, 1:][known],
         start=_logit(priors[1:])[level],
-        penalty=np.full(2 + 2 * scores.shape[1], _PENALTY),
+        penalty=np.full(2 + 2 * levels, _PENALTY),
     )
-    slope, offset, slopes, offsets = theta[0], theta[1], theta[2:9], theta[9:]
+    slope, offset, (slopes, offsets) = theta[0], theta[1], theta[2:].reshape(2, levels)
     head_centre, head_scale = _centre_and_scale(patient)
     levels_only = Calibration(
         centre=centre,

@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from storage_schemas.targets import Targets
 from training.metrics.competition import CLIP, exam_weights
 
 Floats = NDArray[np.float64]
@@ -60,7 +61,9 @@ def average_predictions(weights: Sequence[float], probabilities: Sequence[Floats
     return cast(Floats, np.tensordot(weights, np.stack(probabilities), 1))
 
 
-def fit_weights(labels: NDArray[np.int64], probabilities: Sequence[Floats]) -> Floats:
+def fit_weights(
+    labels: NDArray[np.int64], probabilities: Sequence[Floats], targets: Targets
+) -> Floats:
     """Fit the ensemble weights with the least loss.
 
     Parameters
@@ -69,6 +72,8 @@ def fit_weights(labels: NDArray[np.int64], probabilities: Sequence[Floats]) -> F
         Labels of the calibration patients.
     probabilities : sequence of ndarray, shape (studies, targets)
         Probabilities of each round.
+    targets : Targets
+        Names and weights of the columns.
 
     Returns
     -------
@@ -77,7 +82,7 @@ def fit_weights(labels: NDArray[np.int64], probabilities: Sequence[Floats]) -> F
     """
     table = np.clip(np.stack(probabilities), CLIP, 1 - CLIP)
     given = np.where(labels == 1, table, 1 - table).reshape(len(table), -1)
-    exams = exam_weights(labels).reshape(-1) / len(labels)
+    exams = exam_weights(labels, targets).reshape(-1) / len(labels)
     weights = _maximise(given, exams)
     kept = weights >= min(_ENOUGH, weights.max())
     weights = np.zeros(len(table))

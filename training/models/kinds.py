@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 from transformers import PreTrainedModel
 
+from storage_schemas.targets import Targets
 from training.config import InputConfig, RunConfig
 from training.data.cohort import Study
 from training.data.crop_buffer import CropBuffer
@@ -37,7 +38,7 @@ class Kind:
     Parameters
     ----------
     start : callable
-        Builds a new model, or loads a checkpoint to start from.
+        Builds a new model for some targets, or loads a checkpoint to start from.
     load : callable
         Loads a folder written by `training.models.slice_model.save_model`, with strict checks of
         all weights.
@@ -51,7 +52,7 @@ class Kind:
         Computes a logit for each level of each study, in the order of the studies.
     """
 
-    start: Callable[[RunConfig, Path | None], Model]
+    start: Callable[[RunConfig, Path | None, Targets], Model]
     load: Callable[[Path], Model]
     count: Callable[[Study, RunConfig], int]
     train: Callable[[PreTrainedModel, InputConfig, CropBuffer, RunConfig, RoundWork], Trained]
@@ -59,7 +60,8 @@ class Kind:
     score: Callable[[PreTrainedModel, InputConfig, CropBuffer, Sequence[Study]], LevelScores]
 
 
-def _start_slice_model(config: RunConfig, folder: Path | None) -> Model:
+def _start_slice_model(config: RunConfig, folder: Path | None, targets: Targets) -> Model:
+    del targets  # a slice model scores slices of any level
     if folder is None:
         return build_model(config.model, config.inputs, config.seed), config.inputs
     return start_model(folder, config.inputs, config.seed)

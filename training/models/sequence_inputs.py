@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from storage_schemas.vertebrae import CERVICAL
+from storage_schemas.targets import Targets
 from training.config import AugmentConfig, InputConfig
 from training.data.cohort import VertebraCrop
 from training.data.crop_buffer import CropBuffer
@@ -66,11 +66,12 @@ class PatientIndex:
     def alone(self) -> "PatientIndex":
         """Return the same vertebrae, each as a patient with a single vertebra."""
         row, level = np.nonzero(self.crop >= 0)
-        return PatientIndex.of_single(self.crop[row, level], level, self.z[row, level])
+        levels = self.crop.shape[1]
+        return PatientIndex.of_single(self.crop[row, level], level, self.z[row, level], levels)
 
     @classmethod
     def of_single(
-        cls, crop: NDArray[np.int64], level: NDArray[np.int64], z: NDArray[np.int64]
+        cls, crop: NDArray[np.int64], level: NDArray[np.int64], z: NDArray[np.int64], levels: int
     ) -> "PatientIndex":
         """Make an index of single vertebrae.
 
@@ -82,11 +83,10 @@ class PatientIndex:
             Index of each vertebra's level.
         z : ndarray, shape (vertebrae, positions), int64
             Slice at each position.
+        levels : int
+            Number of levels of a patient.
         """
-        found = cls(
-            np.full((len(crop), len(CERVICAL)), -1),
-            np.full((len(crop), len(CERVICAL), z.shape[1]), -1),
-        )
+        found = cls(np.full((len(crop), levels), -1), np.full((len(crop), levels, z.shape[1]), -1))
         each = np.arange(len(crop))
         found.crop[each, level], found.z[each, level] = crop, z
         return found
@@ -125,11 +125,12 @@ def index_patients(
 ) -> PatientIndex:
     """List the positions of studies; studies without crops get a row of -1."""
     rows = {study: row for row, study in enumerate(studies)}
-    crop = np.full((len(studies), len(CERVICAL)), -1)
+    levels = buffer.targets.levels
+    crop = np.full((len(studies), len(levels)), -1)
     z = np.full((*crop.shape, positions), -1)
     for number, vertebra in enumerate(buffer.vertebrae):
         if vertebra.study in rows:
-            place = rows[vertebra.study], CERVICAL.index(vertebra.level)
+            place = rows[vertebra.study], levels.index(vertebra.level)
             crop[place] = number
             z[place] = choose_positions(vertebra, positions, trim_mm)
     return PatientIndex(crop, z)
@@ -199,12 +200,12 @@ def _count(of: Tensor) -> int:
     return int(of.max()) + 1 if len(of) else 0
 
 
-def list_warnings(vertebrae: Sequence[VertebraCrop]) -> list[str]:
+def list_warnings(vertebrae: Sequence[VertebraCrop], targets: Targets) -> list[str]:
     """List reasons why the prediction of a study is less reliable, one line each."""
     found = {vertebra.level: vertebra.shape[0] for vertebra in vertebrae}
     missing = [
         f"{level} was not found in the scan: its probability is a prior, not a prediction"
-        for level in CERVICAL
+        for level in targets.levels
         if level not in found
     ]
     return missing + [

@@ -1,7 +1,7 @@
 """The loss of sequence models on patients, vertebrae and positions.
 
 Patients have the competition's loss over all targets. Vertebrae have the cross-entropy of their own
-logits with the same weights (1 intact, 2 fractured). Positions are trained only where the slice
+logits with the weights of their level. Positions are trained only where the slice
 label is known, not with the label of the vertebra; both the encoder's own logit and the sequence's
 logit of a position are trained, so that the encoder has to detect the fracture itself.
 """
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from storage_schemas.vertebrae import CERVICAL
 from training.data.cohort import Study
 from training.data.crop_buffer import CropBuffer
 from training.metrics.competition import exam_weights
@@ -36,6 +35,8 @@ class PatientTargets:
     vertebra : ndarray, shape (patients, levels), float32
         Label of each vertebra, 0 or 1; NaN without a crop or label, or if all positions are known
         to show no fracture of a fractured vertebra.
+    vertebra_weight : ndarray, shape (patients, levels), float32
+        Weight of each vertebra by its label, from `Targets.weights`.
     position : ndarray, shape (patients, levels, positions), float32
         Label of each slice, 0 or 1; NaN where unknown or masked.
     """
@@ -43,11 +44,16 @@ class PatientTargets:
     patient: NDArray[np.float32]
     patient_weight: NDArray[np.float32]
     vertebra: NDArray[np.float32]
+    vertebra_weight: NDArray[np.float32]
     position: NDArray[np.float32]
 
     def __getitem__(self, rows: NDArray[np.int64] | slice) -> "PatientTargets":
         return PatientTargets(
-            self.patient[rows], self.patient_weight[rows], self.vertebra[rows], self.position[rows]
+            self.patient[rows],
+            self.patient_weight[rows],
+            self.vertebra[rows],
+            self.vertebra_weight[rows],
+            self.position[rows],
         )
 
     def tensors(self) -> dict[str, Tensor]:
@@ -56,6 +62,7 @@ class PatientTargets:
             "patient_target": torch.from_numpy(self.patient),
             "patient_weight": torch.from_numpy(self.patient_weight),
             "vertebra_target": torch.from_numpy(self.vertebra),
+            "vertebra_weight": torch.from_numpy(self.vertebra_weight),
             "position_target": torch.from_numpy(self.position),
         }
 
@@ -74,11 +81,12 @@ def find_targets(
     studies : sequence of Study, optional
         Labelled studies of the rows; without them the patient targets are NaN.
     """
-    patient = np.full((len(index), 1 + len(CERVICAL)), np.nan, np.float32)
+    targets = buffer.targets
+    patient = np.full((len(index), len(targets)), np.nan, np.float32)
     weight = np.zeros_like(patient)
     if studies:
         labels = np.array([study.labels for study in studies])
-        patient[:], weight[:] = labels, exam_weights(labels)
+        patient[:], weight[:] = labels, exam_weights(labels, targets)
     vertebra = np.full(index.crop.shape, np.nan, np.float32)
     position = np.full(index.z.shape, np.nan, np.float32)
     for row, level in zip(*np.nonzero(index.crop >= 0), strict=True):
@@ -88,7 +96,10 @@ def find_targets(
         position[row, level, here >= 0] = seen
         if crop.fractured is not None and not (crop.fractured and (seen == 0).all()):
             vertebra[row, level] = crop.fractured
-    return PatientTargets(patient, weight, vertebra, position)
+    vertebra_weight = np.where(
+        vertebra == 1, targets.positive_weights[1:], targets.negative_weights[1:]
+    ).astype(np.float32)
+    return PatientTargets(patient, weight, vertebra, vertebra_weight, position)
 
 
 @dataclass(frozen=True)
@@ -124,11 +135,11 @@ def sequence_loss(
     shares : LossWeights
         Weight of each part.
     """
-    vertebra = targets["vertebra_target"]
     return (
         shares.patient
         * _mean_loss(output.logits, targets["patient_target"], targets["patient_weight"])
-        + shares.vertebra * _mean_loss(output.vertebra_logits, vertebra, 1 + vertebra)
+        + shares.vertebra
+        * _mean_loss(output.vertebra_logits, targets["vertebra_target"], targets["vertebra_weight"])
         + shares.position
         * (
             _mean_loss(output.position_logits, targets["position_target"], None)

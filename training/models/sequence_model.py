@@ -12,6 +12,7 @@ over the vertebrae); the code is our own.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +25,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
-from storage_schemas.vertebrae import CERVICAL, LABEL_COLUMNS
+from storage_schemas.targets import COMPETITION
 from training.config import InputConfig, Pooling
 from training.models.encoders import count_features, make_encoder, read_features, run_encoder
 from training.models.slice_model import PRIOR, load_model
@@ -55,6 +56,8 @@ class CervicalSequenceConfig(PreTrainedConfig):
         Hidden features of the LSTM over the vertebrae in each direction.
     dropout : float
         Dropout probability before the LSTM and before the patient head.
+    levels : sequence of str, optional
+        Names of the levels, from head to feet; the competition's by default.
     """
 
     model_type = MODEL_TYPE
@@ -69,6 +72,7 @@ class CervicalSequenceConfig(PreTrainedConfig):
         layers: int = 2,
         patient_width: int = 32,
         dropout: float = 0.1,
+        levels: Sequence[str] | None = None,
         **others: Any,
     ) -> None:
         if encoder is None:
@@ -85,7 +89,15 @@ class CervicalSequenceConfig(PreTrainedConfig):
         self.layers = layers
         self.patient_width = patient_width
         self.dropout = dropout
+        self.levels = list(levels or COMPETITION.levels)
         super().__init__(**others)
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return the content of ``config.json``, without the levels if they are the default."""
+        found: dict[str, Any] = super().to_diff_dict()
+        if self.levels == list(COMPETITION.levels):
+            del found["levels"]
+        return found
 
 
 @dataclass
@@ -274,9 +286,10 @@ class PatientHead(nn.Module):
     def __init__(self, summary: int, config: CervicalSequenceConfig) -> None:
         super().__init__()
         width = config.patient_width
-        self.expected = nn.Parameter(torch.zeros(len(CERVICAL)))
+        levels = len(config.levels)
+        self.expected = nn.Parameter(torch.zeros(levels))
         self.missing = nn.Parameter(torch.zeros(width))
-        self.place = nn.Parameter(torch.zeros(len(CERVICAL), width))
+        self.place = nn.Parameter(torch.zeros(levels, width))
         self.dropout = nn.Dropout(config.dropout)
         self.summary = nn.Linear(summary + 1, width)
         self.lstm = nn.LSTM(width, width, batch_first=True, bidirectional=True)
@@ -301,9 +314,7 @@ class PatientHead(nn.Module):
         levels = alone + self.levels(state)[..., 0]
         pooled = torch.cat([state.mean(dim=1), state.amax(dim=1)], dim=-1)
         overall = noisy_or(levels) + self.overall(pooled)[..., 0]
-        both = torch.cat([overall[:, None], levels], dim=1)
-        assert both.shape[1] == len(LABEL_COLUMNS)
-        return both, alone
+        return torch.cat([overall[:, None], levels], dim=1), alone
 
 
 def noisy_or(logits: Tensor) -> Tensor:

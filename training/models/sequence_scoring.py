@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from storage_schemas.vertebrae import CERVICAL
 from training.config import InputConfig
 from training.data.cohort import Study
 from training.data.crop_buffer import CropBuffer
@@ -99,7 +98,7 @@ def score_patients(
 
     The peak of a level is the slice with the largest weight.
     """
-    shape = (len(studies), len(CERVICAL))
+    shape = (len(studies), len(buffer.targets.levels))
     scores = LevelScores(
         np.full(shape, np.nan), np.full(shape, -1, np.int64), np.full(len(studies), np.nan)
     )

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from storage_schemas.vertebrae import CERVICAL
+from storage_schemas.errors import UsageError
+from storage_schemas.targets import Targets
 from training.config import InputConfig, RunConfig
 from training.data.cohort import Study
 from training.data.crop_buffer import CropBuffer
@@ -56,7 +57,7 @@ _ALONE = LossWeights(patient=0.0)
 
 
 def start_sequence_model(
-    config: RunConfig, folder: Path | None
+    config: RunConfig, folder: Path | None, targets: Targets
 ) -> tuple[PreTrainedModel, InputConfig]:
     """Build a new sequence model, or start from a checkpoint.
 
@@ -69,15 +70,18 @@ def start_sequence_model(
         Settings of the run.
     folder : Path or None
         Folder of the checkpoint; None builds a new model.
+    targets : Targets
+        Targets of the store, whose levels the model reads.
 
     Raises
     ------
     UsageError
-        ``config-invalid`` or ``model-invalid``.
+        ``config-invalid``, or ``model-invalid``, also where the checkpoint has other levels.
     """
     inputs = config.inputs
     if folder is not None and read_model_type(folder) == MODEL_TYPE:
         found, inputs = load_sequence_model(folder)
+        _check_levels(found, targets, folder)
         return _freeze(found, config), inputs
     torch.manual_seed(config.seed)
     head = None
@@ -99,12 +103,19 @@ def start_sequence_model(
             layers=settings.layers,
             patient_width=settings.patient_width,
             dropout=settings.dropout,
+            levels=targets.levels,
         )
     )
     model.encoder.load_state_dict(encoder.state_dict())
     if head is not None:
         model.classifier.load_state_dict(head.state_dict())
     return _freeze(model, config), inputs
+
+
+def _check_levels(model: CervicalSequenceModel, targets: Targets, folder: Path) -> None:
+    if tuple(model.config.levels) != targets.levels:
+        reason = f"its levels are {model.config.levels}, those of STORE {list(targets.levels)}"
+        raise UsageError("model-invalid", reason, key=str(folder))
 
 
 def _freeze(model: CervicalSequenceModel, config: RunConfig) -> CervicalSequenceModel:
@@ -203,15 +214,17 @@ def _plan(
     random = np.random.default_rng([work.seed, 5])
     crop, z = slices.crop[order.ravel()], slices.z[order.ravel()]
     chosen = [buffer.vertebrae[number] for number in crop]
+    levels = buffer.targets.levels
     index = PatientIndex.of_single(
         crop,
-        np.array([CERVICAL.index(vertebra.level) for vertebra in chosen]),
+        np.array([levels.index(vertebra.level) for vertebra in chosen]),
         np.stack(
             [
                 sample_positions(vertebra, int(around), count, trim, random)
                 for vertebra, around in zip(chosen, z, strict=True)
             ]
         ),
+        len(levels),
     )
     targets = find_targets(buffer, index)
     # If all sampled slices are labelled, the vertebra's label adds no information.

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from storage_schemas.vertebrae import CERVICAL
 from training.config import InputConfig
 from training.data.cohort import Study
 from training.data.crop_buffer import CropBuffer
@@ -93,11 +92,12 @@ def score_studies(
     crops = [i for i, vertebra in enumerate(buffer.vertebrae) if vertebra.study in rows]
     index = index_slices(buffer, crops, inputs.trim_mm)
     logits = slice_logits(model, inputs, buffer, index)
-    shape = (len(studies), len(CERVICAL))
+    levels = buffer.targets.levels
+    shape = (len(studies), len(levels))
     scores = LevelScores(np.full(shape, np.nan), np.full(shape, -1, np.int64))
     for crop in crops:
         vertebra = buffer.vertebrae[crop]
-        place = rows[vertebra.study], CERVICAL.index(vertebra.level)
+        place = rows[vertebra.study], levels.index(vertebra.level)
         mine = index.crop == crop
         scores.score[place] = np.sort(logits[mine])[-TOP:].mean()
         scores.peak[place] = index.z[mine][logits[mine].argmax()]

@@ -12,7 +12,6 @@ from markdown_it import MarkdownIt
 
 from presentation.pages import data_url, page_templates
 from storage_schemas.errors import UsageError, reason_of
-from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.data.splits import SIDES
 from training.evaluation.evaluate import (
     BEST,
@@ -88,7 +87,7 @@ def render_report(run: RunFolder) -> tuple[str, Evaluation]:
             title=title,
             candidate_title=candidate_title,
             metrics=METRIC_TITLES,
-            targets=LABEL_COLUMNS,
+            targets=evaluation.targets,
             sides={side: len(splits[side]) for side in SIDES},
             config=settings["config"],
             start=settings["start"],
@@ -144,7 +143,7 @@ def _cases(run: RunFolder, evaluation: Evaluation) -> dict[str, list[dict[str, A
     probabilities = {exam["study"]: exam["probabilities"] for exam in evaluation.exams}
     cases: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
     for entry in run.read(LIST):
-        probability = probabilities[entry["study"]][LABEL_COLUMNS.index(entry["level"])]
+        probability = probabilities[entry["study"]][evaluation.targets.index(entry["level"])]
         pictures = {name: _picture(run, entry[name]) for name in ("plain", "heat")}
         cases[entry["kind"]].append(entry | pictures | {"probability": probability})
     return cases

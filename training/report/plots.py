@@ -15,11 +15,9 @@ from presentation.figures import (
     page_style,
     svg_of,
 )
-from storage_schemas.vertebrae import LABEL_COLUMNS
-from training.evaluation.evaluate import BEST, CURVES, MODEL, PRIOR, Evaluation, title
+from training.evaluation.evaluate import BEST, LEVELS, MODEL, PRIOR, Evaluation, title
 from training.rounds.journal import LearningCurve
 
-_COLOURS = dict(zip(CURVES, (BLUE, ORANGE), strict=True))
 _LINES = ("-", ":")
 """Line styles of the model and of the ensemble."""
 _SQUARE = (4.2, 3.6)
@@ -29,7 +27,7 @@ def plot_losses(evaluation: Evaluation) -> str:
     """Plot the loss of each target with its interval, for models and constant predictions."""
     with page_style():
         figure, axes = new_figure(10.6, 3.6)
-        names = ["all", *LABEL_COLUMNS]
+        names = ["all", *evaluation.targets]
         places = np.arange(len(names))
         for name, colour, width in ((BEST, ORANGE, 0.7), (PRIOR, GREY, 0.5)):
             losses = [evaluation.losses[name][target] for target in names]
@@ -144,7 +142,7 @@ def _plot_curves(
                     line,
                     marker="o" if kind == "calibration" else "",
                     markersize=4,
-                    color=_COLOURS[group],
+                    color=ORANGE if group == LEVELS else BLUE,
                     label=label,
                     # Between two thresholds, the precision is that of the larger one.
                     drawstyle="steps-post" if kind == "precision_recall" else "default",

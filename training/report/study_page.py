@@ -7,7 +7,6 @@ from typing import Any
 from presentation.figures import png_of
 from presentation.pages import data_url, page_templates
 from storage_schemas.store import StudyStore
-from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.explanation.attribution import LevelAttribution
 from training.explanation.overlay import grey, shade
 
@@ -20,8 +19,8 @@ class StudyPage:
     ----------
     study : str
         Key of the study.
-    probabilities : tuple of float
-        Fracture probabilities, in the order of the label columns.
+    probabilities : mapping of str to float
+        Fracture probabilities by target, the patient's first.
     warnings : tuple of str
         Reasons why the prediction is less reliable.
     attributions : tuple of LevelAttribution
@@ -31,7 +30,7 @@ class StudyPage:
     """
 
     study: str
-    probabilities: tuple[float, ...]
+    probabilities: Mapping[str, float]
     warnings: tuple[str, ...]
     attributions: tuple[LevelAttribution, ...]
     model: str
@@ -54,11 +53,11 @@ def find_origins(store: StudyStore, study: str) -> Origins:
 
 def describe(page: StudyPage, origins: Origins) -> dict[str, Any]:
     """Return the prediction as JSON values, without pictures."""
-    probabilities = dict(zip(LABEL_COLUMNS, page.probabilities, strict=True))
+    probabilities = page.probabilities
     return {
         "study": page.study,
         "use": "research only; not a medical device",
-        "probabilities": probabilities,
+        "probabilities": dict(probabilities),
         "warnings": list(page.warnings),
         "model": page.model,
         "levels": [
@@ -84,7 +83,7 @@ def _origin(origins: Origins, level: str, z: int) -> Mapping[str, Any]:
 
 def render_page(page: StudyPage, origins: Origins) -> str:
     """Render the HTML page, without external references."""
-    probabilities = dict(zip(LABEL_COLUMNS, page.probabilities, strict=True))
+    probabilities = page.probabilities
     template = page_templates("training").get_template("study.html.j2")
     return template.render(
         page=page,

@@ -52,17 +52,18 @@ def explain_studies(
     StoreError
         ``array-missing`` or ``array-damaged`` if a shard cannot be read.
     """
+    targets = predictions.targets
     member = _choose(read_members(run))
     model, inputs = load_any(member.folder)
     name = "sequence model" if _is_sequence(member) else "slice model"
     if member.weight < 1:
         name += f", {member.weight:.0%} of the ensemble"
     for study, probabilities in zip(studies, predictions.probabilities.tolist(), strict=True):
-        with open_buffer(store, [study], run.path, masks=inputs.mask) as buffer:
+        with open_buffer(store, [study], targets, run.path, masks=inputs.mask) as buffer:
             page = StudyPage(
                 study=study.study,
-                probabilities=tuple(probabilities),
-                warnings=tuple(list_warnings(study.vertebrae)),
+                probabilities=dict(zip(targets.columns, probabilities, strict=True)),
+                warnings=tuple(list_warnings(study.vertebrae, targets)),
                 attributions=attribute_study(model, inputs, buffer, study.study),
                 model=name,
             )

@@ -103,9 +103,10 @@ def boost(store: StudyStore, run: RunFolder, config: RunConfig, start: Path | No
     RunError
         ``run-unwritable``; ``training-diverged`` if an unguarded round diverges.
     """
-    cohort = read_cohort(store)
+    targets = store.targets()
+    cohort = read_cohort(store, targets)
     studies = labelled(cohort, store.url)
-    plan, first = plan_run(studies, store.url, config, start)
+    plan, first = plan_run(studies, store.url, config, start, targets)
     if is_first():
         write_plan(run, plan)
         say_event(
@@ -299,7 +300,9 @@ def _load(
     crops, masks = sum(len(study.vertebrae) for study in studies), plan.config.inputs.mask
     with (
         StageProgress(stage, crops, "crops") as progress,
-        open_buffer(store, studies, run.path, progress.advance, masks=masks) as buffer,
+        open_buffer(
+            store, studies, plan.targets, run.path, progress.advance, masks=masks
+        ) as buffer,
     ):
         progress.finish()
         yield buffer

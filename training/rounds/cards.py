@@ -102,6 +102,7 @@ def _render(run: RunFolder, **facts: Any) -> str:
     environment.filters["zip"] = lambda these, those: list(zip(these, those, strict=True))
     return environment.get_template("card.md.j2").render(
         config=config,
+        levels=run.targets().levels,
         inputs=config.inputs,
         sides={side: len(splits[side]) for side in SIDES},
         **facts,

@@ -17,7 +17,6 @@ from presentation.progress import say_event
 from storage_schemas.annotations import STUDY_COLUMN
 from storage_schemas.errors import UsageError
 from storage_schemas.store import StudyStore
-from storage_schemas.vertebrae import LABEL_COLUMNS
 from training.config import RunConfig
 from training.data.cohort import Study, labelled, read_cohort
 from training.data.splits import Splits
@@ -72,7 +71,8 @@ def boost_folds(
             say_event("fold", fold=number, folds=folds)
         boost(store, RunFolder(run.path / name), replace(config, split=split), start)
     if is_first():
-        put_folds_together(run, names, labelled(read_cohort(store), store.url))
+        cohort = read_cohort(store, store.targets())
+        put_folds_together(run, names, labelled(cohort, store.url))
 
 
 def put_folds_together(run: RunFolder, names: Sequence[str], studies: Sequence[Study]) -> None:
@@ -153,4 +153,5 @@ def _held_out_predictions(
 def _write_out_of_fold(run: RunFolder, studies: Sequence[Study]) -> None:
     found = held_out_predictions(run, studies)
     rows = ([study, *map(repr, row.tolist())] for study, row in sorted(found.items()))
-    write_text(run.path / OUT_OF_FOLD, csv_text([STUDY_COLUMN, *LABEL_COLUMNS], rows))
+    header = [STUDY_COLUMN, *run.targets().columns]
+    write_text(run.path / OUT_OF_FOLD, csv_text(header, rows))

@@ -71,11 +71,14 @@ def fit_round_ensemble(run: RunFolder, sets: ValidationSets) -> RoundEnsemble | 
     if len(numbers) < 2:
         return None
     results = {n: ValidationResult.from_json(run.read(run.validation_file(n))) for n in numbers}
-    weights = fit_weights(label_table(sets.calibration), [results[n].calibrating for n in numbers])
+    tables = [results[n].calibrating for n in numbers]
+    weights = fit_weights(label_table(sets.calibration), tables, sets.targets)
     kept = [(n, float(w)) for n, w in zip(numbers, weights, strict=True) if w]
     rounds, shares = zip(*kept, strict=True)
     averaged = average_predictions(shares, [results[n].guarding for n in rounds])
-    ensemble = RoundEnsemble(rounds, shares, competition_loss(label_table(sets.guard), averaged))
+    ensemble = RoundEnsemble(
+        rounds, shares, competition_loss(label_table(sets.guard), averaged, sets.targets)
+    )
     run.write(ROUND_ENSEMBLE, ensemble.to_json())
     return ensemble
 

@@ -11,12 +11,13 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from storage_schemas.errors import UsageError
+from storage_schemas.targets import COMPETITION, Targets
 from training.config import BoostConfig, RunConfig
 from training.data.cohort import Study
 from training.data.splits import Splits, split_patients
 from training.models.kinds import KINDS, Kind
 from training.rounds.recipes import find_recipe
-from training.runs import ROUNDS, SETTINGS, SPLITS, RunFolder
+from training.runs import ROUNDS, SETTINGS, SPLITS, TARGETS, RunFolder
 
 Count = Callable[[Study], int]
 
@@ -201,6 +202,8 @@ class RunPlan:
         Patients of each split.
     rounds : tuple of RoundPlan
         Plans of the rounds, in order.
+    targets : Targets
+        Targets of the store.
     """
 
     config: RunConfig
@@ -210,19 +213,27 @@ class RunPlan:
     start: Path | None
     splits: Splits
     rounds: tuple[RoundPlan, ...]
+    targets: Targets
 
     def documents(self) -> dict[str, Any]:
         """Return the documents of the plan in the run folder: JSON values by file name."""
         start = None if self.start is None else str(self.start)
+        settings = {"config": self.config.to_json(), "store": self.store, "start": start}
+        if self.targets != COMPETITION:
+            settings[TARGETS] = self.targets.to_json()
         return {
             SPLITS: self.splits.to_json(),
             ROUNDS: [plan.to_json() for plan in self.rounds],
-            SETTINGS: {"config": self.config.to_json(), "store": self.store, "start": start},
+            SETTINGS: settings,
         }
 
 
 def plan_run(
-    studies: tuple[Study, ...], store: str, config: RunConfig, start: Path | None
+    studies: tuple[Study, ...],
+    store: str,
+    config: RunConfig,
+    start: Path | None,
+    targets: Targets,
 ) -> tuple[RunPlan, PreTrainedModel]:
     """Split the patients, plan the rounds and make the starting model.
 
@@ -236,6 +247,8 @@ def plan_run(
         Settings of the run.
     start : Path or None
         Local checkpoint to start from; None builds a new model.
+    targets : Targets
+        Targets of the store.
 
     Raises
     ------
@@ -244,7 +257,7 @@ def plan_run(
     """
     recipe = find_recipe(config.recipe)
     kind, policy = KINDS[recipe.kind], recipe.policy(config)
-    model, inputs = kind.start(config, start)
+    model, inputs = kind.start(config, start, targets)
     splits = split_patients(studies, config.split, config.seed)
     config = replace(config, inputs=inputs)
     rounds = plan_rounds(
@@ -254,7 +267,7 @@ def plan_run(
         replay=policy.replay,
         one_round=recipe.one_round,
     )
-    return RunPlan(config, kind, policy, store, start, splits, rounds), model
+    return RunPlan(config, kind, policy, store, start, splits, rounds, targets), model
 
 
 def write_plan(run: RunFolder, plan: RunPlan) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from storage_schemas.vertebrae import CERVICAL
+from storage_schemas.targets import Targets
 from training.config import InputConfig
 from training.data.cohort import Study, label_table
 from training.data.crop_buffer import CropBuffer
@@ -50,7 +50,13 @@ class ValidationSets:
     @property
     def best_constant(self) -> float:
         """Guard loss of the constants that are optimal for the training patients."""
-        return competition_loss(label_table(self.guard), best_constants(label_table(self.train)))
+        constants = best_constants(label_table(self.train), self.targets)
+        return competition_loss(label_table(self.guard), constants, self.targets)
+
+    @property
+    def targets(self) -> Targets:
+        """Targets of the run."""
+        return self.buffer.targets
 
 
 @dataclass(frozen=True)
@@ -110,14 +116,18 @@ def validate(model: PreTrainedModel, inputs: InputConfig, sets: ValidationSets) 
     many = len(sets.calibration)
     fitted, guarded = scores.rows(slice(many)), scores.rows(slice(many, None))
     calibration = fit_calibration(
-        fitted.score, label_table(sets.calibration), label_table(sets.train), fitted.patient
+        fitted.score,
+        label_table(sets.calibration),
+        label_table(sets.train),
+        sets.targets,
+        fitted.patient,
     )
     guarding = calibration.probabilities(guarded.score, guarded.patient)
     return ValidationResult(
         calibration,
         calibration.probabilities(fitted.score, fitted.patient),
         guarding,
-        competition_loss(label_table(sets.guard), guarding),
+        competition_loss(label_table(sets.guard), guarding, sets.targets),
     )
 
 
@@ -142,10 +152,11 @@ def paired_gain(
     error : float
         Standard error of the mean; infinite for a single patient.
     """
+    labels = label_table(sets.guard)
     gains = mean_by_patient(
         sets.guard,
-        exam_losses(label_table(sets.guard), before.guarding)
-        - exam_losses(label_table(sets.guard), after.guarding),
+        exam_losses(labels, before.guarding, sets.targets)
+        - exam_losses(labels, after.guarding, sets.targets),
     )
     if gains.size < 2:
         return float(gains.mean()), np.inf
@@ -165,8 +176,8 @@ def _share_scores(
     if ranks() == 1:
         return score_any(model, inputs, buffer, studies)
     mine = score_any(model, inputs, buffer, studies[rank() :: ranks()])
-    score = np.zeros((len(studies), len(CERVICAL)))
-    peak = np.zeros((len(studies), len(CERVICAL)))
+    score = np.zeros((len(studies), len(buffer.targets.levels)))
+    peak = np.zeros_like(score)
     score[rank() :: ranks()], peak[rank() :: ranks()] = mine.score, mine.peak
     patient = None
     if mine.patient is not None:

@@ -4,6 +4,7 @@ import pytest
 
 from storage_schemas.errors import UsageError
 from storage_schemas.store import StudyStore
+from storage_schemas.targets import COMPETITION
 from tests.cohorts import make_study
 from training.data.cohort import Study
 from training.data.crop_buffer import open_buffer
@@ -71,7 +72,7 @@ def test_studies_without_crops_are_an_empty_round(
     tmp_path: Path, studies: tuple[Study, ...]
 ) -> None:
     store = StudyStore.create(str(tmp_path / "store"))
-    with open_buffer(store, studies, tmp_path) as buffer:
+    with open_buffer(store, studies, COMPETITION, tmp_path) as buffer:
         assert buffer.vertebrae == ()
 
 
@@ -80,7 +81,7 @@ def test_nothing_is_left_behind_where_a_shard_is_missing(tmp_path: Path) -> None
     (tmp_path / "run").mkdir()
     with (
         pytest.raises(Exception, match=r"1\.1/C\d/0"),
-        open_buffer(store, [make_study("1.1")], tmp_path / "run"),
+        open_buffer(store, [make_study("1.1")], COMPETITION, tmp_path / "run"),
     ):
         pass
     assert list((tmp_path / "run").iterdir()) == []

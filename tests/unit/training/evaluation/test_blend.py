@@ -11,6 +11,7 @@ import pytest
 
 from storage_schemas.errors import UsageError
 from storage_schemas.store import StudyStore
+from storage_schemas.targets import COMPETITION
 from tests.cohorts import make_patients
 from training.config import RunConfig, SplitConfig
 from training.data.cohort import Study, label_table
@@ -32,7 +33,7 @@ STORE = StudyStore("memory://never-opened")
 @pytest.fixture(autouse=True)
 def cohort(monkeypatch: pytest.MonkeyPatch) -> None:
     """Contents of a store's tables."""
-    monkeypatch.setattr(blending, "read_cohort", lambda store: STUDIES)
+    monkeypatch.setattr(blending, "read_cohort", lambda store, targets: STUDIES)
 
 
 def guess(studies: Sequence[Study], skill: float, seed: int) -> np.ndarray:
@@ -58,9 +59,11 @@ def write_run(
     splits = split_patients(STUDIES, split, split_seed)
     calibration, guard = (splits.choose(STUDIES, side) for side in ("calibration", "guard"))
     labels = label_table(calibration)
-    fitted = fit_calibration(np.zeros((len(calibration), 7)), labels, labels)
+    fitted = fit_calibration(np.zeros((len(calibration), 7)), labels, labels, COMPETITION)
     guesses = guess(calibration, skill, seed), guess(guard, skill, seed + 1)
-    result = ValidationResult(fitted, *guesses, competition_loss(label_table(guard), guesses[1]))
+    result = ValidationResult(
+        fitted, *guesses, competition_loss(label_table(guard), guesses[1], COMPETITION)
+    )
     config = replace(RunConfig(), split=split, seed=split_seed)
     run.write("run.json", {"config": config.to_json(), "store": "s", "start": None})
     run.write("splits.json", splits.to_json())

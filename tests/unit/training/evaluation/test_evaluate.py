@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from storage_schemas.vertebrae import LABEL_COLUMNS
+from storage_schemas.targets import COMPETITION
 from training.evaluation.evaluate import _curves, _loss_intervals
 from training.metrics.competition import competition_loss, target_losses
 
@@ -13,14 +13,14 @@ def test_intervals_of_losses_are_those_of_the_repeated_exams() -> None:
     labels = (random.random((30, 8)) < 0.3).astype(np.int64)
     predicted = random.random((30, 8))
     weights = np.vstack([np.ones(30), random.multinomial(30, [1 / 30] * 30, 20)])
-    found = _loss_intervals(labels, predicted, weights)
-    assert list(found) == ["all", *LABEL_COLUMNS]
+    found = _loss_intervals(labels, predicted, weights, COMPETITION)
+    assert list(found) == ["all", *COMPETITION.columns]
     sampled = [
         (np.repeat(labels, n, 0), np.repeat(predicted, n, 0)) for n in weights[1:].astype(int)
     ]
-    whole = [competition_loss(*exams) for exams in sampled]
+    whole = [competition_loss(*exams, COMPETITION) for exams in sampled]
     assert found["all"] == pytest.approx(np.quantile(whole, [0.025, 0.975]))
-    third = [target_losses(*exams)["C3"] for exams in sampled]
+    third = [target_losses(*exams, COMPETITION)["C3"] for exams in sampled]
     assert found["C3"] == pytest.approx(np.quantile(third, [0.025, 0.975]))
 
 

@@ -17,9 +17,8 @@ from safetensors.torch import save_file
 from pipeline.vertebrae.onnx_network import choose_network, open_network
 from storage_schemas.canonical import sha256_json
 from storage_schemas.errors import RunError, UsageError
-from storage_schemas.localizer_card import METADATA_KEY, OPSET, LocalizerCard
+from storage_schemas.localizer_card import LOCALIZED_LEVELS, METADATA_KEY, OPSET, LocalizerCard
 from storage_schemas.store import StudyStore
-from storage_schemas.vertebrae import CERVICAL
 from tests.overviews import SIDE, make_masked_store, make_overview
 from training.cli import main
 from training.localizer import loss as place_loss_room
@@ -218,8 +217,8 @@ def test_it_beats_the_constant_baseline_and_writes_a_file_that_the_pipeline_acce
     store = make_masked_store(tmp_path / "store", 12)
     out = tmp_path / "made" / "localizer.onnx"
     card = train_localizer(store, out, replace(TINY, steps=60, channels=(16, 32)))
-    found = np.mean([card.scores[level].dice for level in CERVICAL])
-    constant = np.mean([card.baseline[level].dice for level in CERVICAL])
+    found = np.mean([card.scores[level].dice for level in LOCALIZED_LEVELS])
+    constant = np.mean([card.baseline[level].dice for level in LOCALIZED_LEVELS])
     assert found > constant + 0.1
     assert sorted(path.name for path in out.parent.iterdir()) == ["localizer.json", out.name]
     assert LocalizerCard.from_json(json.loads(out.with_suffix(".json").read_text())) == card
@@ -376,6 +375,6 @@ def test_the_command_prints_the_scores_and_where_the_file_is(
     printed = capsys.readouterr().out
     assert f"localizer: {out}" in printed
     assert "levels named wrongly" in printed
-    assert all(level in printed for level in CERVICAL)
+    assert all(level in printed for level in LOCALIZED_LEVELS)
     assert main([*arguments, "--steps", "1", "--folds", "3", "--fold", "2", "--json"]) == 0
     assert LocalizerCard.from_json(json.loads(capsys.readouterr().out)["card"]).held_out == 2

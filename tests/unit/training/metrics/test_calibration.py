@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from storage_schemas.vertebrae import LABEL_COLUMNS
+from storage_schemas.targets import COMPETITION
 from training.metrics.calibration import Calibration, fit_calibration
 from training.metrics.competition import best_constants, competition_loss, exam_weights
 
@@ -22,7 +22,9 @@ def make_exams(studies: int, gap: float, seed: int = 0) -> Exams:
 
 def fit(studies: int = 150, gap: float = 2.0, **change: Any) -> Calibration:
     scores, labels = make_exams(studies, gap)
-    return fit_calibration(change.get("scores", scores), labels, change.get("train", labels))
+    return fit_calibration(
+        change.get("scores", scores), labels, change.get("train", labels), COMPETITION
+    )
 
 
 CALIBRATION = fit()
@@ -45,7 +47,7 @@ def test_a_higher_score_is_a_higher_probability_of_its_level_and_of_the_patient(
 @pytest.mark.parametrize("studies", [1, 12, 150])
 def test_probabilities_are_probabilities_whatever_the_scores(studies: int) -> None:
     scores, labels = make_exams(studies, 2.0)
-    found = fit_calibration(scores, labels, make_exams(50, 0)[1])
+    found = fit_calibration(scores, labels, make_exams(50, 0)[1], COMPETITION)
     extreme = np.array([[-1e6] * 7, [1e6] * 7, [np.nan] * 7, [40.0] * 7])
     p = found.probabilities(extreme)
     assert np.isfinite(p).all()
@@ -66,28 +68,28 @@ def test_a_level_without_crop_gets_its_prior_and_the_others_stay(level: int) -> 
 def test_a_study_without_any_crop_gets_the_best_constants_of_training() -> None:
     train = make_exams(80, 0, seed=5)[1]
     found = fit(train=train).probabilities(np.full((1, 7), np.nan))[0]
-    assert found.tolist() == best_constants(train).tolist()
+    assert found.tolist() == best_constants(train, COMPETITION).tolist()
 
 
 def test_an_informative_model_beats_the_constants_on_unseen_patients() -> None:
     scores, labels = make_exams(400, 2.0, seed=8)
-    constant = competition_loss(labels, best_constants(labels))
-    assert competition_loss(labels, CALIBRATION.probabilities(scores)) < 0.8 * constant
+    constant = competition_loss(labels, best_constants(labels, COMPETITION), COMPETITION)
+    assert competition_loss(labels, CALIBRATION.probabilities(scores), COMPETITION) < 0.8 * constant
 
 
 @pytest.mark.parametrize("studies", [12, 150])
 def test_an_uninformative_model_is_hardly_worse_than_the_constants(studies: int) -> None:
     _, train = make_exams(150, 0, seed=1)
     scores, labels = make_exams(studies, 0, seed=2)
-    found = fit_calibration(scores, labels, train)
+    found = fit_calibration(scores, labels, train, COMPETITION)
     unseen, truth = make_exams(400, 0, seed=3)
-    constant = competition_loss(truth, best_constants(train))
-    assert competition_loss(truth, found.probabilities(unseen)) < 1.1 * constant
+    constant = competition_loss(truth, best_constants(train, COMPETITION), COMPETITION)
+    assert competition_loss(truth, found.probabilities(unseen), COMPETITION) < 1.1 * constant
 
 
 def test_probabilities_of_a_large_split_match_the_observed_rates() -> None:
     scores, labels = make_exams(2000, 2.0, seed=4)
-    found = fit_calibration(scores, labels, labels).probabilities(scores)
+    found = fit_calibration(scores, labels, labels, COMPETITION).probabilities(scores)
     weights = np.where(labels[:, :1] == 1, 1 / 22, 1 / 14) * np.where(labels == 1, 2, 1)
     for column in range(1, 8):
         w = weights[:, column]
@@ -98,24 +100,26 @@ def test_probabilities_of_a_large_split_match_the_observed_rates() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_the_patients_map_is_near_the_noisy_or_until_there_are_many_patients(seed: int) -> None:
     scores, labels = make_exams(12, gap=8.0, seed=seed)
-    few = fit_calibration(scores, labels, labels)
+    few = fit_calibration(scores, labels, labels, COMPETITION)
     assert 0.9 < few.patient_slope < 1.2, (
         "separated by chance, which does not justify a steep slope"
     )
     assert abs(few.patient_offset) < 0.2
     scores, labels = make_exams(2000, gap=8.0, seed=seed)
     labels[::2, 0] = 0  # unlike any noisy-or
-    many = fit_calibration(scores, labels, labels).probabilities(scores)[:, 0]
+    many = fit_calibration(scores, labels, labels, COMPETITION).probabilities(scores)[:, 0]
     fractured = labels[:, 1:].any(axis=1)
-    weights = exam_weights(labels)[fractured, 0]
+    weights = exam_weights(labels, COMPETITION)[fractured, 0]
     predicted, true = (np.average(of[fractured], weights=weights) for of in (many, labels[:, 0]))
     assert predicted == pytest.approx(true, rel=0.1)
 
 
 def test_the_scale_of_the_scores_does_not_matter() -> None:
     scores, labels = make_exams(60, 1.5)
-    plain = fit_calibration(scores, labels, labels).probabilities(scores)
-    scaled = fit_calibration(scores / 100 - 3, labels, labels).probabilities(scores / 100 - 3)
+    plain = fit_calibration(scores, labels, labels, COMPETITION).probabilities(scores)
+    scaled = fit_calibration(scores / 100 - 3, labels, labels, COMPETITION).probabilities(
+        scores / 100 - 3
+    )
     np.testing.assert_allclose(scaled, plain, atol=1e-6)
 
 
@@ -126,7 +130,7 @@ def test_the_scale_of_the_scores_does_not_matter() -> None:
 )
 def test_uninformative_scores_still_give_a_map(scores: NDArray[np.float64]) -> None:
     _, labels = make_exams(20, 0)
-    found = fit_calibration(scores, labels, labels)
+    found = fit_calibration(scores, labels, labels, COMPETITION)
     p = found.probabilities(np.array([[3.0] * 7]))
     assert np.isfinite(p).all()
     assert ((p > 0) & (p < 1)).all()
@@ -135,14 +139,14 @@ def test_uninformative_scores_still_give_a_map(scores: NDArray[np.float64]) -> N
 def test_missing_crops_do_not_move_the_maps_of_other_levels_far() -> None:
     scores, labels = make_exams(150, 2.0)
     scores[::2, 3] = np.nan
-    found = fit_calibration(scores, labels, labels)
+    found = fit_calibration(scores, labels, labels, COMPETITION)
     p, whole = found.probabilities(TYPICAL)[0], CALIBRATION.probabilities(TYPICAL)[0]
     np.testing.assert_allclose(np.delete(p, [0, 4]), np.delete(whole, [0, 4]), atol=0.05)
 
 
 def test_a_calibration_reads_back_equal_from_json() -> None:
     assert Calibration.from_json(json.loads(json.dumps(CALIBRATION.to_json()))) == CALIBRATION
-    assert len(CALIBRATION.priors) == len(LABEL_COLUMNS)
+    assert len(CALIBRATION.priors) == len(COMPETITION.columns)
 
 
 def heads(labels: NDArray[np.int64], gap: float, seed: int = 11) -> NDArray[np.float64]:
@@ -153,12 +157,12 @@ def heads(labels: NDArray[np.int64], gap: float, seed: int = 11) -> NDArray[np.f
 def test_the_patient_logit_of_a_model_is_used_if_there_is_one() -> None:
     scores, labels = make_exams(400, 1.0)
     patient = heads(labels, 3.0)
-    found = fit_calibration(scores, labels, labels, patient)
+    found = fit_calibration(scores, labels, labels, COMPETITION, patient)
     unseen, truth = make_exams(400, 1.0, seed=9)
     predicted = heads(truth, 3.0, seed=12)
-    with_head = competition_loss(truth, found.probabilities(unseen, predicted))
-    alone = fit_calibration(scores, labels, labels).probabilities(unseen)
-    assert with_head < competition_loss(truth, alone) - 0.05
+    with_head = competition_loss(truth, found.probabilities(unseen, predicted), COMPETITION)
+    alone = fit_calibration(scores, labels, labels, COMPETITION).probabilities(unseen)
+    assert with_head < competition_loss(truth, alone, COMPETITION) - 0.05
     assert (found.probabilities(unseen, predicted)[:, 1:] == alone[:, 1:]).all()
     assert (
         np.diff(found.probabilities(unseen[:1].repeat(9, 0), np.linspace(-99, -80, 9))[:, 0]) > 0
@@ -168,16 +172,16 @@ def test_the_patient_logit_of_a_model_is_used_if_there_is_one() -> None:
 def test_an_uninformative_patient_logit_hardly_changes_the_patient() -> None:
     scores, labels = make_exams(400, 2.0)
     noise = heads(labels, 0.0)
-    found = fit_calibration(scores, labels, labels, noise).probabilities(scores, noise)
-    plain = fit_calibration(scores, labels, labels).probabilities(scores)
+    found = fit_calibration(scores, labels, labels, COMPETITION, noise).probabilities(scores, noise)
+    plain = fit_calibration(scores, labels, labels, COMPETITION).probabilities(scores)
     assert np.abs(found - plain).mean() < 0.02
 
 
 def test_a_patient_logit_that_is_wrong_is_left_out_and_not_believed_in_reverse() -> None:
     scores, labels = make_exams(400, 1.0)
-    found = fit_calibration(scores, labels, labels, -heads(labels, 3.0))
+    found = fit_calibration(scores, labels, labels, COMPETITION, -heads(labels, 3.0))
     assert found.head_slope == 0
-    alone = fit_calibration(scores, labels, labels)
+    alone = fit_calibration(scores, labels, labels, COMPETITION)
     assert (found.patient_slope, found.patient_offset) == pytest.approx(
         (alone.patient_slope, alone.patient_offset)
     )
@@ -187,7 +191,7 @@ def test_a_patient_without_that_logit_gets_the_noisy_or_alone() -> None:
     scores, labels = make_exams(200, 2.0)
     patient = heads(labels, 2.0)
     patient[::3] = np.nan
-    found = fit_calibration(scores, labels, labels, patient)
+    found = fit_calibration(scores, labels, labels, COMPETITION, patient)
     p = found.probabilities(scores, patient)
     assert ((p > 0) & (p < 1)).all()
     average = np.full(len(patient), found.head_centre)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from storage_schemas.targets import COMPETITION
 from training.metrics.competition import (
     best_constants,
     bootstrap_difference,
@@ -33,13 +34,15 @@ LN2 = math.log(2)
 def test_fractured_targets_weigh_twice_and_the_patient_as_much_as_seven_levels(
     labels: list[int], weights: Any
 ) -> None:
-    np.testing.assert_allclose(exam_weights([labels]), [weights])
+    np.testing.assert_allclose(exam_weights([labels], COMPETITION), [weights])
 
 
 @pytest.mark.parametrize("labels", [[INTACT], [C3], [INTACT, C3, C2_C7]])
 def test_one_half_costs_ln_2_whatever_the_labels(labels: list[list[int]]) -> None:
-    assert competition_loss(labels, np.full(8, 0.5)) == pytest.approx(LN2)
-    assert list(target_losses(labels, np.full(8, 0.5)).values()) == pytest.approx([LN2] * 8)
+    assert competition_loss(labels, np.full(8, 0.5), COMPETITION) == pytest.approx(LN2)
+    assert list(target_losses(labels, np.full(8, 0.5), COMPETITION).values()) == pytest.approx(
+        [LN2] * 8
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,16 +58,16 @@ def test_one_half_costs_ln_2_whatever_the_labels(labels: list[list[int]]) -> Non
 def test_the_loss_of_an_exam_is_what_comes_out_by_hand(
     labels: list[int], probabilities: list[float], loss: float
 ) -> None:
-    assert exam_losses([labels], [probabilities])[0] == pytest.approx(loss, abs=1e-7)
+    assert exam_losses([labels], [probabilities], COMPETITION)[0] == pytest.approx(loss, abs=1e-7)
 
 
 def test_the_score_is_the_mean_over_exams_and_not_over_weights() -> None:
     half_right = np.array([INTACT, [0.5] * 8])
-    assert competition_loss([INTACT, C3], half_right) == pytest.approx(LN2 / 2)
+    assert competition_loss([INTACT, C3], half_right, COMPETITION) == pytest.approx(LN2 / 2)
 
 
 def test_the_loss_of_a_target_is_weighted_by_its_share_of_each_exam() -> None:
-    found = target_losses([INTACT, C3], np.array([[0.5] * 8, C3]))
+    found = target_losses([INTACT, C3], np.array([[0.5] * 8, C3]), COMPETITION)
     assert found["patient_overall"] == pytest.approx(LN2 * (1 / 2) / (1 / 2 + 14 / 22))
     assert found["C1"] == pytest.approx(LN2 * (1 / 14) / (1 / 14 + 1 / 22))
 
@@ -76,14 +79,14 @@ def test_the_loss_of_a_target_is_weighted_by_its_share_of_each_exam() -> None:
 def test_certainty_that_is_wrong_costs_the_clip_and_not_infinity(
     labels: list[int], probabilities: list[float], clipped: float
 ) -> None:
-    assert exam_losses([labels], [probabilities])[0] == pytest.approx(
+    assert exam_losses([labels], [probabilities], COMPETITION)[0] == pytest.approx(
         clipped * 15 * math.log(10), rel=1e-4
     )
 
 
 def test_the_best_constants_are_the_weighted_shares() -> None:
     np.testing.assert_allclose(
-        best_constants([INTACT, C3]), [14 / 25, 0, 0, 14 / 25, 0, 0, 0, 0], atol=1e-15
+        best_constants([INTACT, C3], COMPETITION), [14 / 25, 0, 0, 14 / 25, 0, 0, 0, 0], atol=1e-15
     )
     np.testing.assert_allclose(class_prior([INTACT, C3, C3, C2_C7])[[0, 2, 3]], [0.75, 0.25, 0.5])
 
@@ -92,10 +95,12 @@ def test_the_best_constants_are_the_weighted_shares() -> None:
 @pytest.mark.parametrize("target", range(8))
 def test_no_constant_near_the_best_one_is_better(target: int, step: float) -> None:
     labels = [INTACT, C3, C2_C7, [1, 1, 0, 0, 1, 1, 1, 0]]
-    best = best_constants(labels)
+    best = best_constants(labels, COMPETITION)
     other = best.copy()
     other[target] += step
-    assert competition_loss(labels, best) < competition_loss(labels, other)
+    assert competition_loss(labels, best, COMPETITION) < competition_loss(
+        labels, other, COMPETITION
+    )
 
 
 def test_the_bootstrap_of_a_constant_gain_is_that_gain() -> None:
@@ -116,11 +121,11 @@ def test_the_bootstrap_interval_narrows_with_more_patients_and_holds_the_mean() 
 
 @pytest.mark.parametrize("shape", [(8,), (2, 7), (0, 8), (1, 2, 8)])
 def test_labels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"\(exams, 8\)"):
-        competition_loss(np.zeros(shape), np.full(8, 0.5))
+    with pytest.raises(ValueError, match=r"\(exams, (8|targets)\)"):
+        competition_loss(np.zeros(shape), np.full(8, 0.5), COMPETITION)
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 8), (2, 7)])
 def test_probabilities_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="shape"):
-        competition_loss([INTACT, C3], np.full(shape, 0.5))
+        competition_loss([INTACT, C3], np.full(shape, 0.5), COMPETITION)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from storage_schemas.targets import COMPETITION
 from training.metrics.competition import competition_loss
 from training.metrics.ensemble import RoundEnsemble, average_predictions, fit_weights
 
@@ -24,10 +25,12 @@ def make_rounds(
 
 def test_no_weights_on_a_fine_grid_are_better() -> None:
     labels, tables = make_rounds((1.5, 2.0, 3.0))
-    found = competition_loss(labels, average_predictions(fit_weights(labels, tables), tables))
+    found = competition_loss(
+        labels, average_predictions(fit_weights(labels, tables, COMPETITION), tables), COMPETITION
+    )
     steps = np.linspace(0, 1, 41)
     grid = [
-        competition_loss(labels, average_predictions([a, b, 1 - a - b], tables))
+        competition_loss(labels, average_predictions([a, b, 1 - a - b], tables), COMPETITION)
         for a in steps
         for b in steps
         if a + b <= 1
@@ -38,7 +41,7 @@ def test_no_weights_on_a_fine_grid_are_better() -> None:
 @pytest.mark.parametrize("noises", [(1.0,), (1.0, 1.0), (0.5, 4.0, 4.0), (2.0,) * 6])
 def test_weights_are_convex(noises: tuple[float, ...]) -> None:
     labels, tables = make_rounds(noises)
-    weights = fit_weights(labels, tables)
+    weights = fit_weights(labels, tables, COMPETITION)
     assert (weights >= 0).all()
     assert weights.sum() == pytest.approx(1)
 
@@ -46,14 +49,18 @@ def test_weights_are_convex(noises: tuple[float, ...]) -> None:
 def test_a_round_that_adds_nothing_gets_nothing() -> None:
     labels, (good, _) = make_rounds((0.3, 1.0))
     worse = np.clip(1 - good, 0.01, 0.99)
-    assert fit_weights(labels, [worse, good]).tolist() == [0.0, 1.0]
+    assert fit_weights(labels, [worse, good], COMPETITION).tolist() == [0.0, 1.0]
 
 
 def test_rounds_that_err_apart_are_better_together() -> None:
     labels, tables = make_rounds((2.5, 2.5))
-    losses = [competition_loss(labels, table) for table in tables]
+    losses = [competition_loss(labels, table, COMPETITION) for table in tables]
     assert (
-        competition_loss(labels, average_predictions(fit_weights(labels, tables), tables))
+        competition_loss(
+            labels,
+            average_predictions(fit_weights(labels, tables, COMPETITION), tables),
+            COMPETITION,
+        )
         < min(losses) - 0.01
     )
 
@@ -61,7 +68,7 @@ def test_rounds_that_err_apart_are_better_together() -> None:
 def test_certain_and_wrong_rounds_do_not_spoil_the_fit() -> None:
     labels, (good,) = make_rounds((1.0,))
     sure = (1 - labels).astype(np.float64)
-    assert fit_weights(labels, [sure, good]).tolist() == [0.0, 1.0]
+    assert fit_weights(labels, [sure, good], COMPETITION).tolist() == [0.0, 1.0]
 
 
 def test_an_ensemble_averages_its_rounds_and_reads_back_equal() -> None:

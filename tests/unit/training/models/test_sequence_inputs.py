@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from storage_schemas.targets import COMPETITION
 from tests.cohorts import make_buffer, make_study, make_vertebra
 from training.config import AugmentConfig, InputConfig
 from training.data.inputs import (
@@ -75,7 +76,9 @@ def test_a_fractured_vertebra_has_no_target_if_its_fracture_is_known_to_be_elsew
         (make_vertebra((6, 8, 8), fractured=1, slice_labels=slice_labels), np.zeros((6, 8, 8)))
     )
     for z, expected in (([0, 1], np.nan), ([0, 2], 1), ([0, 4], 1), ([3, 5], np.nan)):
-        index = PatientIndex.of_single(np.array([0]), np.array([0]), np.array([z]))
+        index = PatientIndex.of_single(
+            np.array([0]), np.array([0]), np.array([z]), len(COMPETITION.levels)
+        )
         np.testing.assert_array_equal(find_targets(buffer, index).vertebra[0, 0], expected)
 
 
@@ -197,7 +200,7 @@ def test_masks_are_dropped_by_vertebra_and_not_augmented_in_intensity() -> None:
 def test_missing_levels_and_few_slices_are_warned_of() -> None:
     crops = [make_vertebra((3, 8, 8), level="C1"), make_vertebra((1, 8, 8), level="C2")]
     crops += [make_vertebra((9, 8, 8), level=f"C{level}") for level in (3, 4, 5)]
-    assert list_warnings(crops) == [
+    assert list_warnings(crops, COMPETITION) == [
         "C6 was not found in the scan: its probability is a prior, not a prediction",
         "C7 was not found in the scan: its probability is a prior, not a prediction",
         "C1 has only 3 slices",
@@ -245,7 +248,9 @@ def test_patients_have_the_competitions_loss() -> None:
     shares = LossWeights(patient=1, vertebra=0, position=0)
     found = sequence_loss(outputs(logits=logits), targets.tensors(), shares)
     labels = [study.labels for study in studies]
-    assert found.item() == pytest.approx(competition_loss(labels, torch.sigmoid(logits)), rel=1e-5)
+    assert found.item() == pytest.approx(
+        competition_loss(labels, torch.sigmoid(logits), COMPETITION), rel=1e-5
+    )
 
 
 def test_a_fractured_vertebra_counts_twice_and_unknown_ones_not_at_all() -> None:

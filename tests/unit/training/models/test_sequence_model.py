@@ -255,6 +255,7 @@ def test_a_model_learns_from_patient_labels_which_vertebrae_and_slices_are_fract
         "patient_target": torch.cat([overall, truth], dim=1),
         "patient_weight": torch.full((24, 8), 1 / 8),
         "vertebra_target": truth,
+        "vertebra_weight": 1 + truth,
         "position_target": slice_labels.float(),
     }
     model = build(pooling).train()

@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from storage_schemas.errors import UsageError
+from storage_schemas.targets import COMPETITION
 from tests.cohorts import make_buffer, make_vertebra
 from training.config import (
     AugmentConfig,
@@ -88,7 +89,7 @@ def work(steps: int = 60, **options: Any) -> RoundWork:
 
 
 def train(config: RunConfig, buffer: CropBuffer, **options: Any) -> tuple[Any, Trained]:
-    model, inputs = SEQUENCE.start(config, None)
+    model, inputs = SEQUENCE.start(config, None, COMPETITION)
     return model, SEQUENCE.train(model, inputs, buffer, config, work(**options))
 
 
@@ -127,7 +128,7 @@ def test_the_heads_are_trained_last_and_the_encoder_before_them() -> None:
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert not [name for name in changed if name.startswith("encoder.")]
-    new, _ = SEQUENCE.start(CONFIG, None)
+    new, _ = SEQUENCE.start(CONFIG, None, COMPETITION)
     learnt = {n for n, value in weights(new).items() if not torch.equal(value, before[n])}
     assert {name.partition(".")[0] for name in learnt} == {"encoder", "classifier"}
     assert all(parameter.requires_grad for parameter in with_head.parameters())
@@ -156,7 +157,7 @@ def test_on_patients_with_boxes_the_encoder_trains_like_that_of_the_slice_model(
         KINDS["slice"].count(study, config) for study in buffer.studies
     )
     model, _ = train(config, buffer, steps=4)
-    slices, inputs = KINDS["slice"].start(config, None)
+    slices, inputs = KINDS["slice"].start(config, None, COMPETITION)
     KINDS["slice"].train(slices, inputs, buffer, config, work(steps=4))
     for name, value in slices.base_model.state_dict().items():
         torch.testing.assert_close(model.encoder.state_dict()[name], value, rtol=1e-3, atol=1e-5)
@@ -184,7 +185,7 @@ def test_a_frozen_encoder_is_unchanged_and_its_heads_train_on_cached_features(
 ) -> None:
     config = replace(CONFIG, sequence=replace(CONFIG.sequence, frozen=True))
     buffer, studies = make_round(10, folder=tmp_path)
-    model, inputs = SEQUENCE.start(config, None)
+    model, inputs = SEQUENCE.start(config, None, COMPETITION)
     before = weights(model)
     trained = SEQUENCE.train(model, inputs, buffer, config, work(steps=20))
     after = weights(model)
@@ -204,7 +205,7 @@ def test_merged_statistics_are_counted_anew_and_a_frozen_encoders_are_not() -> N
     buffer, _ = make_round(6)
     for frozen in (False, True):
         config = replace(CONFIG, sequence=replace(CONFIG.sequence, frozen=frozen))
-        model, inputs = SEQUENCE.start(config, None)
+        model, inputs = SEQUENCE.start(config, None, COMPETITION)
         for name, value in model.named_buffers():
             if name.endswith("running_mean"):
                 value.fill_(7.0)
@@ -219,7 +220,7 @@ def test_a_slice_model_trained_here_is_a_start_with_its_opinion(tmp_path: Path) 
     slices = build_model(CONFIG.model, CONFIG.inputs, 5)
     torch.nn.init.normal_(slices.classifier[-1].weight)
     save_model(slices, CONFIG.inputs, tmp_path / "m", card="")
-    model, inputs = SEQUENCE.start(CONFIG, tmp_path / "m")
+    model, inputs = SEQUENCE.start(CONFIG, tmp_path / "m", COMPETITION)
     buffer, studies = make_round(2)
     index, output = run_sequence_model(
         cast(CervicalSequenceModel, model), inputs, buffer, [study.study for study in studies]
@@ -239,7 +240,10 @@ def test_a_sequence_model_starts_with_all_its_weights(tmp_path: Path) -> None:
     buffer, studies = make_round(3)
     model, _ = train(CONFIG, buffer, steps=2)
     save_model(model, CONFIG.inputs, tmp_path / "m", card="")
-    for found, inputs in (SEQUENCE.start(CONFIG, tmp_path / "m"), load_any(tmp_path / "m")):
+    for found, inputs in (
+        SEQUENCE.start(CONFIG, tmp_path / "m", COMPETITION),
+        load_any(tmp_path / "m"),
+    ):
         assert inputs == CONFIG.inputs
         again, expected = (score_any(m, inputs, buffer, studies) for m in (found, model))
         np.testing.assert_array_equal(again.score, expected.score)
@@ -247,7 +251,7 @@ def test_a_sequence_model_starts_with_all_its_weights(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_model_is_no_start(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="model-invalid"):
-        SEQUENCE.start(CONFIG, tmp_path)
+        SEQUENCE.start(CONFIG, tmp_path, COMPETITION)
 
 
 def test_missing_levels_have_no_score_and_calibrated_values_are_probabilities() -> None:
@@ -263,7 +267,7 @@ def test_missing_levels_have_no_score_and_calibrated_values_are_probabilities() 
     assert np.isnan(found.score[9]).all()
     assert np.isnan(found.patient).tolist() == [False] * 9 + [True]
     labels = label_table(studies)
-    fitted = fit_calibration(found.score[:9], labels, labels, found.patient[:9])
+    fitted = fit_calibration(found.score[:9], labels, labels, COMPETITION, found.patient[:9])
     chances = fitted.probabilities(found.score, found.patient)
     assert ((chances >= 0) & (chances <= 1)).all()
     assert (found.peak[np.isnan(found.score)] == -1).all()
@@ -279,15 +283,15 @@ def test_two_missing_levels_and_one_of_three_slices_get_probabilities_and_a_warn
         for level, n in (("C1", 5), ("C3", 3), ("C4", 5), ("C6", 5), ("C7", 5))
     ]
     study = Study("1.50", "1.50", "", None, tuple(vertebra for vertebra, _ in crops))
-    model, inputs = KINDS[kind].start(CONFIG, None)
+    model, inputs = KINDS[kind].start(CONFIG, None, COMPETITION)
     found = score_any(model, inputs, make_buffer(*crops), [study])
     assert np.flatnonzero(np.isnan(found.score[0])).tolist() == [1, 4]
     _, known = make_round(30)
     labels = label_table(known)
-    fitted = fit_calibration(np.zeros((30, 7)), labels, labels, np.zeros(30))
+    fitted = fit_calibration(np.zeros((30, 7)), labels, labels, COMPETITION, np.zeros(30))
     chances = fitted.probabilities(found.score, found.patient)
     assert ((chances > 0) & (chances < 1)).all()
-    assert list_warnings(study.vertebrae) == [
+    assert list_warnings(study.vertebrae, COMPETITION) == [
         "C2 was not found in the scan: its probability is a prior, not a prediction",
         "C5 was not found in the scan: its probability is a prior, not a prediction",
         "C3 has only 3 slices",
@@ -309,7 +313,7 @@ def test_an_attribution_has_weights_that_sum_to_one_and_the_slices_with_the_larg
     kind: str,
 ) -> None:
     buffer, _ = make_round(2, missing=("C3",))
-    model, inputs = KINDS[kind].start(CONFIG, None)
+    model, inputs = KINDS[kind].start(CONFIG, None, COMPETITION)
     attributions = attribute_study(model, inputs, buffer, "1.1")
     assert [attribution.level for attribution in attributions] == [
         "C1",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from storage_schemas.vertebrae import LABEL_COLUMNS
+from storage_schemas.targets import COMPETITION
 from training.explanation.attribution import KeySlice, LevelAttribution
 from training.report.study_page import StudyPage, describe, render_page
 
@@ -23,7 +23,9 @@ def key(z: int) -> KeySlice:
 def study_page(**changes: Any) -> StudyPage:
     values: dict[str, Any] = {
         "study": "1.2.3",
-        "probabilities": (0.9, 0.1, 0.8, 0.02, 0.03, 0.04, 0.05, 0.06),
+        "probabilities": dict(
+            zip(COMPETITION.columns, (0.9, 0.1, 0.8, 0.02, 0.03, 0.04, 0.05, 0.06), strict=True)
+        ),
         "warnings": ("C3 was not found",),
         "attributions": (
             LevelAttribution("C1", (0, 1), (0.5, 0.5), (-2.0, -1.0), (key(0),)),
@@ -36,7 +38,7 @@ def study_page(**changes: Any) -> StudyPage:
 
 def test_the_document_holds_the_eight_probabilities_and_every_slices_weight() -> None:
     found = json.loads(json.dumps(describe(study_page(), ORIGINS)))
-    assert list(found["probabilities"]) == list(LABEL_COLUMNS)
+    assert list(found["probabilities"]) == list(COMPETITION.columns)
     assert found["probabilities"]["C2"] == 0.8
     assert found["warnings"] == ["C3 was not found"]
     level = found["levels"][1]
@@ -54,7 +56,7 @@ def test_the_page_shows_levels_by_probability_with_their_key_slices_twice() -> N
     assert "image 17" in page
     assert "weight 0.70" in page
     assert page.count('class="key"') == 3
-    for target in LABEL_COLUMNS:
+    for target in COMPETITION.columns:
         assert f"<td>{target.removeprefix('patient_')}</td>" in page
 
 

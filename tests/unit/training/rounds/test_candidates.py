@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from storage_schemas.targets import COMPETITION
 from tests.cohorts import make_study
 from training.config import BoostConfig, Family, InputConfig, ModelConfig, RunConfig
 from training.data.cohort import Study, label_table
@@ -87,7 +88,7 @@ def test_weights_that_are_not_finite_are_no_candidate(bad: float) -> None:
 
 def make_sets(patients: int = 12) -> ValidationSets:
     guard = tuple(make_study(f"1.{n}", ["C2"] if n % 2 else []) for n in range(patients))
-    return ValidationSets(guard, guard, guard, cast(Any, SimpleNamespace()))
+    return ValidationSets(guard, guard, guard, cast(Any, SimpleNamespace(targets=COMPETITION)))
 
 
 def result(sets: ValidationSets, right: Sequence[float]) -> ValidationResult:
@@ -95,8 +96,10 @@ def result(sets: ValidationSets, right: Sequence[float]) -> ValidationResult:
     labels = label_table(sets.guard)
     sure = np.array(right)[:, None]
     guarding = np.where(labels == 1, sure, 1 - sure)
-    calibration = fit_calibration(np.zeros((len(labels), 7)), labels, labels)
-    return ValidationResult(calibration, guarding, guarding, competition_loss(labels, guarding))
+    calibration = fit_calibration(np.zeros((len(labels), 7)), labels, labels, COMPETITION)
+    return ValidationResult(
+        calibration, guarding, guarding, competition_loss(labels, guarding, COMPETITION)
+    )
 
 
 SETS = make_sets()
