@@ -7,6 +7,7 @@ an error of its own kind. Fields that the dataclass does not have are ignored.
 """
 
 from functools import cache
+from threading import Lock
 from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
@@ -26,6 +27,7 @@ Spacing = Annotated[float, msgspec.Meta(gt=0)]
 """A distance in mm."""
 
 _TOO_DEEP = "nested too deeply"
+_LOCK = Lock()
 
 
 def decode(text: bytes | str, kind: type[T]) -> T:
@@ -57,14 +59,21 @@ def parse(text: bytes | str) -> Any:
 
 def convert(document: Any, kind: type[T]) -> T:
     """Read JSON values that are parsed already, with the checks of `decode`."""
+    _decoder(cast(Any, kind))  # so that msgspec knows the type before it converts
     try:
         return msgspec.convert(document, kind, dec_hook=_read_key)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
 
 
-@cache
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    # msgspec (0.22) ends the process where two threads come to a new type at the same time.
+    with _LOCK:
+        return _make_decoder(kind)
+
+
+@cache
+def _make_decoder(kind: Any) -> msgspec.json.Decoder[Any]:
     return msgspec.json.Decoder(kind, dec_hook=_read_key)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from storage_schemas.strict_json import convert, decode
 from storage_schemas.vertebrae import CERVICAL, LEVELS
 
 WeightPair = tuple[float, float]
@@ -133,15 +134,12 @@ class Targets:
         ValueError
             On anything else, with the place in the document.
         """
-        return cls._of_document(msgspec.convert(document, _Document))
+        return cls._of_document(convert(document, _Document))
 
     @classmethod
     def from_text(cls, text: str | bytes) -> "Targets":
         """Read the JSON text of what `to_json` returned; raises ValueError as `from_json` does."""
-        try:
-            return cls._of_document(msgspec.json.decode(text, type=_Document))
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
+        return cls._of_document(decode(text, _Document))
 
     @classmethod
     def _of_document(cls, found: "_Document") -> "Targets":
