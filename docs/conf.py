@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,9 @@ sys.path.insert(0, str(REPOSITORY))  # the site describes this tree, whatever is
 API_PAGES = Path(__file__).parent / "api" / "generated"
 PACKAGES = ("storage_schemas", "pipeline", "training", "presentation")
 _ANNOTATED = re.compile(r"~?typing\.Annotated\[([^()]+?), msgspec\.Meta\([^()]*\)\]")
+_LOADING = re.compile(r"<(?:script|link|img|iframe|source|video|audio|embed)\b[^>]*>", re.I)
+"""Tags that load something; what ``a`` links to is not loaded."""
+_ADDRESS = re.compile(r"\b(?:src|srcset|href)\s*=\s*[\"']?([^\"'\s>]+)", re.I)
 _SOURCE_LINK = re.compile(rf"\]\((?:\.\./)+((?:{'|'.join(PACKAGES)})(?:/\w+)*)(?:\.py|/)?\)")
 
 project = "cspine"
@@ -103,22 +105,6 @@ def _write_api_pages(app: Sphinx) -> None:
             (API_PAGES / f"{name}.rst").write_text(describe_package(file.parent))
 
 
-_LOADING = re.compile(
-    r"<(?:script|link|img|iframe|source|video|audio|embed)\b[^>]*>", re.IGNORECASE
-)
-
-
-class _Resources(HTMLParser):
-    """Collects what a page loads (scripts, styles, pictures, frames), not what it links to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [value or "" for name, value in attrs if name in {"src", "srcset", "href"}]
-
-
 def find_remote_resources(folder: Path) -> Iterator[tuple[Path, str]]:
     """Yield each page or style sheet of a folder with what it would load from elsewhere.
 
@@ -134,9 +120,8 @@ def find_remote_resources(folder: Path) -> Iterator[tuple[Path, str]]:
     """
     for file in sorted(folder.rglob("*")):
         if file.suffix == ".html":
-            page = _Resources()
-            page.feed("".join(_LOADING.findall(file.read_text(encoding="utf-8"))))
-            addresses = page.found
+            tags = _LOADING.findall(file.read_text(encoding="utf-8"))
+            addresses = [address for tag in tags for address in _ADDRESS.findall(tag)]
         elif file.suffix == ".css":
             addresses = re.findall(r"(?:url\(|@import)\s*[\"']?([^\"')]+)", file.read_text())
         else:

@@ -26,6 +26,7 @@ def conf() -> ModuleType:
         '<link rel="stylesheet" href="//host.example/a.css">',
         '<img alt="" src="http://host.example/a.png">',
         '<iframe src="HTTPS://host.example/"></iframe>',
+        "<script>let a = 1</script><img alt='' src='https://host.example/a.png'>",
     ],
 )
 def test_a_page_that_loads_something_from_another_host_is_found(
