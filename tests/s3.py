@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from moto.server import DomainDispatcherApplication, create_backend_app
@@ -73,8 +74,8 @@ def serve_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     thread = threading.Thread(target=http.serve_forever, daemon=True)
     thread.start()
     server.endpoint = f"http://127.0.0.1:{http.server_port}"
-    # moto keeps its buckets until the process ends.
-    server.bucket = f"studies-{http.server_port}"
+    # moto keeps its buckets until the process ends, and the system may give a port twice.
+    server.bucket = f"studies-{uuid4().hex[:12]}"
     for name, value in {
         "AWS_ACCESS_KEY_ID": ACCESS_KEY,
         "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
