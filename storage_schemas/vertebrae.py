@@ -23,10 +23,6 @@ LEVEL_NUMBERS: Mapping[str, int] = MappingProxyType(
 """Values of the store's own label arrays: C1 to C7 are 1 to 7, T1 to T12 8 to 19, L1 to L5 20 to
 24."""
 
-PATIENT_OVERALL = "patient_overall"
-LABEL_COLUMNS = (PATIENT_OVERALL, *CERVICAL)
-"""The eight targets of the competition, in the order of its csv."""
-
 
 def _numbered(first: int, levels: Iterable[str], step: int = 1) -> dict[int, str]:
     return {first + step * i: level for i, level in enumerate(levels)}

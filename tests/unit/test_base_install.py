@@ -125,7 +125,7 @@ def test_a_store_is_read_without_extras(tmp_path: Path) -> None:
     words = ["run", str(source), str(store), "--masks", str(masks), "--serial"]
     assert pipeline_cli.main(words) == 0
     script = (
-        "from storage_schemas.store import StudyStore\n"
+        "from storage_schemas import StudyStore\n"
         f"store = StudyStore.open({str(store)!r})\n"
         "record = next(iter(store.records()))\n"
         "crop = store.read_crop(record.study, record.vertebrae[0].level)\n"
