@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import StudyConfig
-from pipeline.dicom.series.choice import Choice
 from pipeline.dicom.series.preference import SeriesRule
 from pipeline.dicom.volume import StudyVolume, read_volume
 from pipeline.source.listing import StudyListing
@@ -44,7 +43,6 @@ from storage_schemas.records import (
     CROPPED,
     NOT_LOCALIZED,
     InputObject,
-    SeriesRecord,
     StoredArray,
     StoredSlice,
     StudyRecord,
@@ -188,7 +186,7 @@ def process_study(
             objects = _store_overview(listing.key, overview)
             shown = replace(
                 record,
-                series=_series_records(volume.choice),
+                series=volume.parts,
                 arrays=tuple(_read_back(objects)),
                 metadata=_metadata(objects),
             )
@@ -288,7 +286,7 @@ def _commit(
         vertebrae=tuple(vertebrae),
         arrays=tuple(_read_back(objects)),
         metadata=_metadata(objects),
-        series=_series_records(volume.choice),
+        series=volume.parts,
     )
     return record, objects
 
@@ -312,23 +310,6 @@ def _metadata(objects: dict[str, bytes]) -> tuple[tuple[str, str], ...]:
         (key, hashlib.sha256(data).hexdigest())
         for key, data in sorted(objects.items())
         if key.endswith("/zarr.json")
-    )
-
-
-def _series_records(choice: Choice) -> tuple[SeriesRecord, ...]:
-    """What could have been read, and why it was or was not."""
-    return tuple(
-        SeriesRecord(
-            series=part.series,
-            number=part.facts.number,
-            objects=len({frame.header.key for frame in part.frames}),
-            slices=part.slices,
-            image=part.facts.origin.name.lower(),
-            kernel=part.facts.sharpness.name.lower(),
-            chosen=part is choice.chosen,
-            reason=reason,
-        )
-        for part, reason in zip(choice.parts, choice.reasons, strict=True)
     )
 
 

@@ -31,11 +31,12 @@ from pipeline.dicom.selection import (
     sort_unused,
     where,
 )
-from pipeline.dicom.series.choice import MIXED_SHARE, Choice, choose_stack
+from pipeline.dicom.series.choice import MIXED_SHARE, Choice, choose_stack, describe_parts
 from pipeline.dicom.series.preference import SeriesRule
 from pipeline.dicom.stack import Orientation, Stack, make_geometry, most_common
 from storage_schemas.errors import SliceError
 from storage_schemas.geometry import StackGeometry
+from storage_schemas.records import SeriesRecord
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,8 @@ class StudyVolume:
         One for each object or frame that should be in `hu` and is not, by key.
     unused : tuple of UnusedObject
         One for each object or frame that is no part of the stack and need not be, by key.
-    choice : Choice
-        The parts of the study, and why this one was read.
+    parts : tuple of SeriesRecord
+        What could have been read, and why this was.
     """
 
     study: str
@@ -103,7 +104,7 @@ class StudyVolume:
     slices: tuple[SliceOrigin, ...] = field(repr=False)
     refused: tuple[SliceError, ...] = field(repr=False)
     unused: tuple[UnusedObject, ...] = field(repr=False)
-    choice: Choice = field(repr=False)
+    parts: tuple[SeriesRecord, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -310,7 +311,7 @@ def _make_volume(choice: Choice, kept: dict[int, _Decoded], hu: NDArray[np.int16
         ),
         refused=sort_refused(refused),
         unused=sort_unused(choice.unused),
-        choice=choice,
+        parts=describe_parts(choice),
     )
 
 

@@ -355,8 +355,9 @@ def test_slices_of_the_series_that_fall_out_of_the_stack_are_refused() -> None:
 def test_reasons_say_why_a_series_was_chosen_and_why_the_others_were_not() -> None:
     objects = stack(TWENTY, ConvolutionKernel="BONE") | typed(["DERIVED", "SECONDARY", "MPR"])
     objects |= stack(TWENTY, 1, "t", SeriesInstanceUID="1.2.3.4.1", ConvolutionKernel="SOFT")
-    choice = read_volume(objects.items(), threads=1).choice
-    reasons = dict(zip((part.series for part in choice.parts), choice.reasons, strict=True))
+    parts = read_volume(objects.items(), threads=1).parts
+    reasons = {part.series: part.reason for part in parts}
+    assert [part.series for part in parts if part.chosen] == [made_dicom.SERIES]
     assert reasons[OTHER] == "reformat, not original"
     assert reasons["1.2.3.4.1"] == "kernel soft"
     assert reasons[made_dicom.SERIES] == "others: kernel soft"

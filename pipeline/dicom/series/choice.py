@@ -30,6 +30,7 @@ from pipeline.dicom.series.preference import SeriesRule, choose_part
 from pipeline.dicom.series.regions import find_region
 from pipeline.dicom.stack import Stack, find_normal
 from storage_schemas.errors import SliceError
+from storage_schemas.records import SeriesRecord
 
 MIXED_SHARE = 0.05
 """Of a stack's positions: where more hold frames that nothing tells apart, the study is refused."""
@@ -259,3 +260,20 @@ def _is_lost(frame: Candidate, part: SeriesPart, chosen: SeriesPart) -> bool:
     offset = float(np.asarray(frame.plane.position) @ normal)
     nearest = float(np.abs(np.asarray(stack.offsets) - offset).min())
     return nearest > 0.75 * chosen.step
+
+
+def describe_parts(choice: Choice) -> tuple[SeriesRecord, ...]:
+    """What could have been read, and why it was or was not; frames and texts left out."""
+    return tuple(
+        SeriesRecord(
+            series=part.series,
+            number=part.facts.number,
+            objects=len({frame.header.key for frame in part.frames}),
+            slices=part.slices,
+            image=part.facts.origin.name.lower(),
+            kernel=part.facts.sharpness.name.lower(),
+            chosen=part is choice.chosen,
+            reason=reason,
+        )
+        for part, reason in zip(choice.parts, choice.reasons, strict=True)
+    )
