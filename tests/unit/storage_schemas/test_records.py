@@ -202,7 +202,7 @@ def test_a_wrong_value_under_a_true_digest_is_refused_with_its_place(
 def test_hostile_json_is_a_record_that_is_invalid(
     kind: type[StudyRecord] | type[RecordHead], value: bytes
 ) -> None:
-    for name in (b'"mean_hu":412.5', b'"patient":"1.2.3"', b'"schema":"cspine-record/1"'):
+    for name in (b'"mean_hu":412.5', b'"patient":"1.2.3"', b'"schema":"cspine-record/2"'):
         field = name.partition(b":")[0]
         hostile = example().to_bytes().replace(name, field + b":" + value)
         assert hostile != example().to_bytes()
