@@ -1,4 +1,4 @@
-"""Patients, crops and rounds held in memory, for tests of what training makes of them."""
+"""Patients, crops and rounds in memory, for tests of training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -35,7 +35,7 @@ def make_vertebra(
 def make_study(
     study: str, broken: Sequence[str] = (), *, patient: str = "", scanner: str = "", slices: int = 5
 ) -> Study:
-    """A study with all seven crops, of so many slices each."""
+    """A study with all seven crops, each with this number of slices."""
     labels = tuple(int(level in broken) for level in CERVICAL)
     vertebrae = tuple(
         make_vertebra((slices, 8, 8), study=study, level=level, fractured=label)
@@ -45,7 +45,7 @@ def make_study(
 
 
 def make_patients(count: int, seed: int = 0) -> tuple[Study, ...]:
-    """Half of them broken at one level or two, from two scanners; every fifth has two studies."""
+    """Half of them with one or two fractured levels, from two scanners; every fifth has two studies."""
     random = np.random.default_rng(seed)
     studies = []
     for number in range(count):

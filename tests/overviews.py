@@ -16,7 +16,7 @@ LEVELS = 8
 
 
 def make_overview(seed: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """A neck: eight blocks of bone one upon another, each wider than that above it."""
+    """A spine of eight stacked blocks of bone, each wider than the one above."""
     random = np.random.default_rng(seed)
     hu = random.normal(40, 20, (SIDE, SIDE, SIDE)).astype(np.int16)
     levels = np.zeros(hu.shape, np.uint8)

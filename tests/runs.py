@@ -1,4 +1,4 @@
-"""A run that takes seconds, learns little and walks through every line, and a look into it."""
+"""Settings of a run that takes seconds and executes every line, and functions to read it."""
 
 import json
 from collections.abc import Mapping
@@ -27,5 +27,5 @@ def weights_of(folder: Path) -> dict[str, Tensor]:
 
 
 def same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
-    """Whether all that is expected is found, to the bit."""
+    """Whether all expected tensors are found, bit for bit."""
     return all(torch.equal(found[name], tensor) for name, tensor in expected.items())

@@ -31,12 +31,16 @@ from pipeline.dicom.selection import (
     sort_unused,
     where,
 )
-from pipeline.dicom.series.choice import MIXED_SHARE, Choice, choose_stack, describe_parts
+from pipeline.dicom.series.choice import Choice, choose_stack, describe_parts
 from pipeline.dicom.series.preference import SeriesRule
 from pipeline.dicom.stack import Orientation, Stack, make_geometry, most_common
 from storage_schemas.errors import SliceError
 from storage_schemas.geometry import StackGeometry
 from storage_schemas.records import SeriesRecord
+
+MIXED_SHARE = 0.05
+"""Of a stack's positions: where more hold different slices that no field tells apart, the study is
+refused."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,7 @@ def read_volume(
         refused += [leave_out(d.candidate, "the only slice left") for d in kept.values()]
         why = f"{len(kept)} of {len(stack.places)} slices could be decoded"
         raise no_volume("nothing-decoded", why, refused, unused)
-    twice = len({error.key for error in refused if error.kind == "duplicate-slice"})
+    twice = sum(error.kind == "duplicate-slice" for error in refused)
     if twice > max(1, MIXED_SHARE * len(stack.places)):
         refused += [leave_out(d.candidate, "of a mixture") for d in kept.values()]
         why = f"{twice} slices lie where another one does, and no field tells them apart"

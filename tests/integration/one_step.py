@@ -18,7 +18,7 @@ from training.ranks import is_first, joined_ranks
 INPUTS = InputConfig(size=32)
 EXAMPLES = 16
 SMALL = 0.01
-"""Keeps the gradient's norm below 1, where it would be cut and a wrong scale could not be seen."""
+"""Keeps the gradient's norm below 1: clipping would hide a wrong scale."""
 
 
 class Pictures(Dataset[Any]):

@@ -1,4 +1,4 @@
-"""Sequence models, folds and blends from the command line, on a small phantom cohort."""
+"""Sequence models, folds and ensembles from the command line, on a small phantom cohort."""
 
 import csv
 import json
@@ -27,7 +27,7 @@ Captured = pytest.CaptureFixture[str]
 
 @dataclass(frozen=True)
 class Site:
-    """A cohort, its store, a run of slice models and one of sequence models, and their blend."""
+    """A cohort, its store, a run of slice models and one of sequence models, and their ensemble."""
 
     cohort: Path
     store: Path
@@ -72,7 +72,7 @@ def predict(site: Site, run: Path, out: Path, *more: str) -> dict[str, np.ndarra
     return table_of(out)
 
 
-def test_sequences_are_trained_in_rounds_that_the_guard_judges(site: Site) -> None:
+def test_sequence_models_are_trained_in_guarded_rounds(site: Site) -> None:
     history = lines_of(site.sequences / "rounds.jsonl")
     assert [line["round"] for line in history] == [1, 2]
     assert history[0]["accepted"]
@@ -82,7 +82,7 @@ def test_sequences_are_trained_in_rounds_that_the_guard_judges(site: Site) -> No
     assert losses == sorted(losses, reverse=True)
 
 
-def test_a_frozen_round_goes_on_from_a_run_and_keeps_the_encoder(
+def test_a_frozen_round_starts_from_a_run_and_keeps_the_encoder(
     site: Site, tmp_path: Path
 ) -> None:
     more = ["--recipe", "sequence", "--frozen", "--model", str(site.slices / "model")]
@@ -114,7 +114,7 @@ def test_evaluation_and_card_of_a_sequence_run(site: Site, capsys: Captured) -> 
     assert not [study for side in splits.values() for study in side if study in told]
 
 
-def test_a_blend_says_the_weighted_mean_of_what_its_runs_say(site: Site, tmp_path: Path) -> None:
+def test_an_ensemble_predicts_the_weighted_mean_of_its_runs(site: Site, tmp_path: Path) -> None:
     document = json.loads((site.blend / "blend.json").read_text())
     weights = dict(zip(document["fitted"]["names"], document["fitted"]["weights"], strict=True))
     parts = {
@@ -126,7 +126,7 @@ def test_a_blend_says_the_weighted_mean_of_what_its_runs_say(site: Site, tmp_pat
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_a_blend_is_evaluated_on_the_same_locked_patients_and_reported(
+def test_an_ensemble_is_evaluated_on_the_same_test_patients_and_reported(
     site: Site, tmp_path: Path, capsys: Captured
 ) -> None:
     assert main(["evaluate", str(site.blend), str(site.store), "--json"]) == 0

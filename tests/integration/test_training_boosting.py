@@ -1,4 +1,4 @@
-"""What the round loop does when rounds are bad, killed, or cannot be written."""
+"""The round loop when rounds are rejected, killed, or cannot be written."""
 
 import errno
 import json
@@ -138,7 +138,7 @@ def lose_numbers(model: Any) -> None:
 
 
 @pytest.mark.parametrize("harm", [diverge, lose_numbers])
-def test_a_round_that_diverges_is_rolled_back_and_the_next_goes_on(
+def test_a_round_that_diverges_is_rolled_back_and_the_next_is_trained(
     store: Path,
     tmp_path: Path,
     monkeypatch: Patch,
@@ -192,7 +192,7 @@ FULL: dict[str, tuple[Any, str, int]] = {
 
 
 @pytest.mark.parametrize("when", FULL)
-def test_a_full_disk_stops_by_name_and_the_run_goes_on_to_the_very_same_model(
+def test_a_full_disk_is_named_and_the_run_resumes_to_the_same_model(
     store: Path, whole: Path, tmp_path: Path, capsys: Captured, when: str
 ) -> None:
     where, name, calls = FULL[when]
@@ -215,7 +215,7 @@ def test_a_full_disk_stops_by_name_and_the_run_goes_on_to_the_very_same_model(
     assert not list(run.glob(".*"))
 
 
-def test_a_killed_process_goes_on_to_the_very_same_model(
+def test_a_killed_process_resumes_to_the_same_model(
     store: Path, whole: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -236,7 +236,7 @@ def test_a_killed_process_goes_on_to_the_very_same_model(
     assert found == expected
 
 
-def test_a_start_that_knows_fractures_is_protected(
+def test_a_starting_model_trained_on_fractures_is_protected(
     store: Path, whole: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
@@ -260,7 +260,7 @@ def test_joint_is_one_round_of_all_patients_with_the_steps_of_all(
     assert not (run / "stack.json").exists()
 
 
-def test_the_mixture_is_evaluated_beside_the_model_and_predicts(
+def test_the_ensemble_is_evaluated_beside_the_model_and_predicts(
     store: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     run = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""What a round starts from: what the last one trained where it was accepted, or the incumbent."""
+"""Starting weights of a round: the last weights of an accepted round, or the incumbent."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,7 +32,7 @@ class Stopped(BaseException):
 
 
 def train(store: Path, run: Path) -> int:
-    """An average over a whole round, so that it lies apart from the weights even in a short one."""
+    """An EMA over a full round, which differs from the weights even in a short one."""
     return main(["boost", str(store), str(run), *SETTINGS, "--average", "1"])
 
 
@@ -57,7 +57,7 @@ def ends(monkeypatch: Patch) -> Ends:
 
 
 @pytest.fixture(autouse=True)
-def only_mixtures_are_candidates(monkeypatch: Patch) -> None:
+def only_interpolations_are_candidates(monkeypatch: Patch) -> None:
     def mixtures(*arguments: Any) -> Iterator[CandidateWeights]:
         return (found for found in list_candidates(*arguments) if found.name != RAW)
 
@@ -85,7 +85,7 @@ def stop_before(number: int, monkeypatch: Patch) -> None:
     monkeypatch.setattr(boosting, "_run_round", run_round)
 
 
-def test_a_round_goes_on_from_what_was_trained_and_after_a_refusal_from_the_incumbent(
+def test_a_round_starts_from_the_last_weights_and_after_a_rejection_from_the_incumbent(
     store: Path, tmp_path: Path, monkeypatch: Patch, ends: Ends
 ) -> None:
     accept(monkeypatch, True, False, True)
@@ -101,7 +101,7 @@ def test_a_round_goes_on_from_what_was_trained_and_after_a_refusal_from_the_incu
 
 @pytest.mark.parametrize("second", [True, False])
 @pytest.mark.parametrize("number", [2, 3])
-def test_a_run_that_stopped_between_rounds_goes_on_to_the_very_same_model(
+def test_a_run_stopped_between_rounds_resumes_to_the_same_model(
     store: Path, tmp_path: Path, monkeypatch: Patch, ends: Ends, second: bool, number: int
 ) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
@@ -126,7 +126,7 @@ def test_a_run_that_stopped_between_rounds_goes_on_to_the_very_same_model(
 
 
 @pytest.mark.parametrize("harm", ["gone", "cut"])
-def test_without_the_weights_that_it_goes_on_from_a_run_stops_and_says_which(
+def test_a_run_without_its_last_weights_stops_and_names_them(
     store: Path, tmp_path: Path, monkeypatch: Patch, capsys: Captured, harm: str
 ) -> None:
     run = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""Several processes train as one does: 16 slices a step are 4 times 4, and 2 ranks with 8 each."""
+"""Several processes train like one: 16 slices per step are 4 times 4, or 2 ranks with 8 each."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def assert_same_step(
     found: tuple[dict[str, Tensor], float], whole: tuple[dict[str, Tensor], float]
 ) -> None:
     norm = torch.stack([tensor.square().sum() for tensor in whole[0].values()]).sum().sqrt()
-    assert 1e-3 < norm < 0.9, "cut gradients would hide a wrong scale"
+    assert 1e-3 < norm < 0.9, "clipped gradients would hide a wrong scale"
     assert list(found[0]) == list(whole[0])
     for name, tensor in whole[0].items():
         torch.testing.assert_close(found[0][name], tensor, rtol=1e-3, atol=1e-7, msg=name)
@@ -54,7 +54,7 @@ def assert_same_step(
 
 
 @pytest.mark.parametrize(("batch", "accumulation"), [(4, 4), (8, 2)])
-def test_accumulated_batches_have_the_gradient_of_the_whole(
+def test_accumulated_batches_have_the_gradient_of_one_batch(
     tmp_path: Path, whole: tuple[dict[str, Tensor], float], batch: int, accumulation: int
 ) -> None:
     loss = one_step.train(tmp_path / "round.safetensors", batch, accumulation)
@@ -73,7 +73,7 @@ def test_two_ranks_have_the_gradient_of_one(
     assert_same_step((gradient(place), loss), whole)
 
 
-def test_two_ranks_walk_through_the_whole_loop_as_one_does(
+def test_two_ranks_run_the_loop_like_one(
     phantom: tuple[Path, Path], tmp_path: Path
 ) -> None:
     settings = "--size 32 --patch 8 --width 32 --heads 2 --depth 1 --slices-per-round 60"
@@ -86,7 +86,7 @@ def test_two_ranks_walk_through_the_whole_loop_as_one_does(
         done = torchrun(ranks, *command)
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count(f"model: {run / 'model'}\n") == 1
-        assert done.stdout.count("rounds ") == 1, "one rank speaks for all"
+        assert done.stdout.count("rounds ") == 1, "one rank prints for all"
         assert not list(run.glob("voxels-*"))
         lines = (run / "rounds.jsonl").read_text().splitlines()
         histories.append([json.loads(line) for line in lines])

@@ -84,7 +84,7 @@ def test_rounds_and_candidates_are_those_of_the_journal(page: Page, written: Wri
     assert kept == [fixed(entry["guard_loss"], 4) for entry in history if entry["accepted"]]
 
 
-def test_scores_of_every_target_stand_beside_every_constant(page: Page, written: Written) -> None:
+def test_scores_of_every_target_are_listed_with_every_constant(page: Page, written: Written) -> None:
     found = written.read("evaluation.json")
     rows = {row[0]: row[1:] for row in table(page, "Loss, and 95")}
     assert list(rows) == [title(name) for name in found["losses"]]
@@ -140,7 +140,7 @@ def test_cases_have_two_pictures_and_the_probability_of_their_vertebra(
         assert widths == [32, 32]
 
 
-def test_the_card_and_the_settings_are_whole(page: Page, written: Written) -> None:
+def test_the_card_and_the_settings_are_complete(page: Page, written: Written) -> None:
     card = page.locator(".prose")
     assert card.locator("h3").inner_text() == "Cervical-spine fracture, slice model"
     headings = card.locator("h4").all_inner_texts()
@@ -155,7 +155,7 @@ def test_the_card_and_the_settings_are_whole(page: Page, written: Written) -> No
     assert len(page.locator("nav a").all()) == page.locator("main > h2").count()
 
 
-def test_a_curve_of_sensitivity_has_the_area_that_is_told(written: Written) -> None:
+def test_a_curve_of_sensitivity_has_the_reported_area(written: Written) -> None:
     found = written.read("evaluation.json")
     for name, groups in found["curves"].items():
         for group, curves in groups.items():
@@ -184,7 +184,7 @@ def test_ink_stands_out_from_the_paper_in_light_and_dark(
         check_contrast(page, scheme)
 
 
-def test_one_object_says_where_the_page_is(
+def test_one_object_names_the_page(
     written: Written, tmp_path: Path, capsys: Captured
 ) -> None:
     out = tmp_path / "r.html"

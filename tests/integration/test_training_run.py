@@ -1,4 +1,4 @@
-"""What `cspine-training` makes of a small phantom cohort, of damage, and of bad use."""
+"""`cspine-training` on a small phantom cohort, on damaged data, and with wrong usage."""
 
 import csv
 import json
@@ -33,7 +33,7 @@ Captured = pytest.CaptureFixture[str]
 
 @dataclass(frozen=True)
 class Site:
-    """Where the cohort, its store, and a run that went through without a break lie."""
+    """Paths of the cohort, its store, and an uninterrupted run."""
 
     cohort: Path
     store: Path
@@ -163,7 +163,7 @@ def lose_plan(run: Path) -> None:
     "stop",
     [lose_second_round, lose_line_of_second_round, lose_model, lose_all_rounds, lose_plan],
 )
-def test_a_run_that_was_stopped_goes_on_to_the_very_same_model(
+def test_a_stopped_run_resumes_to_the_same_model(
     site: Site, run: Path, stop: Callable[[Path], None]
 ) -> None:
     stop(run)
@@ -186,7 +186,7 @@ def test_a_run_from_a_checkpoint_starts_with_its_weights(
             assert (weights[name] - tensor).abs().max() < 1e-6, name
 
 
-def test_evaluate_and_report_say_the_same_verdict(
+def test_evaluate_and_report_print_the_same_headline(
     site: Site, run: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     assert main(["evaluate", str(run), str(site.store)]) == 0
@@ -200,7 +200,7 @@ def test_evaluate_and_report_say_the_same_verdict(
     assert not re.search(r"(src|href)=.?(?!data:)(https?:|/|\w+\.)", page)
 
 
-def test_evaluation_is_of_the_locked_patients_and_knows_one_half(
+def test_evaluation_covers_the_test_patients_and_the_constant_one_half(
     site: Site, run: Path, capsys: Captured
 ) -> None:
     assert main(["evaluate", str(run), str(site.store), "--json"]) == 0
@@ -482,7 +482,7 @@ def test_a_spoilt_model_folder_is_one_clear_line_and_code_2(
     check_complaint(complaint(capsys), parts)
 
 
-def test_the_installed_command_predicts_and_says_nothing_but_its_own_lines(
+def test_the_installed_command_predicts_and_prints_only_its_own_lines(
     site: Site, run: Path, tmp_path: Path
 ) -> None:
     command = Path(sys.executable).with_name("cspine-training")

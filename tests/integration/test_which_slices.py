@@ -286,6 +286,17 @@ REFUSED: list[tuple[str, str, Callable[[], Objects]]] = [
         f"{p}{z}.dcm": one_slice(z, p, 2 * z + p) for z in TWENTY for p in (0, 1)}),
     ("two phases without a number", "acquisitions-mixed", lambda: {
         f"{p}{z}.dcm": one_slice(z, p, z + 1) for z in TWENTY for p in (0, 1)}),
+    (
+        "two phases in one object without a field between them",
+        "acquisitions-mixed",
+        lambda: {
+            "e": made_dicom.make_enhanced(
+                np.stack([words(z, p) for p in (0, 1) for z in TWENTY]),
+                [[0, 0, z] for _ in (0, 1) for z in TWENTY],
+                BitsStored=12,
+            )
+        },
+    ),
     ("scouts alone", "no-axial-stack", lambda: AXIAL_SCOUTS),
     ("sagittal slices alone", "no-axial-stack", lambda: turned([0, 1, 0, 0, 0, -1], 0)),
     ("MIPs alone", "no-axial-stack", lambda: typed(["DERIVED", "SECONDARY", "MIP"])),

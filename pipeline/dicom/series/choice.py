@@ -32,8 +32,6 @@ from pipeline.dicom.stack import Stack, find_normal
 from storage_schemas.errors import SliceError
 from storage_schemas.records import SeriesRecord
 
-MIXED_SHARE = 0.05
-"""Of a stack's positions: where more hold frames that nothing tells apart, the study is refused."""
 _UNUSED_BY_ORIGIN = {
     Origin.SCOUT: "scout",
     Origin.PAGE: "page",
@@ -85,7 +83,7 @@ def choose_stack(
     ------
     NoVolumeError
         ``study-mixed``, ``no-dicom``, ``no-ct``, ``headers-refused``, ``no-axial-stack``,
-        ``one-position``, ``acquisitions-mixed``, ``series-not-found``, ``series-refused`` or
+        ``one-position``, ``series-not-found``, ``series-refused`` or
         ``volume-over-budget``.
     """
     refused, unused = list(objects.refused), list(objects.unused)
@@ -104,12 +102,6 @@ def choose_stack(
     if chosen is None or chosen.stack is None:
         raise fail(*_without_stack(parts, reasons, rule), out="of no stack of two slices or more")
     stack = chosen.stack
-    if chosen.frame_set.mixed > max(1, MIXED_SHARE * len(stack.places)):
-        why = (
-            f"{chosen.frame_set.mixed} of {len(stack.places)} positions hold several slices that"
-            " no field tells apart"
-        )
-        raise fail("acquisitions-mixed", why)
     if not rule.pattern and (why := _find_preferred(objects, chosen)):
         raise fail("series-refused", why)
     refused, more = _settle_refused(objects, chosen)

@@ -103,8 +103,8 @@ def _plain(value: bytes) -> object:
         number = float(text)
     except ValueError:
         return " ".join(text.split())
-    # Headers round, and "1.25" is "1.2500".
-    return round(number, 3) if math.isfinite(number) else text
+    # Headers round, and "1.25" is "1.2500"; three digits tell settings of a scanner apart.
+    return float(f"{number:.3g}") if math.isfinite(number) else text
 
 
 def acquisition_of(candidate: Candidate) -> tuple[int, str]:

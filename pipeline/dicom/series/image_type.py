@@ -2,7 +2,7 @@
 
 ImageType (PS3.3 C.7.6.1.1.2 and C.8.2.1.1.1; enhanced CT: C.8.16.1) says ORIGINAL or DERIVED first,
 PRIMARY or SECONDARY second, and AXIAL or LOCALIZER third; vendors add words of their own. Free text
-(SeriesDescription) counts only where ImageType has no third value.
+(SeriesDescription) counts only where ImageType has no third value, or where it names a projection.
 """
 
 import re
@@ -52,6 +52,8 @@ _JOINED = {
     "TEST_BOLUS": "TESTBOLUS",
     "DOSE_INFO": "DOSEINFO",
 }
+_INTENDED = re.compile(r"\b(FOR|BASE|BASIS|FUER|F\.|PRE|3D)\b")
+"""Words of descriptions of slices that a projection is yet to be made of."""
 _SPLIT = re.compile(r"[^A-Z0-9]+")
 
 
@@ -70,11 +72,12 @@ def find_origin(image_type: str, description: str = "") -> Origin:
     special = _find_word(" ".join(values[2:]))
     if special is not None:
         return special
-    if len(values) < 3 or not values[2]:
-        # Nothing says that the slices are what the words are about, so they only come last.
-        described = _find_word(description.upper())
-        if described is not None:
-            return Origin.REFORMAT
+    # Nothing says that the slices are what a description is about, so they only come last.
+    described = _find_word(description.upper())
+    if described is not None and (len(values) < 3 or not values[2]):
+        return Origin.REFORMAT
+    if described is Origin.PROJECTION and not _INTENDED.search(description.upper()):
+        return Origin.REFORMAT
     return Origin.DERIVED if values[0] == "DERIVED" else Origin.ORIGINAL
 
 

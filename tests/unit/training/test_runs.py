@@ -33,7 +33,7 @@ def test_a_line_that_a_kill_cut_short_is_no_line(run: RunFolder) -> None:
     assert run.lines(HISTORY) == [{"round": 1}]
 
 
-def test_a_journal_goes_on_after_a_line_that_was_cut_short(run: RunFolder) -> None:
+def test_a_journal_continues_after_a_partial_line(run: RunFolder) -> None:
     run.append(HISTORY, {"round": 1})
     with (run.path / HISTORY).open("a") as stream:
         stream.write('{"round": 2, "stud')

@@ -119,7 +119,7 @@ def test_channels_never_come_from_the_next_crop() -> None:
     assert set(batch["hu"].flatten().tolist()) == {2}
 
 
-def test_the_index_lists_slices_with_what_boxes_and_labels_say() -> None:
+def test_the_index_lists_slices_with_targets_from_boxes_and_labels() -> None:
     drawn = make_vertebra((4, 4, 4), fractured=1, slice_labels=[0, 1, 1, None])
     weak, whole = make_vertebra((3, 4, 4), fractured=1), make_vertebra((2, 4, 4), fractured=0)
     unknown = make_vertebra((1, 4, 4), fractured=None)
@@ -132,7 +132,7 @@ def test_the_index_lists_slices_with_what_boxes_and_labels_say() -> None:
     )
 
 
-def test_a_pose_mirrors_half_of_the_inputs_and_keeps_back_and_front() -> None:
+def test_transforms_mirror_half_of_the_inputs_left_to_right_only() -> None:
     transforms = sample_transforms(400, STILL, torch.Generator().manual_seed(0))
     assert set(transforms.matrix[:, 0, 0].tolist()) == {-1.0, 1.0}
     assert 160 < (transforms.matrix[:, 0, 0] < 0).sum() < 240
@@ -141,7 +141,7 @@ def test_a_pose_mirrors_half_of_the_inputs_and_keeps_back_and_front() -> None:
     assert not transforms.shift_mm.any()
 
 
-def test_a_mirrored_pose_gives_the_picture_seen_in_a_mirror() -> None:
+def test_a_mirroring_transform_gives_the_mirror_image() -> None:
     batch = one_slice(speckle(40, 36), (0.9, 0.9))
     mirror = SliceTransforms(torch.tensor([[[-1.0, 0.0], [0.0, 1.0]]]), torch.zeros(1, 2))
     np.testing.assert_allclose(draw(batch, WINDOW, mirror), draw(batch, WINDOW).flip(2), atol=1e-4)
@@ -156,7 +156,7 @@ def test_a_shift_in_mm_moves_the_picture_by_so_many_mm() -> None:
     )
 
 
-def test_poses_stay_within_the_largest_deviations() -> None:
+def test_transforms_stay_within_the_largest_deviations() -> None:
     augment = AugmentConfig(rotate_degrees=10, scale=0.2, shift_mm=3)
     transforms = sample_transforms(500, augment, torch.Generator().manual_seed(1))
     scale = torch.linalg.det(transforms.matrix).abs().sqrt()
@@ -205,7 +205,7 @@ def test_patches_are_covered_by_what_the_box_takes_of_them(
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("box", [(20, 14, 20, 12), (9, 36, 14, 18)])
-def test_a_bright_square_and_its_box_stay_together_under_any_pose(box: Box, seed: int) -> None:
+def test_a_bright_square_and_its_box_stay_together_under_any_transform(box: Box, seed: int) -> None:
     x, y, width, height = (int(value) for value in box)
     hu = np.zeros((64, 70))
     hu[y : y + height, x : x + width] = 1000

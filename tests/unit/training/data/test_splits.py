@@ -15,7 +15,7 @@ EVERYONE = {study.patient for study in COHORT}
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_every_patient_is_on_one_side_with_all_studies(seed: int) -> None:
+def test_every_patient_is_in_one_split_with_all_studies(seed: int) -> None:
     splits = split_patients(COHORT, SplitConfig(), seed)
     listed = [patient for side in SIDES for patient in getattr(splits, side)]
     assert sorted(listed) == sorted(EVERYONE)
@@ -30,7 +30,7 @@ def test_the_seed_decides_and_the_order_of_the_studies_does_not() -> None:
 
 
 @pytest.mark.parametrize("config", [SplitConfig(), SplitConfig(0.2, 0.15, 0.3)])
-def test_sides_have_their_shares_of_all_patients_and_of_the_broken(config: SplitConfig) -> None:
+def test_splits_have_their_shares_of_all_and_of_fractured_patients(config: SplitConfig) -> None:
     splits = split_patients(COHORT, config, seed=3)
     fractured_levels = {study.patient for study in COHORT if study.fractured_levels}
     two = {study.patient for study in COHORT if study.fractured_levels >= 2}
@@ -41,7 +41,7 @@ def test_sides_have_their_shares_of_all_patients_and_of_the_broken(config: Split
             assert abs(len(patients & group) - share * len(group)) <= slack
 
 
-def test_each_level_is_broken_on_each_side_as_often_as_overall() -> None:
+def test_each_level_has_the_same_fracture_rate_in_each_split() -> None:
     cohort = make_patients(400, seed=9)
     splits = split_patients(cohort, SplitConfig(), seed=0)
     labels = {study.patient: study.labels or () for study in cohort}
@@ -59,14 +59,14 @@ def test_each_level_is_broken_on_each_side_as_often_as_overall() -> None:
         [make_study(f"1.{number}") for number in range(40)],
         [make_study(f"1.{number}", ["C2"]) for number in range(40)],
     ],
-    ids=["two patients", "seven patients", "none broken", "all broken"],
+    ids=["two patients", "seven patients", "none fractured", "all fractured"],
 )
-def test_a_cohort_that_cannot_fill_every_side_is_refused(studies: Sequence[Study]) -> None:
+def test_a_cohort_that_cannot_fill_every_split_is_refused(studies: Sequence[Study]) -> None:
     with pytest.raises(UsageError, match="cohort-too-small"):
         split_patients(studies, SplitConfig(), seed=0)
 
 
-def test_a_patient_on_two_sides_cannot_be_written_down() -> None:
+def test_a_patient_in_two_splits_is_an_error() -> None:
     with pytest.raises(ValueError, match="two splits"):
         Splits(train=("a", "b"), guard=("c",), calibration=("d",), test=("b",))
 

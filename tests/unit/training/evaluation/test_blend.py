@@ -1,4 +1,4 @@
-"""Runs put together: by patients that none of them trained on, and never by the locked ones."""
+"""Ensembles of runs, fitted on patients that no run was trained on, and never on test patients."""
 
 import json
 from collections.abc import Sequence
@@ -31,12 +31,12 @@ STORE = StudyStore("memory://never-opened")
 
 @pytest.fixture(autouse=True)
 def cohort(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the tables of a store would say."""
+    """Contents of a store's tables."""
     monkeypatch.setattr(blending, "read_cohort", lambda store: STUDIES)
 
 
 def guess(studies: Sequence[Study], skill: float, seed: int) -> np.ndarray:
-    """Probabilities that lean towards the truth, too sure of themselves."""
+    """Informative but over-confident probabilities."""
     random = np.random.default_rng(seed)
     labels = label_table(studies)
     logits = skill * (labels - 0.5) + random.normal(0, 2, labels.shape)
@@ -52,7 +52,7 @@ def write_run(
     split: SplitConfig = SHARES,
     split_seed: int = 0,
 ) -> RunFolder:
-    """A run as training leaves it, of which only the weights of its model are missing."""
+    """A finished run, without the weights of its model."""
     run = RunFolder(path)
     run.create()
     splits = split_patients(STUDIES, split, split_seed)
@@ -96,14 +96,14 @@ def test_every_patient_but_the_locked_ones_is_held_out_by_one_fold() -> None:
     assert sorted(held) == sorted({*plain.train, *plain.guard, *plain.calibration})
 
 
-def test_a_plain_run_is_known_by_its_calibration_patients_alone(tmp_path: Path) -> None:
+def test_a_plain_run_has_held_out_predictions_of_its_calibration_patients_alone(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a")
     splits = Splits.from_json(run.read("splits.json"))
     expected = {study.study for study in splits.choose(STUDIES, "calibration")}
     assert set(held_out_predictions(run, STUDIES)) == expected
 
 
-def test_a_run_in_folds_is_known_by_all_but_the_locked_patients(tmp_path: Path) -> None:
+def test_a_cross_validated_run_has_held_out_predictions_of_all_but_the_test_patients(tmp_path: Path) -> None:
     run = write_folds(tmp_path / "f")
     splits = Splits.from_json(run.read("splits.json"))
     expected = {study.study for study in STUDIES if study.patient not in splits.test}
@@ -121,7 +121,7 @@ def test_a_run_in_folds_offers_the_mean_of_its_models(tmp_path: Path) -> None:
     assert [member.weight for member in members] == pytest.approx([1 / 3] * 3)
 
 
-def test_a_blend_is_no_worse_than_its_best_run_where_it_was_fitted(tmp_path: Path) -> None:
+def test_an_ensemble_is_no_worse_than_its_best_run_on_the_patients_it_was_fitted_to(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, seed=7 * i) for i, name in enumerate("abc")]
     found = blend(STORE, RunFolder(tmp_path / "out"), runs)
     assert sum(found.weights) == pytest.approx(1)
@@ -129,7 +129,7 @@ def test_a_blend_is_no_worse_than_its_best_run_where_it_was_fitted(tmp_path: Pat
     assert min(found.weights) > 0.1
 
 
-def test_a_run_that_knows_nothing_gets_no_weight_and_is_not_copied(tmp_path: Path) -> None:
+def test_an_uninformative_run_gets_no_weight_and_is_not_copied(tmp_path: Path) -> None:
     good, bad = write_run(tmp_path / "good", skill=9), write_run(tmp_path / "bad", skill=-4)
     out = RunFolder(tmp_path / "out")
     found = blend(STORE, out, [bad, good])
@@ -138,7 +138,7 @@ def test_a_run_that_knows_nothing_gets_no_weight_and_is_not_copied(tmp_path: Pat
     assert json.loads((member.folder / "config.json").read_text()) == {"of": "good"}
 
 
-def test_folds_in_a_blend_share_the_weight_of_their_run(tmp_path: Path) -> None:
+def test_folds_in_an_ensemble_share_the_weight_of_their_run(tmp_path: Path) -> None:
     plain, folds = write_run(tmp_path / "plain"), write_folds(tmp_path / "folds", seed=40)
     out = RunFolder(tmp_path / "out")
     found = blend(STORE, out, [plain, folds])
@@ -150,7 +150,7 @@ def test_folds_in_a_blend_share_the_weight_of_their_run(tmp_path: Path) -> None:
     assert all(member.folder.is_relative_to(out.path) for member in members)
 
 
-def test_what_any_run_trained_on_is_no_calibration_patient_of_the_blend(tmp_path: Path) -> None:
+def test_training_patients_of_any_run_are_no_calibration_patients_of_the_ensemble(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=9)]
     blend(STORE, out := RunFolder(tmp_path / "out"), runs)
     splits = Splits.from_json(out.read("splits.json"))
@@ -159,7 +159,7 @@ def test_what_any_run_trained_on_is_no_calibration_patient_of_the_blend(tmp_path
     assert set(splits.calibration) == {*first.guard, *first.calibration}
 
 
-def test_blending_again_replaces_and_forgets_the_evaluation(tmp_path: Path) -> None:
+def test_blending_again_replaces_the_ensemble_and_removes_the_evaluation(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=9)]
     out = RunFolder(tmp_path / "out")
     blend(STORE, out, runs)
@@ -169,7 +169,7 @@ def test_blending_again_replaces_and_forgets_the_evaluation(tmp_path: Path) -> N
     assert {p: p.read_bytes() for p in out.path.rglob("*") if p.is_file()} == before
 
 
-def test_the_card_of_a_blend_tells_members_and_limits(tmp_path: Path) -> None:
+def test_the_card_of_an_ensemble_lists_members_and_limits(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / "a"), write_run(tmp_path / "b", seed=9)]
     blend(STORE, out := RunFolder(tmp_path / "out"), runs)
     card = (out.path / "README.md").read_text()
@@ -197,7 +197,7 @@ def test_a_run_that_is_not_finished_is_refused(tmp_path: Path) -> None:
     refuse(tmp_path, runs, "no finished run")
 
 
-def test_one_run_is_no_blend(tmp_path: Path) -> None:
+def test_one_run_is_no_ensemble(tmp_path: Path) -> None:
     refuse(tmp_path, [write_run(tmp_path / "a")], "two runs")
 
 
@@ -224,7 +224,7 @@ def test_members_outside_of_the_folder_are_refused(tmp_path: Path, place: str) -
 
 
 @pytest.mark.parametrize("document", [{}, [], {"members": [{"folder": "a"}]}, {"members": []}])
-def test_a_damaged_blend_is_refused_by_name(tmp_path: Path, document: Any) -> None:
+def test_a_damaged_ensemble_is_refused_by_name(tmp_path: Path, document: Any) -> None:
     run = RunFolder(tmp_path / "out")
     run.create()
     run.write("blend.json", document)

@@ -1,4 +1,4 @@
-"""What an evaluation adds to the plain figures: intervals of losses, and curves."""
+"""Confidence intervals of losses, and curves."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Heat maps point at what the model was taught, and change when it forgets it."""
+"""Heat maps point at what the model was trained on, and change with its weights."""
 
 import math
 from typing import Any
@@ -47,7 +47,7 @@ def draw(count: int, seed: int) -> tuple[Tensor, Tensor, NDArray[np.int64]]:
 def patient_loss(
     model: CervicalSequenceModel, pixels: Tensor, labels: Tensor, boxes: NDArray[np.int64]
 ) -> Tensor:
-    """Of positions, vertebrae and boxes, as sequence models are trained."""
+    """Loss of positions, vertebrae and boxes, as in the training of sequence models."""
     valid = places(len(pixels))
     output = model(pixels, valid)
     side = math.isqrt(output.patches.shape[1])
@@ -121,7 +121,7 @@ def test_the_hottest_place_lies_in_the_box_of_the_line(model: PreTrainedModel) -
     assert found.shape == (120, SIZE, SIZE)
     broken = np.flatnonzero(labels.numpy())
     hits = [inside(found[row], boxes[row]) for row in broken]
-    # By chance one in nine would hit.
+    # The chance level is one in nine.
     assert np.mean(hits) > 1 / 3
 
 
@@ -131,7 +131,7 @@ def inside(found: Tensor, box: NDArray[np.int64]) -> bool:
     return bool(left <= x < left + width and top <= y < top + height)
 
 
-def test_a_model_whose_weights_are_drawn_again_points_elsewhere(model: PreTrainedModel) -> None:
+def test_a_model_with_other_random_weights_points_elsewhere(model: PreTrainedModel) -> None:
     kind, family = "slice", model.config.model_type
     if isinstance(model, CervicalSequenceModel):
         kind, family = "sequence", model.config.encoder.model_type
@@ -143,7 +143,7 @@ def test_a_model_whose_weights_are_drawn_again_points_elsewhere(model: PreTraine
     warm = [row for row in range(len(before)) if before[row].any()]
     assert len(warm) > 0.8 * len(before)
     assert all(torch.equal(before[row], again[row]) for row in warm)
-    # A map without any heat agrees with no other.
+    # A map of zeros correlates with no other.
     found = [alike(before[row], other[row]) if other[row].any() else 0.0 for row in warm]
     assert np.mean(found) < 0.5
 
@@ -152,7 +152,7 @@ def alike(found: Tensor, other: Tensor) -> float:
     return float(spearmanr(found, other).statistic)
 
 
-def test_looking_changes_nothing_of_the_model(model: PreTrainedModel) -> None:
+def test_explaining_does_not_change_the_model(model: PreTrainedModel) -> None:
     pixels, _, _ = draw(6, seed=3)
     model.zero_grad()
     encoder = model.encoder if isinstance(model, CervicalSequenceModel) else model.base_model

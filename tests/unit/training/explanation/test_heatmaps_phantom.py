@@ -1,4 +1,4 @@
-"""On phantoms, the heat map of a model that was taught fractures points at them."""
+"""On phantoms, the heat map of a model trained on fractures points at them."""
 
 import math
 

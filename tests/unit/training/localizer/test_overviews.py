@@ -1,4 +1,4 @@
-"""What a localizer learns from: which studies, dealt how, and cubes that stay true when varied."""
+"""Training data of a localizer: studies, folds, and the augmentation of cubes with their labels."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_only_studies_with_a_mask_are_learnt_from(tmp_path: Path) -> None:
+def test_only_studies_with_a_mask_are_trained_on(tmp_path: Path) -> None:
     store = make_masked_store(tmp_path, 3, unmasked=2)
     assert [study.study for study in read_masked(store)] == ["1.2.1", "1.2.2", "1.2.3"]
 
@@ -75,7 +75,7 @@ def test_overviews_are_read_as_stored_with_their_spacing(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
-def test_a_lost_mask_stops_the_reading_by_name(tmp_path: Path) -> None:
+def test_a_missing_mask_stops_with_its_name(tmp_path: Path) -> None:
     store = make_masked_store(tmp_path / "store", 2)
     store.objects.remove(f"volumes.zarr/1.2.2/{OVERVIEW_LEVELS}")
     with (
@@ -108,7 +108,7 @@ def as_tensors(*cubes: NDArray) -> list[torch.Tensor]:
     return [torch.from_numpy(cube.copy())[None, None] for cube in cubes]
 
 
-def test_a_still_look_changes_nothing_but_left_and_right() -> None:
+def test_a_transform_without_deviation_only_mirrors_left_and_right() -> None:
     hu, levels = make_overview(0)
     voxels, classes = as_tensors(hu.astype(np.float32), levels)
     mirrored = 0
@@ -131,7 +131,7 @@ def test_a_shift_is_in_mm_and_air_comes_in() -> None:
     augment = CubeAugmentConfig(rotate_degrees=0, shift_mm=30, scale=0)
     spacing = torch.tensor([[6.0, 3.0, 2.0]])
     voxels, labels = as_tensors(hu.astype(np.float32), classes)
-    # Seen from elsewhere, a voxel moves the other way; mirrored, x moves likewise.
+    # A transform of the grid moves a voxel the opposite way; mirroring also reverses x.
     for seed in range(10):
         transforms = sample_transforms(spacing * 16, augment, seeded(seed))
         shift_mm = (transforms[0, :, 3] * spacing[0].flip(0) * 16 / 2).flip(0).numpy()
@@ -160,7 +160,7 @@ def test_a_turned_ball_stays_a_ball_where_voxels_are_no_cubes() -> None:
         assert 2 * (turned * ball).sum() / (turned.sum() + ball.sum()) > 0.93
 
 
-def test_hu_vary_within_their_bounds_and_equal_draws_are_equal() -> None:
+def test_hu_vary_within_their_bounds_and_equal_seeds_give_equal_voxels() -> None:
     augment = CubeAugmentConfig(gain=0.1, offset_hu=50, noise_hu=0)
     hu = torch.full((20, 1, 4, 4, 4), 1000.0)
     varied = vary_hu(hu, augment, seeded(0))

@@ -1,4 +1,4 @@
-"""A localizer from a store to its file: scores that tell, training that goes on, a true file."""
+"""A localizer from a store to its file: scores, resumed training, and the exported file."""
 
 import json
 import math
@@ -102,7 +102,7 @@ def test_the_largest_piece_is_kept_and_corners_join() -> None:
     assert np.argwhere(largest_piece(mask)).tolist() == [[0, 0, 0], [1, 1, 1]]
 
 
-def test_the_constant_guess_is_the_mean_box_and_the_commonest_voxels() -> None:
+def test_the_constant_baseline_is_the_mean_box_and_the_most_frequent_voxels() -> None:
     cubes = [np.zeros((12, 12, 12), np.uint8) for _ in range(3)]
     for shift, cube in enumerate(cubes):
         cube[2 + shift : 6 + shift, 3:6, 3:6] = 1
@@ -130,7 +130,7 @@ def test_blocks_of_voxels_fold_into_channels_and_back() -> None:
     assert torch.equal(unfold_blocks(folded, 2), cube)
 
 
-def test_a_new_network_thinks_most_of_everything_is_background() -> None:
+def test_a_new_network_predicts_mostly_background() -> None:
     network = build_network(TINY, 0).eval()
     hu = torch.from_numpy(make_overview(0)[0]).float()[None, None]
     with torch.inference_mode():
@@ -138,7 +138,7 @@ def test_a_new_network_thinks_most_of_everything_is_background() -> None:
     assert background > 0.8
 
 
-def test_named_places_are_those_of_the_whole_cube() -> None:
+def test_classified_places_equal_those_of_the_full_cube() -> None:
     network = build_network(TINY, 0).eval()
     hu, levels = make_overview(0)
     cube = torch.from_numpy(hu).float()[None, None]
@@ -150,7 +150,7 @@ def test_named_places_are_those_of_the_whole_cube() -> None:
     assert torch.allclose(named, expected, atol=1e-5)
 
 
-def test_every_place_with_a_vertebra_is_judged_and_others_stand_for_their_like() -> None:
+def test_every_place_with_a_vertebra_counts_and_sampled_others_are_weighted() -> None:
     levels = make_overview(0)[1]
     places = sample_places(as_classes(levels), 2, torch.Generator().manual_seed(0))
     assert int((places.classes > 0).sum()) == int((levels > 0).sum())
@@ -212,7 +212,7 @@ def probabilities(path: Path) -> np.ndarray:
     return np.asarray(session.run(["probabilities"], {"overview": hu})[0])
 
 
-def test_it_learns_what_no_constant_knows_and_writes_a_file_that_the_pipeline_takes(
+def test_it_beats_the_constant_baseline_and_writes_a_file_that_the_pipeline_accepts(
     tmp_path: Path,
 ) -> None:
     store = make_masked_store(tmp_path / "store", 12)
@@ -241,7 +241,7 @@ def test_it_learns_what_no_constant_knows_and_writes_a_file_that_the_pipeline_ta
 
 
 def weights_of(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
-    """The weights of each localizer that would be exported, which is then let be."""
+    """The weights of each localizer at its export, which is skipped."""
     weights: list[dict[str, torch.Tensor]] = []
 
     def keep(network: LocalizerNetwork, *told: object) -> tuple[None, float]:
@@ -253,7 +253,7 @@ def weights_of(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]
     return weights
 
 
-def test_a_stopped_training_goes_on_to_the_same_localizer(
+def test_an_interrupted_training_resumes_to_the_same_localizer(
     store: StudyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported = weights_of(monkeypatch)
@@ -295,7 +295,7 @@ def test_equal_seeds_train_equally_and_others_do_not(
     assert not all(map(torch.equal, first, other))
 
 
-def test_the_last_steps_see_cubes_as_they_are_but_for_left_and_right(
+def test_the_last_steps_only_mirror_left_and_right(
     store: StudyStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights_of(monkeypatch)
@@ -315,7 +315,7 @@ def test_a_damaged_state_is_refused_by_name(store: StudyStore, tmp_path: Path) -
     out = tmp_path / "localizer.onnx"
     state = tmp_path / ".localizer.onnx.training.safetensors"
     begun = build_network(TINY, 0)
-    # A whole file of another making, one that lacks a weight, and no such file at all.
+    # A file of another format, one that lacks a weight, and one that is no safetensors file.
     save_file({}, state)
     others = state.read_bytes()
     settings = {

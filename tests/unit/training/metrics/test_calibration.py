@@ -13,7 +13,7 @@ Exams = tuple[NDArray[np.float64], NDArray[np.int64]]
 
 
 def make_exams(studies: int, gap: float, seed: int = 0) -> Exams:
-    """Scores of broken levels lie `gap` above those of whole ones, on an odd scale."""
+    """Scores of fractured levels lie `gap` above those of intact ones, on an arbitrary scale."""
     random = np.random.default_rng(seed)
     levels = (random.random((studies, 7)) < [0.07, 0.14, 0.04, 0.05, 0.08, 0.14, 0.2]).astype(int)
     scores = 40 + 6 * (random.normal(0, 1, (studies, 7)) + gap * levels)
@@ -69,14 +69,14 @@ def test_a_study_without_any_crop_gets_the_best_constants_of_training() -> None:
     assert found.tolist() == best_constants(train).tolist()
 
 
-def test_a_model_that_knows_something_beats_the_constants_on_unseen_patients() -> None:
+def test_an_informative_model_beats_the_constants_on_unseen_patients() -> None:
     scores, labels = make_exams(400, 2.0, seed=8)
     constant = competition_loss(labels, best_constants(labels))
     assert competition_loss(labels, CALIBRATION.probabilities(scores)) < 0.8 * constant
 
 
 @pytest.mark.parametrize("studies", [12, 150])
-def test_a_model_that_knows_nothing_is_hardly_worse_than_the_constants(studies: int) -> None:
+def test_an_uninformative_model_is_hardly_worse_than_the_constants(studies: int) -> None:
     _, train = make_exams(150, 0, seed=1)
     scores, labels = make_exams(studies, 0, seed=2)
     found = fit_calibration(scores, labels, train)
@@ -85,7 +85,7 @@ def test_a_model_that_knows_nothing_is_hardly_worse_than_the_constants(studies: 
     assert competition_loss(truth, found.probabilities(unseen)) < 1.1 * constant
 
 
-def test_probabilities_of_a_large_split_are_as_frequent_as_they_say() -> None:
+def test_probabilities_of_a_large_split_match_the_observed_rates() -> None:
     scores, labels = make_exams(2000, 2.0, seed=4)
     found = fit_calibration(scores, labels, labels).probabilities(scores)
     weights = np.where(labels[:, :1] == 1, 1 / 22, 1 / 14) * np.where(labels == 1, 2, 1)
@@ -99,10 +99,10 @@ def test_probabilities_of_a_large_split_are_as_frequent_as_they_say() -> None:
 def test_the_patients_map_is_near_the_noisy_or_until_there_are_many_patients(seed: int) -> None:
     scores, labels = make_exams(12, gap=8.0, seed=seed)
     few = fit_calibration(scores, labels, labels)
-    assert 0.9 < few.patient_slope < 1.2, "told apart by luck, which is no reason to be so sure"
+    assert 0.9 < few.patient_slope < 1.2, "separated by chance, which does not justify a steep slope"
     assert abs(few.patient_offset) < 0.2
     scores, labels = make_exams(2000, gap=8.0, seed=seed)
-    labels[::2, 0] = 0  # as no noisy-or would have it
+    labels[::2, 0] = 0  # unlike any noisy-or
     many = fit_calibration(scores, labels, labels).probabilities(scores)[:, 0]
     broken = labels[:, 1:].any(axis=1)
     weights = exam_weights(labels)[broken, 0]
@@ -122,7 +122,7 @@ def test_the_scale_of_the_scores_does_not_matter() -> None:
     [np.full((20, 7), np.nan), np.full((20, 7), 3.0)],
     ids=["no crop", "all equal"],
 )
-def test_scores_that_say_nothing_still_give_a_map(scores: NDArray[np.float64]) -> None:
+def test_uninformative_scores_still_give_a_map(scores: NDArray[np.float64]) -> None:
     _, labels = make_exams(20, 0)
     found = fit_calibration(scores, labels, labels)
     p = found.probabilities(np.array([[3.0] * 7]))
@@ -144,11 +144,11 @@ def test_a_calibration_reads_back_equal_from_json() -> None:
 
 
 def heads(labels: NDArray[np.int64], gap: float, seed: int = 11) -> NDArray[np.float64]:
-    """What a model says of the whole patient, on another odd scale."""
+    """Patient logits of a model, on another arbitrary scale."""
     return 5 * (np.random.default_rng(seed).normal(size=len(labels)) + gap * labels[:, 0]) - 90
 
 
-def test_what_a_model_says_of_the_patient_is_blended_in_where_it_says_so() -> None:
+def test_the_patient_logit_of_a_model_is_used_if_there_is_one() -> None:
     scores, labels = make_exams(400, 1.0)
     patient = heads(labels, 3.0)
     found = fit_calibration(scores, labels, labels, patient)
@@ -163,7 +163,7 @@ def test_what_a_model_says_of_the_patient_is_blended_in_where_it_says_so() -> No
     ).all()
 
 
-def test_a_patient_logit_that_says_nothing_hardly_changes_the_patient() -> None:
+def test_an_uninformative_patient_logit_hardly_changes_the_patient() -> None:
     scores, labels = make_exams(400, 2.0)
     noise = heads(labels, 0.0)
     found = fit_calibration(scores, labels, labels, noise).probabilities(scores, noise)

@@ -30,7 +30,7 @@ LN2 = math.log(2)
         (C2_C7, np.array([14, 1, 2, 1, 1, 1, 1, 2]) / 23),
     ],
 )
-def test_broken_targets_weigh_twice_and_the_patient_as_much_as_seven_levels(
+def test_fractured_targets_weigh_twice_and_the_patient_as_much_as_seven_levels(
     labels: list[int], weights: Any
 ) -> None:
     np.testing.assert_allclose(exam_weights([labels]), [weights])

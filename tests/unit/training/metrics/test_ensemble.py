@@ -11,7 +11,7 @@ from training.metrics.ensemble import RoundEnsemble, average_predictions, fit_we
 def make_rounds(
     noises: tuple[float, ...], studies: int = 60, seed: int = 0
 ) -> tuple[NDArray[np.int64], list[NDArray[np.float64]]]:
-    """Labels, and for each round probabilities that err by its noise."""
+    """Labels, and probabilities of each round with its noise."""
     random = np.random.default_rng(seed)
     levels = (random.random((studies, 7)) < 0.15).astype(np.int64)
     labels = np.column_stack([levels.max(axis=1), levels])
@@ -64,7 +64,7 @@ def test_certain_and_wrong_rounds_do_not_spoil_the_fit() -> None:
     assert fit_weights(labels, [sure, good]).tolist() == [0.0, 1.0]
 
 
-def test_a_stack_mixes_its_rounds_and_reads_back_equal() -> None:
+def test_an_ensemble_averages_its_rounds_and_reads_back_equal() -> None:
     stack = RoundEnsemble((1, 3), (0.25, 0.75), 0.5)
     tables = {number: np.full((2, 8), number / 10) for number in (1, 2, 3)}
     np.testing.assert_allclose(stack.average_predictions(tables), np.full((2, 8), 0.25))

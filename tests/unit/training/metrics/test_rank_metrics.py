@@ -22,7 +22,7 @@ def make_exams(count: int = 60, seed: int = 0, *, ties: bool = True) -> Exams:
 
 @pytest.mark.parametrize("ties", [True, False])
 @pytest.mark.parametrize("seed", range(4))
-def test_figures_are_those_of_scikit_learn(seed: int, ties: bool) -> None:
+def test_metrics_equal_those_of_scikit_learn(seed: int, ties: bool) -> None:
     labels, scores = make_exams(seed=seed, ties=ties)
     found = rank_metrics(labels, scores, np.ones((1, len(labels))))
     assert found["auc"][0] == pytest.approx(roc_auc_score(labels, scores))

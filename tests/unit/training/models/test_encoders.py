@@ -1,4 +1,4 @@
-"""Encoders of any family keep what they learnt when channels or pixels are added."""
+"""Encoders of any family keep their pretrained weights when channels or pixels are added."""
 
 import math
 from dataclasses import replace
@@ -76,7 +76,7 @@ def pooled(encoder: PreTrainedModel, pixels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_features_are_of_whole_inputs_and_of_a_square_of_patches(family: str) -> None:
+def test_features_are_pooled_and_of_a_square_of_patches(family: str) -> None:
     encoder = make(family)
     found = read_features(run_encoder(encoder, noise()))
     side = math.isqrt(found.patches.shape[1])
@@ -96,7 +96,7 @@ def test_more_channels_change_nothing_while_they_are_zero(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_old_kernels_are_kept_and_new_ones_learn_at_once(family: str) -> None:
+def test_old_kernels_are_kept_and_new_ones_get_gradients_at_once(family: str) -> None:
     narrow, wide = make(family), widen_channels(make(family), 6)
     kept = narrow.state_dict()
     changed = [name for name, value in wide.state_dict().items() if value.shape != kept[name].shape]
@@ -122,7 +122,7 @@ def test_an_input_of_another_size_is_taken_and_no_weight_is_new(family: str) -> 
     assert all(torch.equal(encoder.state_dict()[name], value) for name, value in before.items())
 
 
-def test_position_embeddings_of_a_larger_input_are_those_learnt_interpolated() -> None:
+def test_position_embeddings_are_interpolated_for_a_larger_input() -> None:
     encoder = make("vit")
     learnt = encoder.embeddings.position_embeddings.detach()
     larger = make_encoder(ViTConfig(**{**encoder.config.to_dict(), "image_size": 64}))

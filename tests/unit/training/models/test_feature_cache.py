@@ -1,4 +1,4 @@
-"""Features that are kept are those that the encoder would give, and never another's."""
+"""Cached features equal those of the encoder, and never those of another."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +80,7 @@ def test_another_encoder_or_other_inputs_leave_nothing_of_the_old(tmp_path: Path
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_head_that_learns_keeps_the_features(tmp_path: Path) -> None:
+def test_training_the_heads_keeps_the_cached_features(tmp_path: Path) -> None:
     keep(tmp_path)
     model = build()
     torch.nn.init.ones_(model.classifier.weight)

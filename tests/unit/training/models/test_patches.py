@@ -48,7 +48,7 @@ NO_BOX = torch.zeros(1, 9)
         "found in the box",
         "found elsewhere in the box",
         "all of the box",
-        "whole and silent",
+        "intact and no logit",
         "missed",
         "found beside the box",
         "found in and beside the box",
@@ -77,7 +77,7 @@ def test_a_slice_whose_fracture_nobody_drew_gives_no_gradient() -> None:
     assert gradient.abs().amax(dim=1).gt(0).tolist() == [True, False, True]
 
 
-def test_a_batch_without_boxes_or_whole_slices_costs_nothing() -> None:
+def test_a_batch_without_boxes_or_intact_slices_has_no_box_loss() -> None:
     logits = torch.ones(2, 9).requires_grad_()
     loss = box_loss(logits, NO_BOX.repeat(2, 1), torch.tensor([False, False]))
     (gradient,) = torch.autograd.grad(loss, logits)
@@ -86,7 +86,7 @@ def test_a_batch_without_boxes_or_whole_slices_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize(("covered", "judged"), [(0.01, True), (0.1, False), (0.2, True)])
-def test_a_patch_that_the_box_just_touches_is_not_judged(covered: float, judged: bool) -> None:
+def test_a_patch_that_the_box_just_touches_is_ignored(covered: float, judged: bool) -> None:
     logits = torch.zeros(1, 9).requires_grad_()
     box = BOX.clone()
     box[0, 3] = covered
@@ -147,6 +147,6 @@ def test_a_closed_reader_leaves_no_hook(family: Family) -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_reading_before_the_model_ran_is_an_error() -> None:
+def test_patch_logits_before_a_forward_pass_are_an_error() -> None:
     with pytest.raises(RuntimeError, match="forward pass"):
         PatchReader(build("vit")).logits()

@@ -1,4 +1,4 @@
-"""Which positions are looked at, what they show, and what is known of them."""
+"""Positions of a vertebra, their pixels and their targets."""
 
 from dataclasses import replace
 
@@ -45,7 +45,7 @@ WINDOW = InputConfig(size=16, crop_mm=16, trim_mm=0)
         (1, 3, 8, [0, -1, -1]),
     ],
 )
-def test_positions_are_evenly_spaced_and_none_is_looked_at_twice(
+def test_positions_are_evenly_spaced_and_distinct(
     slices: int, positions: int, trim_mm: float, chosen: list[int]
 ) -> None:
     found = choose_positions(make_vertebra((slices, 8, 8)), positions, trim_mm)
@@ -53,7 +53,7 @@ def test_positions_are_evenly_spaced_and_none_is_looked_at_twice(
 
 
 @pytest.mark.parametrize("drawn", [1, 2, 4, 9])
-def test_slices_are_drawn_around_one_from_each_part_of_the_vertebra(drawn: int) -> None:
+def test_slices_are_sampled_around_one_from_each_part_of_the_vertebra(drawn: int) -> None:
     vertebra = make_vertebra((10, 8, 8))
     random = np.random.default_rng(0)
     count, looked_at = min(drawn, 8), set()
@@ -69,7 +69,7 @@ def test_slices_are_drawn_around_one_from_each_part_of_the_vertebra(drawn: int) 
     assert looked_at == set(range(1, 9))
 
 
-def test_a_broken_vertebra_is_not_asked_where_its_fracture_is_known_to_be_elsewhere() -> None:
+def test_a_fractured_vertebra_has_no_target_if_its_fracture_is_known_to_be_elsewhere() -> None:
     slice_labels = [0, 0, 1, 0, None, 0]
     buffer = make_buffer(
         (make_vertebra((6, 8, 8), fractured=1, slice_labels=slice_labels), np.zeros((6, 8, 8)))
@@ -139,12 +139,12 @@ def test_the_mask_is_the_last_channel_and_stays_as_it_is() -> None:
     pixels = normalise(make_pixels(batch, inputs, identity_transforms(2)), inputs)
     assert pixels.shape == (2, 6, 16, 16)
     assert not pixels[0, 5].any()
-    # Its edges are as soft as those of the bone beside it.
+    # Its edges are as smooth as those of the bone beside it.
     np.testing.assert_array_equal(pixels[1, 5].round(), mask[1])
     assert pixels[1, 5].max() == 1
 
 
-def test_where_no_mask_was_read_the_channel_is_zero() -> None:
+def test_without_masks_the_channel_is_zero() -> None:
     buffer, _ = masked_buffer()
     inputs = replace(WINDOW, mask=True)
     batch = gather_slices(replace(buffer, masks=None), np.array([0]), np.array([1]), mask=True)
@@ -178,7 +178,7 @@ def test_slices_of_a_vertebra_are_turned_alike_and_vertebrae_are_not() -> None:
         assert not torch.equal(values[0], values[2])
 
 
-def test_masks_are_forgotten_by_vertebra_and_intensity_leaves_them_alone() -> None:
+def test_masks_are_dropped_by_vertebra_and_not_augmented_in_intensity() -> None:
     buffer, _ = masked_buffer()
     inputs = replace(WINDOW, mask=True)
     index = index_patients(buffer, ["1.2.1"], 3, 0)
@@ -194,7 +194,7 @@ def test_masks_are_forgotten_by_vertebra_and_intensity_leaves_them_alone() -> No
     assert slice_labels == {True, False}
 
 
-def test_missing_levels_and_few_slices_are_said() -> None:
+def test_missing_levels_and_few_slices_are_warned_of() -> None:
     crops = [make_vertebra((3, 8, 8), level="C1"), make_vertebra((1, 8, 8), level="C2")]
     crops += [make_vertebra((9, 8, 8), level=f"C{level}") for level in (3, 4, 5)]
     assert list_warnings(crops) == [
@@ -205,7 +205,7 @@ def test_missing_levels_and_few_slices_are_said() -> None:
     ]
 
 
-def test_slices_of_a_broken_vertebra_without_boxes_are_asked_nothing() -> None:
+def test_slices_of_a_fractured_vertebra_without_boxes_have_no_target() -> None:
     boxed = make_vertebra((4, 8, 8), level="C1", fractured=1, slice_labels=[0, 1, None, 0])
     weak = make_vertebra((4, 8, 8), level="C2", fractured=1)
     whole = make_vertebra((2, 8, 8), level="C3", fractured=0)
@@ -237,7 +237,7 @@ def targets_of_three() -> tuple:
     return studies, find_targets(buffer, index, studies)
 
 
-def test_patients_are_judged_by_the_competitions_loss() -> None:
+def test_patients_have_the_competitions_loss() -> None:
     studies, targets = targets_of_three()
     logits = torch.linspace(-3, 2, 24).view(3, 8)
     shares = LossWeights(patient=1, vertebra=0, position=0)
@@ -246,7 +246,7 @@ def test_patients_are_judged_by_the_competitions_loss() -> None:
     assert found.item() == pytest.approx(competition_loss(labels, torch.sigmoid(logits)), rel=1e-5)
 
 
-def test_a_broken_vertebra_counts_twice_and_unknown_ones_not_at_all() -> None:
+def test_a_fractured_vertebra_counts_twice_and_unknown_ones_not_at_all() -> None:
     _, targets = targets_of_three()
     targets.vertebra[2] = np.nan
     logits = torch.full((3, 7), -1.0)
@@ -256,7 +256,7 @@ def test_a_broken_vertebra_counts_twice_and_unknown_ones_not_at_all() -> None:
     assert found.item() == pytest.approx((2 * broken + 13 * whole) / 15, rel=1e-5)
 
 
-def test_nothing_known_is_no_loss_and_a_gradient_of_zero() -> None:
+def test_without_targets_loss_and_gradient_are_zero() -> None:
     _, targets = targets_of_three()
     for values in (targets.patient, targets.vertebra, targets.position):
         values[:] = np.nan

@@ -1,4 +1,4 @@
-"""A vertebra as a sequence, a patient as seven vertebrae: what the model promises."""
+"""Properties of the sequence model."""
 
 import json
 import math
@@ -53,7 +53,7 @@ def build(pooling: Pooling = "lstm", positions: int = 6, seed: int = 0) -> Cervi
 
 
 def stir(model: CervicalSequenceModel) -> CervicalSequenceModel:
-    """Move every weight, so that no correction is zero any more."""
+    """Change every weight, so that no correction is zero."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -62,7 +62,7 @@ def stir(model: CervicalSequenceModel) -> CervicalSequenceModel:
 
 
 def positions_of(*counts: tuple[int, ...], positions: int = 6) -> Tensor:
-    """Which positions there are, from how many each vertebra has."""
+    """Mask of the positions, from the number that each vertebra has."""
     return torch.arange(positions) < torch.tensor(counts)[..., None]
 
 
@@ -129,7 +129,7 @@ def test_with_an_lstm_a_position_hears_of_its_neighbours_and_with_attention_alon
         assert bool(first.abs() > 1e-4) == hears
 
 
-def test_the_patient_head_hears_of_every_level(pooling: Pooling) -> None:
+def test_the_patient_head_depends_on_every_level(pooling: Pooling) -> None:
     model, pixels = stir(build(pooling)), pixels_for(WHOLE[:1])
     before = read(model, WHOLE[:1], pixels).logits
     changed = pixels.clone()
@@ -178,7 +178,7 @@ def test_pixels_or_features_must_be_given_but_not_both() -> None:
             model(**options)
 
 
-def test_a_reloaded_model_gives_the_very_same_answers(pooling: Pooling, tmp_path: Path) -> None:
+def test_a_reloaded_model_gives_the_same_output(pooling: Pooling, tmp_path: Path) -> None:
     model = stir(build(pooling))
     save_model(model, INPUTS, tmp_path / "m", card="")
     loaded, inputs = load_sequence_model(tmp_path / "m")
@@ -201,7 +201,7 @@ def test_the_folder_opens_with_the_ecosystems_own_classes_and_without_remote_cod
 
 
 @pytest.mark.parametrize("harm", ["lost", "spare", "another shape", "other inputs"])
-def test_a_folder_that_is_not_whole_is_refused_by_name(tmp_path: Path, harm: str) -> None:
+def test_an_incomplete_folder_is_refused_by_name(tmp_path: Path, harm: str) -> None:
     model, inputs = build(), INPUTS
     if harm == "lost":
         model.patient.levels = torch.nn.Identity()
@@ -218,7 +218,7 @@ def test_a_folder_that_is_not_whole_is_refused_by_name(tmp_path: Path, harm: str
 
 
 def line_crops(patients: int, seed: int) -> tuple[Any, list[list[int]]]:
-    """Crops of noise; a broken one has a bright bar in two of its six slices."""
+    """Crops of noise; a fractured one has a bright bar in two of its six slices."""
     random = np.random.default_rng(seed)
     crops, labels = [], []
     for number in range(patients):
@@ -239,7 +239,7 @@ def line_crops(patients: int, seed: int) -> tuple[Any, list[list[int]]]:
     return make_buffer(*crops), labels
 
 
-def test_a_model_learns_from_patients_which_vertebra_and_which_slices_are_broken(
+def test_a_model_learns_from_patient_labels_which_vertebrae_and_slices_are_fractured(
     pooling: Pooling,
 ) -> None:
     buffer, labels = line_crops(24, seed=0)

@@ -1,4 +1,4 @@
-"""How a sequence model is started, trained in a round and asked, as the round loop does it."""
+"""Starting, training and scoring a sequence model, as the round loop does."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -51,7 +51,7 @@ CONFIG = RunConfig(
 def make_round(
     patients: int, seed: int = 0, folder: Path | None = None, missing: tuple[str, ...] = ()
 ) -> tuple[CropBuffer, tuple[Study, ...]]:
-    """Patients whose broken vertebrae have a bright bar in two of five slices, and a box there."""
+    """Patients whose fractured vertebrae have a bright bar with a box in two of five slices."""
     random = np.random.default_rng(seed)
     crops: list[Any] = []
     studies = []
@@ -117,7 +117,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_the_heads_learn_last_and_the_encoder_before_them() -> None:
+def test_the_heads_are_trained_last_and_the_encoder_before_them() -> None:
     buffer, _ = make_round(8)
     without, _ = train(
         replace(CONFIG, sequence=replace(CONFIG.sequence, head_epochs=0)), buffer, steps=3
@@ -133,7 +133,7 @@ def test_the_heads_learn_last_and_the_encoder_before_them() -> None:
     assert all(parameter.requires_grad for parameter in with_head.parameters())
 
 
-def test_the_average_is_of_the_encoder_and_its_heads_are_those_that_learnt_last() -> None:
+def test_the_ema_covers_the_encoder_and_the_heads_are_those_trained_last() -> None:
     buffer, _ = make_round(8)
     model, trained = train(CONFIG, buffer, steps=6, ema=0.5)
     assert trained.ema is not None
@@ -145,7 +145,7 @@ def test_the_average_is_of_the_encoder_and_its_heads_are_those_that_learnt_last(
     assert not all(torch.equal(trained.ema[n], v) for n, v in raw.named_parameters())
 
 
-def test_of_boxed_patients_the_encoder_learns_as_that_of_the_slice_model() -> None:
+def test_on_patients_with_boxes_the_encoder_trains_like_that_of_the_slice_model() -> None:
     buffer, _ = make_round(6)
     config = replace(
         CONFIG,
@@ -163,7 +163,7 @@ def test_of_boxed_patients_the_encoder_learns_as_that_of_the_slice_model() -> No
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet"])
-def test_drawn_boxes_change_what_is_learned(family: Family) -> None:
+def test_boxes_change_the_trained_weights(family: Family) -> None:
     buffer, _ = make_round(6)
     config = replace(CONFIG, model=ModelConfig(family=family, patch=8, width=32, depth=1, heads=2))
     found = []
@@ -179,7 +179,7 @@ def test_slices_of_labelled_vertebrae_are_what_a_study_counts() -> None:
     assert SEQUENCE.count(Study("1.1", "1.1", "", None, tuple(crops)), CONFIG) == 3 + 5 + 7
 
 
-def test_a_frozen_encoder_stays_and_its_heads_learn_from_kept_features(tmp_path: Path) -> None:
+def test_a_frozen_encoder_is_unchanged_and_its_heads_train_on_cached_features(tmp_path: Path) -> None:
     config = replace(CONFIG, sequence=replace(CONFIG.sequence, frozen=True))
     buffer, studies = make_round(10, folder=tmp_path)
     model, inputs = SEQUENCE.start(config, None)
@@ -233,7 +233,7 @@ def test_a_slice_model_trained_here_is_a_start_with_its_opinion(tmp_path: Path) 
     )
 
 
-def test_a_sequence_model_goes_on_as_it_is(tmp_path: Path) -> None:
+def test_a_sequence_model_starts_with_all_its_weights(tmp_path: Path) -> None:
     buffer, studies = make_round(3)
     model, _ = train(CONFIG, buffer, steps=2)
     save_model(model, CONFIG.inputs, tmp_path / "m", card="")
@@ -248,7 +248,7 @@ def test_a_folder_that_is_no_model_is_no_start(tmp_path: Path) -> None:
         SEQUENCE.start(CONFIG, tmp_path)
 
 
-def test_missing_levels_have_no_score_and_the_calibrated_answer_is_a_probability() -> None:
+def test_missing_levels_have_no_score_and_calibrated_values_are_probabilities() -> None:
     buffer, studies = make_round(9, missing=("C2", "C6"))
     model, _ = train(CONFIG, buffer, steps=2)
     nothing = Study("1.99", "1.99", "", None, ())
@@ -303,7 +303,7 @@ def test_the_peak_is_the_slice_of_the_largest_weight() -> None:
 
 
 @pytest.mark.parametrize("kind", ["slice", MODEL_TYPE])
-def test_a_reading_tells_weights_that_sum_to_one_and_shows_the_heaviest_slices(kind: str) -> None:
+def test_an_attribution_has_weights_that_sum_to_one_and_the_slices_with_the_largest(kind: str) -> None:
     buffer, _ = make_round(2, missing=("C3",))
     model, inputs = KINDS[kind].start(CONFIG, None)
     attributions = attribute_study(model, inputs, buffer, "1.1")

@@ -128,12 +128,12 @@ def test_a_reloaded_model_is_the_saved_one_bit_for_bit(family: Family, folder: P
     assert_same_weights(loaded, build(family))
 
 
-def test_a_reloaded_vit_gives_the_very_same_logits(tmp_path: Path) -> None:
+def test_a_reloaded_vit_gives_the_same_logits(tmp_path: Path) -> None:
     save_model(build("vit"), INPUTS, tmp_path / "m", card="")
     assert torch.equal(logits(load_model(tmp_path / "m")[0]), logits(build("vit")))
 
 
-def test_a_reloaded_residual_network_gives_the_very_same_logits(tmp_path: Path) -> None:
+def test_a_reloaded_residual_network_gives_the_same_logits(tmp_path: Path) -> None:
     save_model(build("resnet"), INPUTS, tmp_path / "m", card="")
     assert torch.equal(logits(load_model(tmp_path / "m")[0]), logits(build("resnet")))
 
@@ -243,7 +243,7 @@ CUT: dict[str, Harm] = {"weights are cut short": cut_weights, "weights are empty
 
 
 @pytest.mark.parametrize("harm", HARMS)
-def test_a_folder_that_is_not_whole_is_refused_by_name(folder: Path, harm: str) -> None:
+def test_an_incomplete_folder_is_refused_by_name(folder: Path, harm: str) -> None:
     HARMS[harm](folder)
     with pytest.raises(UsageError) as caught:
         load_model(folder)
@@ -251,7 +251,7 @@ def test_a_folder_that_is_not_whole_is_refused_by_name(folder: Path, harm: str) 
 
 
 @pytest.mark.parametrize("harm", ENCODER_HARMS)
-def test_a_checkpoint_without_a_whole_encoder_is_refused_by_name(folder: Path, harm: str) -> None:
+def test_a_checkpoint_with_an_incomplete_encoder_is_refused_by_name(folder: Path, harm: str) -> None:
     ENCODER_HARMS[harm](folder)
     with pytest.raises(UsageError) as caught:
         start_model(folder, INPUTS, 0)
@@ -288,7 +288,7 @@ def test_the_folder_opens_as_any_image_classifier_without_network(
 
 
 @pytest.mark.usefixtures("no_network")
-def test_the_ecosystems_pipeline_says_of_a_picture_what_training_would(
+def test_the_transformers_pipeline_predicts_the_same_as_training(
     folder: Path, family: Family
 ) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
@@ -370,6 +370,6 @@ def test_a_normalisation_that_is_not_of_three_channels_is_refused(
         start_model(tmp_path, INPUTS, 0)
 
 
-def test_models_tell_the_trainer_that_their_loss_is_a_mean(folder: Path) -> None:
+def test_models_declare_that_their_loss_is_a_mean(folder: Path) -> None:
     assert load_model(folder)[0].accepts_loss_kwargs is False
     assert start_model(folder, INPUTS, 0)[0].accepts_loss_kwargs is False

@@ -31,7 +31,7 @@ def test_an_ema_forgets_its_start_soon_and_then_keeps_as_much_as_it_may() -> Non
     torch.testing.assert_close(follow(0.15, [0.0, 0.0]).item(), 1 / 10 * 0.15)
 
 
-def test_an_ema_that_is_resumed_goes_on_to_the_very_same_weights() -> None:
+def test_a_resumed_ema_has_the_same_weights() -> None:
     weights = [0.3, -1.0, 0.7, 0.1, 2.0]
     assert torch.equal(follow(0.5, weights, split=2), follow(0.5, weights))
 

@@ -1,4 +1,4 @@
-"""A round that is killed goes on from its checkpoint to the very same weights."""
+"""A killed round resumes from its checkpoint to the same weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +46,7 @@ def build(family: Family) -> PreTrainedModel:
         model.config.hidden_dropout_prob = 0.2
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
-                module.p = 0.2  # draws of its own must come again as well
+                module.p = 0.2  # its own random numbers must be reproduced too
     return model
 
 
@@ -107,7 +107,7 @@ def test_a_killed_round_ends_with_the_weights_of_one_that_was_not(
     assert trained.loss == pytest.approx(expected.loss)
 
 
-def test_a_killed_round_of_a_model_that_is_partly_frozen_goes_on(tmp_path: Path) -> None:
+def test_a_killed_round_of_a_partly_frozen_model_resumes(tmp_path: Path) -> None:
     def build_frozen() -> PreTrainedModel:
         model = build("vit")
         model.base_model.embeddings.requires_grad_(False)
@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_starts_the_round_again(tmp_path: Path, harm: str) 
     assert_same(found.state_dict(), expected.state_dict())
 
 
-def test_a_checkpoint_is_one_safetensors_file_and_replaced_whole(tmp_path: Path) -> None:
+def test_a_checkpoint_is_one_safetensors_file_and_replaced_atomically(tmp_path: Path) -> None:
     place = tmp_path / "round.safetensors"
     train(build("vit"), place)
     assert [path.name for path in tmp_path.iterdir()] == [place.name]
@@ -174,7 +174,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_no_half_of_a_new_one(
     assert [path.name for path in tmp_path.iterdir()] == [place.name]
 
 
-def test_an_iterate_reads_back_to_the_bit_and_a_full_disk_leaves_no_half_of_one(
+def test_last_weights_read_back_exactly_and_a_full_disk_leaves_no_partial_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place, weights = tmp_path / "01.safetensors", build("resnet").state_dict()

@@ -30,5 +30,5 @@ def test_without_a_warmup_the_first_step_has_the_peak() -> None:
 
 
 @pytest.mark.parametrize("done", [1, 2, 5])
-def test_a_schedule_that_is_resumed_gives_the_very_rates_of_one_that_was_not(done: int) -> None:
+def test_a_resumed_schedule_has_the_same_rates(done: int) -> None:
     assert rates(2, 6, done) == rates(2, 6)[done:]

@@ -40,7 +40,7 @@ def build(family: Family = "vit", seed: int = 0) -> PreTrainedModel:
 
 
 def mirrored_crops(slices: int = 4) -> CropBuffer:
-    """One broken crop with boxes and one whole, equal to their mirror images."""
+    """One fractured crop with boxes and one intact crop, equal to their mirror images."""
     half = np.random.default_rng(0).integers(-400, 1200, (2, slices, 32, 16))
     hu = np.concatenate([half, half[..., ::-1]], axis=3)
     shape = (slices, 32, 32)
@@ -86,14 +86,14 @@ FEW_FRACTURED = np.array([1, 0.35, 1] + [0] * 20, np.float32)
     ("share", "batch", "broken"),
     [(0.25, 8, 2), (0.5, 6, 3), (0.01, 8, 1), (0.99, 8, 7), (0.3, 32, 10)],
 )
-def test_every_batch_has_the_same_number_of_broken_slices(
+def test_every_batch_has_the_same_number_of_fractured_slices(
     share: float, batch: int, broken: int
 ) -> None:
     sampled = FEW_FRACTURED[order(FEW_FRACTURED, share, batch, 12)] > 0
     assert sampled.sum(axis=1).tolist() == [broken] * 12
 
 
-def test_slices_of_a_kind_are_drawn_again_only_after_all_others() -> None:
+def test_slices_of_a_class_are_sampled_again_only_after_all_others() -> None:
     sampled = order(FEW_FRACTURED, 0.25, 8, 10).ravel()
     for kind in (FEW_FRACTURED > 0, FEW_FRACTURED == 0):
         mine = sampled[kind[sampled]]
@@ -113,9 +113,9 @@ def test_slices_of_a_kind_are_drawn_again_only_after_all_others() -> None:
         (np.ones(23, np.float32), 0.5, 4),
         (FEW_FRACTURED, 0.5, 1),
     ],
-    ids=["no share asked for", "all whole", "all broken", "batches of one"],
+    ids=["no share asked for", "all intact", "all fractured", "batches of one"],
 )
-def test_else_slices_are_drawn_as_they_come(
+def test_without_a_share_slices_are_sampled_uniformly(
     target: NDArray[np.float32], share: float, batch: int
 ) -> None:
     sampled = order(target, share, batch, 23).ravel()
@@ -123,7 +123,7 @@ def test_else_slices_are_drawn_as_they_come(
     assert sampled.tolist() != sorted(sampled.tolist())
 
 
-def test_the_broken_have_no_fixed_place_in_a_batch() -> None:
+def test_fractured_slices_have_no_fixed_place_in_a_batch() -> None:
     places = (FEW_FRACTURED[order(FEW_FRACTURED, 0.25, 4, 60)] > 0).sum(axis=0)
     assert places.min() > 5
 
@@ -179,7 +179,7 @@ def test_training_lowers_the_loss_and_leaves_no_hook(family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_drawn_boxes_change_what_is_learned(family: Family) -> None:
+def test_boxes_change_the_trained_weights(family: Family) -> None:
     found = []
     for box_weight in (0.0, 1.0):
         model = build(family)
@@ -215,7 +215,7 @@ def test_slices_of_unknown_target_are_left_out() -> None:
     ("epochs", "batch", "accumulation", "steps"),
     [(1, 4, 1, 2), (3, 4, 1, 6), (0.5, 4, 1, 1), (2, 2, 4, 2), (0.01, 4, 1, 1)],
 )
-def test_epochs_are_draws_of_the_rounds_slices(
+def test_epochs_set_the_number_of_sampled_slices(
     epochs: float, batch: int, accumulation: int, steps: int
 ) -> None:
     config = replace(ONE_STEP, epochs=epochs, batch_size=batch, accumulation=accumulation)
@@ -268,7 +268,7 @@ def test_only_matrices_have_weight_decay() -> None:
             assert group["weight_decay"] == expected
 
 
-def test_the_average_lies_between_the_start_and_the_end_and_is_not_kept_unasked() -> None:
+def test_the_ema_lies_between_start_and_end_and_is_optional() -> None:
     model, start = build(), weights(build())
     task = work(LEARN, ema=0.5)
     settings = RunConfig(inputs=INPUTS, augment=STILL, train=LEARN)

@@ -1,4 +1,4 @@
-"""What is told of one new study."""
+"""The page and the document of one new study."""
 
 import json
 import re
@@ -58,14 +58,14 @@ def test_the_page_shows_levels_by_probability_with_their_key_slices_twice() -> N
         assert f"<td>{target.removeprefix('patient_')}</td>" in page
 
 
-def test_the_page_warns_and_says_that_it_is_no_medical_device() -> None:
+def test_the_page_shows_warnings_and_that_it_is_no_medical_device() -> None:
     page = render_page(study_page(), ORIGINS)
     assert "C3 was not found" in page
     assert "not a medical device" in page
     assert "Warning:" not in render_page(study_page(warnings=()), ORIGINS)
 
 
-def test_the_page_asks_nothing_from_outside_and_escapes_what_it_is_given() -> None:
+def test_the_page_has_no_external_references_and_escapes_its_texts() -> None:
     page = render_page(study_page(study="<script>", warnings=("<b>",)), ORIGINS)
     assert not re.findall(r'(?:src|href)="(?!data:)', page)
     assert "<script>" not in page

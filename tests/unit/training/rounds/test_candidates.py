@@ -54,17 +54,17 @@ def values(found: dict[str, CandidateWeights]) -> dict[str, float]:
     return {name: float(candidate.weights["weight"][0]) for name, candidate in found.items()}
 
 
-def test_candidates_lie_between_the_incumbent_and_the_average() -> None:
+def test_candidates_lie_between_the_incumbent_and_the_ema() -> None:
     found = candidates()
     assert values(found) == {"raw": 2.0, "average": 1.5, "step 0.25": 1.125, "step 0.5": 1.25}
     assert [name for name, candidate in found.items() if not candidate.stale_statistics] == ["raw"]
 
 
-def test_without_an_average_steps_lead_to_the_raw_weights() -> None:
+def test_without_an_ema_interpolation_ends_at_the_last_weights() -> None:
     assert values(candidates(ema=None)) == {"raw": 2.0, "step 0.25": 1.25, "step 0.5": 1.5}
 
 
-def test_statistics_of_a_mixture_lie_between_and_counts_are_the_last() -> None:
+def test_statistics_are_interpolated_and_counts_are_the_last() -> None:
     weights = candidates(ema=None)["step 0.25"].weights
     assert weights["mean"].tolist() == [12.5, 12.5]
     assert weights["count"].item() == 2
@@ -74,13 +74,13 @@ def test_nothing_is_mixed_with_a_start_that_was_not_trained() -> None:
     assert values(candidates(before=None)) == {"raw": 2.0, "average": 1.5}
 
 
-def test_without_the_guard_what_was_trained_is_the_only_candidate() -> None:
+def test_without_the_guard_the_trained_weights_are_the_only_candidate() -> None:
     assert values(candidates(PLAIN, ema=None)) == {"raw": 2.0}
     assert values(candidates(replace(POLICY, guarded=False))) == {"average": 1.5}
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers_are_no_candidate(bad: float) -> None:
+def test_weights_that_are_not_finite_are_no_candidate(bad: float) -> None:
     assert values(candidates(after=bad)) == {}
     assert values(candidates(ema=bad)) == {"raw": 2.0}
 
@@ -91,7 +91,7 @@ def make_sets(patients: int = 12) -> ValidationSets:
 
 
 def result(sets: ValidationSets, right: Sequence[float]) -> ValidationResult:
-    """Each study's probability of what is true."""
+    """Probability of the true label for each study."""
     labels = label_table(sets.guard)
     sure = np.array(right)[:, None]
     guarding = np.where(labels == 1, sure, 1 - sure)
@@ -137,7 +137,7 @@ def test_where_there_is_nothing_to_protect_the_best_is_accepted() -> None:
     assert decide(SETS, None, found, POLICY).chosen == "average"
 
 
-def test_no_candidate_is_a_round_rolled_back() -> None:
+def test_without_a_candidate_the_round_is_rolled_back() -> None:
     assert decide(SETS, BEFORE, {}, POLICY).chosen is None
     assert decide(SETS, None, {}, POLICY).chosen is None
 
@@ -158,7 +158,7 @@ def test_the_mean_by_patient_is_over_each_ones_studies() -> None:
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet"])
-def test_a_verdict_and_real_weights_read_back_equal(family: Family) -> None:
+def test_a_validation_result_and_real_weights_read_back_equal(family: Family) -> None:
     model = build_model(
         ModelConfig(family=family, patch=8, width=32, depth=1, heads=2), InputConfig(size=32), 0
     )
@@ -173,7 +173,7 @@ def test_a_verdict_and_real_weights_read_back_equal(family: Family) -> None:
     assert (again.guarding == BEFORE.guarding).all()
 
 
-def test_the_recipes_policies_are_what_they_say() -> None:
+def test_recipes_have_their_documented_policies() -> None:
     from training.rounds.recipes import RECIPES
 
     config = RunConfig(boost=replace(POLICY, replay=0.5))

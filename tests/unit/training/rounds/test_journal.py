@@ -1,4 +1,4 @@
-"""What the journals of a run say."""
+"""The journals of a run."""
 
 import json
 from pathlib import Path
@@ -70,7 +70,7 @@ def metric(number: int, step: int, loss: float) -> dict[str, Any]:
     return {"round": number, "step": step, "steps": 4, "loss": loss, "learning_rate": loss / 100}
 
 
-def test_a_curve_goes_on_through_rounds_and_forgets_what_was_trained_twice(tmp_path: Path) -> None:
+def test_a_curve_continues_over_rounds_and_drops_repeated_steps(tmp_path: Path) -> None:
     write_lines(tmp_path, "rounds.jsonl", [entry(1), entry(2)])
     killed = [metric(1, 2, 9.0), metric(1, 4, 9.0)]
     again = [metric(1, 2, 3.0), metric(1, 4, 2.0), metric(2, 3, 1.0)]

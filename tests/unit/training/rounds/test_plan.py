@@ -42,7 +42,7 @@ def test_every_study_is_in_one_round_and_no_patient_is_cut(slices_per_round: int
 
 
 @pytest.mark.parametrize("slices_per_round", [150, 400, 1000])
-def test_rounds_have_about_the_slices_asked_for(slices_per_round: int) -> None:
+def test_rounds_have_about_the_requested_number_of_slices(slices_per_round: int) -> None:
     plans = plan_rounds(COHORT, settings(slices_per_round))
     total = sum(map(slices_of, COHORT))
     largest = 2 * max(map(slices_of, COHORT))
@@ -83,7 +83,7 @@ def test_the_seed_decides_and_the_order_of_the_studies_does_not() -> None:
     assert plan_rounds(COHORT, settings(400, seed=1)) != plans
 
 
-def test_every_round_has_its_share_of_the_broken_and_of_each_scanner() -> None:
+def test_every_round_has_its_share_of_fractures_and_of_each_scanner() -> None:
     cohort = make_patients(240, seed=4)
     plans = plan_rounds(cohort, settings(2000))
     assert len(plans) > 3
@@ -114,7 +114,7 @@ def test_replay_has_its_share_of_a_round_once_there_is_enough(replay: float) -> 
         assert share == pytest.approx(replay, abs=0.04)
 
 
-def test_replay_is_whole_patients_of_earlier_rounds_only() -> None:
+def test_replay_is_all_studies_of_patients_of_earlier_rounds_only() -> None:
     plans = plan_rounds(COHORT, settings(150), replay=0.5)
     size = {study.study: slices_of(study) for study in COHORT}
     for number, plan in enumerate(plans):

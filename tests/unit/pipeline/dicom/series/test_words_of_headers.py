@@ -43,6 +43,9 @@ def test_a_description_counts_only_where_the_image_type_says_nothing() -> None:
     assert find_origin("ORIGINAL\\PRIMARY\\AXIAL", "1.0 base for MPR") is Origin.ORIGINAL
     assert find_origin("ORIGINAL\\PRIMARY", "sag MPR") is Origin.REFORMAT
     assert find_origin("", "Dose Report") is Origin.REFORMAT
+    assert find_origin("ORIGINAL\\PRIMARY\\AXIAL", "C-Spine MIP") is Origin.REFORMAT
+    assert find_origin("ORIGINAL\\PRIMARY\\AXIAL", "0.6 for MIP") is Origin.ORIGINAL
+    assert find_origin("ORIGINAL\\PRIMARY\\AXIAL", "C-Spine SAG") is Origin.ORIGINAL
 
 
 @pytest.mark.parametrize(
