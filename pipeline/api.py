@@ -32,7 +32,8 @@ def run_pipeline(
     labels: str | None = None,
     boxes: str | None = None,
     targets: str | None = None,
-    layout: Layout = "study",
+    series_table: str | None = None,
+    layout: Layout | None = None,
     only_masked: bool = False,
     limit: int | None = None,
     repair: bool = False,
@@ -68,8 +69,12 @@ def run_pipeline(
         Path or URL of a CSV file of fracture boxes, in the format of the competition.
     targets : str, optional
         Path or URL of a JSON file of targets; by default those of the store, or the competition's.
-    layout : {"study", "scan"}
-        Whether folders are studies, or headers tell which study a file belongs to.
+    series_table : str, optional
+        Path or URL of a CSV file with the columns ``study`` and ``series``: the series to read of
+        single studies, in the form of the setting `series`.
+    layout : {"study", "scan"}, optional
+        Whether folders are studies, or headers tell which study a file belongs to; by the names of
+        the folders by default.
     only_masked : bool
         Whether to process only studies with a mask.
     limit : int, optional
@@ -110,6 +115,7 @@ def run_pipeline(
     from pipeline.run import execute, plan_run
     from pipeline.runlog import RunLog
     from pipeline.source.listing import open_source
+    from pipeline.source.series_table import read_series_table
     from pipeline.tables import build_tables, refresh_tables
     from pipeline.verify import verify_store
     from pipeline.vertebrae.onnx_network import choose_network
@@ -124,6 +130,7 @@ def run_pipeline(
         raise UsageError("config-invalid", "--only-masked needs --masks")
     if serial and performance_report:
         raise UsageError("config-invalid", "--performance-report is Dask's, not for --serial")
+    series = read_series_table(series_table) if series_table else {}
     open_source(source)  # a mistyped source leaves no store behind
     opened = StudyStore.create(store)
     if repair:
@@ -132,7 +139,13 @@ def run_pipeline(
                 opened.discard(check.study)
                 say_event("repair", study=check.study, damage=[str(e) for e in check.damage])
     plan, listed = plan_run(
-        source, opened, config, layout=layout, only_masked=only_masked, limit=limit
+        source,
+        opened,
+        config,
+        layout=layout,
+        series=series,
+        only_masked=only_masked,
+        limit=limit,
     )
     check_annotations(annotations, listed, labels=labels, boxes=boxes)
     say_event(
@@ -141,6 +154,7 @@ def run_pipeline(
         done=len(plan.done),
         orphan_masks=plan.orphan_masks,
         put_off=plan.put_off,
+        ignored=plan.ignored,
     )
     # No cluster is worth its start where nothing is to do.
     here = serial or not (plan.todo or performance_report)

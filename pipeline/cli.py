@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import api
-from pipeline.config import NetworkFile, StudyConfig
+from pipeline.config import NetworkFile, StudyConfig, check_pattern
 from presentation.arguments import integer, number, positive_number, seconds, share
 from presentation.commandline import add_command, build_parser, run_command, tell_summary
 from presentation.output import write_output
@@ -59,10 +59,16 @@ STUDY_SETTINGS = SettingFlags(
         "--margin": "margin_mm",
         "--strict": "strict",
         "--hash-keys": "hash_keys",
+        "--series": "series",
     },
     choices={"mask_labels": MASK_LABELS},
     readers={"localizer": read_network, "vertebrae": read_levels},
-    metavars={"masks": "URL", "localizer": "model.onnx", "vertebrae": "C1,..."},
+    metavars={
+        "masks": "URL",
+        "localizer": "model.onnx",
+        "vertebrae": "C1,...",
+        "series": "UID|N|REGEX",
+    },
 )
 
 
@@ -119,7 +125,14 @@ def parser() -> argparse.ArgumentParser:
         "SOURCE",
     )
     look.add_argument("source", metavar="SOURCE", help="folder or URL of DICOM files")
-    _add_layout(look, None)
+    _add_layout(look)
+    look.add_argument(
+        "--series",
+        default="",
+        metavar="UID|N|REGEX",
+        help="series to read where a study has several: a UID, a series number, or a regular"
+        " expression that is searched in description and kernel (default: by rule)",
+    )
 
     run = add_command(
         commands,
@@ -130,7 +143,12 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("source", metavar="SOURCE", help="folder or URL of studies")
     run.add_argument("store", metavar="STORE", help="folder or URL of the store")
-    _add_layout(run, "study")
+    _add_layout(run)
+    run.add_argument(
+        "--series-table",
+        metavar="series.csv",
+        help="series to read of single studies: a table with the columns study and series",
+    )
     run.add_argument(
         "--only-masked",
         action="store_true",
@@ -161,7 +179,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="folder or URL of studies; verify that they are unchanged, too",
     )
-    _add_layout(verify, "study")
+    _add_layout(verify)
     verify.add_argument(
         "--cross-check",
         type=share,
@@ -208,13 +226,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_layout(command: argparse.ArgumentParser, default: str | None) -> None:
+def _add_layout(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--layout",
         choices=("study", "scan"),
-        default=default,
         help="study: each folder is a study; scan: headers tell which study a file belongs to"
-        f" (default: {default or 'by the names of the folders'})",
+        " (default: by the names of the folders)",
     )
 
 
@@ -297,6 +314,7 @@ def _inspect(options: argparse.Namespace) -> int:
     from pipeline.studies import guess_layout, list_studies
     from storage_schemas.objects import ObjectFolder
 
+    check_pattern(options.series)
     layout = options.layout or guess_layout(options.source)
     listings = list_studies(options.source, layout)
     folder = ObjectFolder(listings[0].root)
@@ -311,6 +329,7 @@ def _inspect(options: argparse.Namespace) -> int:
         [(study.study, [(entry.key, entry.size) for entry in study.objects]) for study in listings],
         head,
         layout=layout,
+        series=options.series,
     )
     if options.json:
         print(json.dumps({"stage": "inspect"} | inspection.to_json()))
@@ -334,6 +353,7 @@ def _run(options: argparse.Namespace) -> int:
         labels=options.labels,
         boxes=options.boxes,
         targets=options.targets,
+        series_table=options.series_table,
         layout=options.layout,
         only_masked=options.only_masked,
         limit=options.limit,
@@ -366,14 +386,14 @@ def _read_size(text: str) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from pipeline.studies import list_studies
+    from pipeline.studies import guess_layout, list_studies
     from pipeline.verify import verify_store
     from storage_schemas.store import StudyStore
 
     store = StudyStore.open(options.store)
     source = None
     if options.source:
-        listings = list_studies(options.source, options.layout)
+        listings = list_studies(options.source, options.layout or guess_layout(options.source))
         source = {listing.key: listing for listing in listings}
     elif options.cross_check:
         raise UsageError("config-invalid", "--cross-check needs --source, to read it again")

@@ -4,6 +4,7 @@ A field's type states its range and unit, its description stands in the ``Parame
 its class; flags, configuration files and help are made of both (`presentation.settings`).
 """
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,7 +14,7 @@ from storage_schemas.localizer_card import LOCALIZED_LEVELS
 from storage_schemas.targets import COMPETITION
 from storage_schemas.vertebrae import LEVELS, MASK_LABELS
 
-RESULT_VERSION = "2"
+RESULT_VERSION = "3"
 """Raised whenever the same input and settings would give another result."""
 
 Layout = Literal["study", "scan"]
@@ -56,8 +57,11 @@ class StudyConfig:
     hash_keys : bool
         Whether to store SHA-256 digests of file paths in place of the paths, for sources whose
         paths contain patient names.
+    series : str
+        Series to read where a study has several: a UID, a series number, or a regular expression
+        that is searched in description and kernel; by default the rule chooses.
     max_bad_share : float
-        Largest share of refused files of a study; a study with more is quarantined.
+        Largest share of refused slices of the stack that is read; a study with more is quarantined.
     """
 
     masks: str | None = None
@@ -67,6 +71,7 @@ class StudyConfig:
     margin_mm: Annotated[float, limits("mm", ge=0, le=100)] = 8.0
     strict: bool = False
     hash_keys: bool = False
+    series: str = ""
     max_bad_share: Annotated[float, limits("share", ge=0, le=1)] = 0.05
 
     def __post_init__(self) -> None:
@@ -74,6 +79,7 @@ class StudyConfig:
         convert(self.mask_labels, str, "mask_labels", MASK_LABELS)
         for level in self.vertebrae:
             convert(level, str, "vertebrae", LEVELS)
+        check_pattern(self.series)
         if self.localizer and not set(self.vertebrae) & set(LOCALIZED_LEVELS):
             raise invalid("vertebrae", "the localizer finds C1 to C7, of which none is named")
 
@@ -96,7 +102,23 @@ class StudyConfig:
                 "margin_mm": self.margin_mm,
                 "strict": self.strict,
                 "hash_keys": self.hash_keys,
+                "series": self.series,
                 "max_bad_share": self.max_bad_share,
             }
             | locating
         )
+
+
+def check_pattern(pattern: str) -> None:
+    """Refuse a choice of series that is no regular expression.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid``.
+    """
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        why = f"expected a UID, a number or a regular expression, got {pattern!r}: {error}"
+        raise invalid("series", why) from None

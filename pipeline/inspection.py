@@ -22,25 +22,23 @@ from pipeline.dicom.hounsfield import check_rescale
 from pipeline.dicom.limits import Limits
 from pipeline.dicom.pixeldata import NATIVE, check_length
 from pipeline.dicom.selection import (
-    choose_stack,
-    read_candidates,
+    Candidate,
+    NoVolumeError,
+    UnusedObject,
+    read_objects,
     where,
 )
-from pipeline.dicom.stack import (
-    Candidate,
-    Stack,
-    find_orientation,
-    find_stack,
-    group_frames,
-    make_geometry,
-)
+from pipeline.dicom.series.choice import choose_stack
+from pipeline.dicom.series.image_type import Origin
+from pipeline.dicom.series.parts import SeriesPart, find_parts
+from pipeline.dicom.series.preference import SeriesRule, choose_part
+from pipeline.dicom.stack import Stack, make_geometry
 from pipeline.source.listing import HEAD_BYTES
 from pipeline.study_rules import check_identity, check_share
 from presentation.progress import result_console
 from storage_schemas.errors import RunError, SliceError, StudyError
 from storage_schemas.objects import REQUESTS, as_text
-from storage_schemas.records import STORED
-from storage_schemas.study_key import StudyKey
+from storage_schemas.outcomes import STORED
 
 READABLE = "readable"
 """The outcome of a study that gives a volume; any other is the kind that refuses it."""
@@ -49,15 +47,23 @@ Head = Callable[[str, int], bytes]
 
 @dataclass(frozen=True)
 class SeriesView:
-    """One group of frames that could form a stack: same series, size, spacing and orientation.
+    """Frames of one series that belong together: a stack, or frames that form none.
 
     Parameters
     ----------
     series : str
         SeriesInstanceUID; may be empty.
+    number : int or None
+        SeriesNumber.
     chosen : bool
         Whether this is the stack that would be read.
+    reason : str
+        Why it would be read, or not.
     axial, localizer : bool
+        Whether the frames are near-axial, and whether they are scouts.
+    origin, kernel : str
+        How the images were made (``original``, ``derived``, ``reformat``, ``projection``, ...), and
+        how sharp their kernel is (``sharp``, ``medium``, ``soft``, ``unknown``).
     image : str
         The kind of image, from its SOP class.
     syntaxes : tuple of str
@@ -76,9 +82,13 @@ class SeriesView:
     """
 
     series: str
+    number: int | None
     chosen: bool
+    reason: str
     axial: bool
     localizer: bool
+    origin: str
+    kernel: str
     image: str
     syntaxes: tuple[str, ...]
     slices: int
@@ -117,8 +127,8 @@ class StudyView:
     volume_bytes : int
         Of the volume in memory; 0 where there is none.
     series : tuple of SeriesView
-    problems : tuple of Problem
-        By kind, with the first object of each.
+    problems, unused : tuple of Problem
+        What would be refused, and what would not be used; by kind, with the first object of each.
     """
 
     study: str
@@ -129,6 +139,7 @@ class StudyView:
     volume_bytes: int
     series: tuple[SeriesView, ...]
     problems: tuple[Problem, ...]
+    unused: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -165,6 +176,7 @@ def inspect_studies(
     head: Head,
     limits: Limits = Limits(),  # noqa: B008 - frozen
     layout: Layout = "study",
+    series: str = "",
 ) -> Inspection:
     """Look at the headers of a source.
 
@@ -178,6 +190,8 @@ def inspect_studies(
     limits : Limits
     layout : {"study", "scan"}
         How the studies were told apart.
+    series : str
+        The series to read, as `pipeline.config.StudyConfig.series` names it.
 
     Returns
     -------
@@ -191,7 +205,7 @@ def inspect_studies(
 
         def look(study: str, objects: Sequence[tuple[str, int]]) -> StudyView:
             try:
-                return inspect_study(study, objects, pool.map(read, objects), limits)
+                return inspect_study(study, objects, pool.map(read, objects), limits, series)
             except RunError as error:
                 return _view_unreadable(study, objects, error)
 
@@ -203,17 +217,27 @@ def inspect_study(
     objects: Sequence[tuple[str, int]],
     heads: Iterable[tuple[str, bytes]],
     limits: Limits,
+    series: str = "",
 ) -> StudyView:
     """Look at one study, given the heads of its objects."""
-    sizes = dict(objects)
-    found, refused = read_candidates(heads, limits)
+    sizes, rule = dict(objects), SeriesRule(series)
+    found = read_objects(heads, limits)
     stack, outcome, reason = None, READABLE, ""
+    refused: Sequence[SliceError] = found.refused
+    unused: Sequence[UnusedObject] = found.unused
     try:
-        stack = choose_stack(found, refused, limits)
-        refused += _foresee_all(stack, sizes)
-        _check_study(study, stack, refused)
+        choice = choose_stack(found, limits, rule)
+        stack, unused = choice.stack, choice.unused
+        refused = [*choice.refused, *_foresee_all(choice.stack, sizes)]
+        _check_study(study, choice.stack, refused)
+    except NoVolumeError as error:
+        outcome, reason = error.kind, error.detail
+        refused = [e for e in error.refused if e.kind != "not-in-stack"]
+        unused = error.unused
     except StudyError as error:
         outcome, reason = error.kind, error.detail
+    parts = find_parts(found.frames)
+    _, reasons = choose_part(parts, rule)
     return StudyView(
         study=as_text(study),
         outcome=outcome,
@@ -221,8 +245,9 @@ def inspect_study(
         objects=len(objects),
         size=sum(sizes.values()),
         volume_bytes=2 * int(np.prod(stack.shape)) if stack else 0,
-        series=tuple(_view_series(group, stack) for group in group_frames(found)),
-        problems=_gather(refused),
+        series=tuple(_view_series(part, stack, reasons[index]) for index, part in enumerate(parts)),
+        problems=_gather((e.kind, e.key, e.detail) for e in refused),
+        unused=_gather((e.kind, e.key, e.detail) for e in unused),
     )
 
 
@@ -250,7 +275,7 @@ def _foresee_all(stack: Stack, sizes: Mapping[str, int]) -> list[SliceError]:
 def _check_study(study: str, stack: Stack, refused: Sequence[SliceError]) -> None:
     """Refuse what a run would refuse as a whole, with its own settings left as they are."""
     headers = [candidate.header for place in stack.places for candidate in place]
-    check_identity(StudyKey(study), max(header.study for header in headers))
+    check_identity(study, max(header.study for header in headers))
     outcomes = {header.key: STORED for header in headers}
     outcomes |= {error.key: error.kind for error in refused}
     check_share(outcomes.values(), StudyConfig().max_bad_share)
@@ -286,9 +311,8 @@ def _foresee(candidate: Candidate, size: int) -> SliceError | None:
     return None
 
 
-def _view_series(group: Sequence[Candidate], chosen: Stack | None) -> SeriesView:
-    header, plane = group[0].header, group[0].plane
-    stack = find_stack(group)
+def _view_series(part: SeriesPart, chosen: Stack | None, reason: str) -> SeriesView:
+    header, plane, stack = part.frames[0].header, part.frames[0].plane, part.stack
     geometry = None
     gaps: tuple[float, ...] = ()
     if stack is not None:
@@ -298,13 +322,17 @@ def _view_series(group: Sequence[Candidate], chosen: Stack | None) -> SeriesView
         steps = np.abs(np.diff(geometry.offsets))
         gaps = (float(steps.min()), float(np.median(steps)), float(steps.max()))
     return SeriesView(
-        series=header.series,
-        chosen=chosen is not None and any(group[0] in place for place in chosen.places),
-        axial=find_orientation(plane.row_direction, plane.column_direction) is not None,
-        localizer=plane.localizer,
+        series=part.series,
+        number=part.facts.number,
+        chosen=chosen is not None and any(part.frames[0] in place for place in chosen.places),
+        reason=reason,
+        axial=part.axial,
+        localizer=part.facts.origin is Origin.SCOUT,
+        origin=part.facts.origin.name.lower(),
+        kernel=part.facts.sharpness.name.lower(),
         image=CT_CLASSES[header.sop_class],
-        syntaxes=tuple(sorted({candidate.header.syntax for candidate in group})),
-        slices=len(stack.places) if stack else len(group),
+        syntaxes=tuple(sorted({candidate.header.syntax for candidate in part.frames})),
+        slices=part.slices,
         rows=header.rows,
         columns=header.columns,
         spacing=geometry.spacing if geometry else plane.spacing,
@@ -314,13 +342,14 @@ def _view_series(group: Sequence[Candidate], chosen: Stack | None) -> SeriesView
     )
 
 
-def _gather(refused: Iterable[SliceError]) -> tuple[Problem, ...]:
-    by_kind: dict[str, list[SliceError]] = {}
-    for error in sorted(refused, key=lambda e: (e.kind, e.key, e.detail)):
-        by_kind.setdefault(error.kind, []).append(error)
+def _gather(entries: Iterable[tuple[str, str, str]]) -> tuple[Problem, ...]:
+    """Kind, key and detail of each object, by kind."""
+    by_kind: dict[str, list[tuple[str, str]]] = {}
+    for kind, key, detail in sorted(entries):
+        by_kind.setdefault(kind, []).append((key, detail))
     return tuple(
-        Problem(kind, len(errors), as_text(errors[0].key), errors[0].detail)
-        for kind, errors in by_kind.items()
+        Problem(kind, len(found), as_text(found[0][0]), found[0][1])
+        for kind, found in by_kind.items()
     )
 
 
@@ -338,13 +367,15 @@ def _render_study(study: StudyView, console: Console) -> None:
         f"  {study.objects} objects, {study.size / 1e6:.1f} MB"
         f" -> {study.volume_bytes / 1e6:.1f} MB of voxels"
     )
-    series = Table("", "series", "image", "slices", "size", "spacing mm", "gaps mm", "tilt",
-                   "geometry", "syntax", box=None, pad_edge=False)  # fmt: skip
+    series = Table("", "no", "series", "image", "kernel", "slices", "size", "spacing mm", "gaps mm",
+                   "tilt", "geometry", "syntax", "why", box=None, pad_edge=False)  # fmt: skip
     for view in study.series:
         series.add_row(
             ">" if view.chosen else "",
+            "" if view.number is None else str(view.number),
             escape(view.series) or "(no UID)",
-            view.image,
+            f"{view.image}, {view.origin}",
+            view.kernel,
             str(view.slices),
             f"{view.rows}x{view.columns}",
             " ".join(f"{mm:.3g}" for mm in view.spacing),
@@ -352,12 +383,16 @@ def _render_study(study: StudyView, console: Console) -> None:
             f"{view.tilt_degrees:.1f}" if view.geometry else "",
             _name_geometry(view),
             " ".join(UID(syntax).keyword or escape(syntax) for syntax in view.syntaxes),
+            view.reason,
         )
     if study.series:
         console.print(series)
     for problem in study.problems:
         where = escape(f"{problem.key}: {problem.detail}")
         console.print(f"  [yellow]{problem.kind}[/] x {problem.count}, first {where}")
+    for entry in study.unused:
+        where = escape(f"{entry.key}: {entry.detail}")
+        console.print(f"  unused: {entry.kind} x {entry.count}, first {where}")
 
 
 def _name_geometry(view: SeriesView) -> str:

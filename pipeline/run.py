@@ -6,14 +6,14 @@ DICOM. Not here: processing one study (`pipeline.study`), and where tasks run
 (`pipeline.executors`).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 from pipeline.config import Layout, StudyConfig
 from pipeline.source.listing import StudyListing, list_masks
-from pipeline.studies import list_studies
+from pipeline.studies import guess_layout, sort_source
 from pipeline.study import StudyRow, quarantine, run_study
 from pipeline.tables import records_sha256
 from storage_schemas.errors import CspineError, StoreError, StudyError, UsageError
@@ -39,6 +39,8 @@ class Plan:
         Number of masks without a study in the source.
     put_off : int
         Number of studies without a mask that ``--only-masked`` leaves to a later run.
+    ignored : int
+        Number of files of the source that are no slices and lie in no study's folder.
     records : str
         `pipeline.tables.records_sha256` of the store at the time of planning.
     """
@@ -47,6 +49,7 @@ class Plan:
     done: tuple[StudyRow, ...]
     orphan_masks: int = 0
     put_off: int = 0
+    ignored: int = 0
     records: str = ""
 
     @property
@@ -65,7 +68,7 @@ class RunSummary:
         Number of studies in the plan, and by outcome.
     unchanged : int
         Number of committed and quarantined studies that an earlier run had finished.
-    objects, refused, slices, crops : int
+    objects, refused, unused, slices, crops : int
         Counts over the studies that this run processed.
     bytes_in, bytes_out : int
         Bytes that this run fetched and stored.
@@ -78,6 +81,7 @@ class RunSummary:
     unchanged: int = 0
     objects: int = 0
     refused: int = 0
+    unused: int = 0
     slices: int = 0
     crops: int = 0
     bytes_in: int = 0
@@ -93,7 +97,7 @@ class RunSummary:
         )
         if unchanged:
             return counted
-        fields = ("objects", "refused", "slices", "crops", "bytes_in", "bytes_out")
+        fields = ("objects", "refused", "unused", "slices", "crops", "bytes_in", "bytes_out")
         return replace(counted, **{f: getattr(self, f) + getattr(row, f) for f in fields})
 
     @property
@@ -113,7 +117,8 @@ def plan_run(
     store: StudyStore,
     config: StudyConfig,
     *,
-    layout: Layout = "study",
+    layout: Layout | None = None,
+    series: Mapping[str, str] | None = None,
     only_masked: bool = False,
     limit: int | None = None,
 ) -> tuple[Plan, list[str]]:
@@ -127,8 +132,10 @@ def plan_run(
         Store whose records tell which studies are finished.
     config : StudyConfig
         Settings of the run.
-    layout : {"study", "scan"}
-        Layout of the source, see `pipeline.studies.list_studies`.
+    layout : {"study", "scan"}, optional
+        Layout of the source, see `pipeline.studies.sort_source`; by the folders' names by default.
+    series : mapping of str to str, optional
+        For single studies, the series to read, as `StudyConfig.series` names it.
     only_masked : bool
         Whether to plan only the studies with a mask.
     limit : int, optional
@@ -141,10 +148,15 @@ def plan_run(
     listed : list of str
         All studies of the source, without the limit.
     """
-    listings = list_studies(source, layout)
+    found = sort_source(source, layout or guess_layout(source))
+    listings = found.studies
     listed = [listing.study for listing in listings]
     masks = list_masks(config.masks) if config.masks else {}
-    chosen = [replace(listing, mask=masks.get(listing.study)) for listing in listings]
+    named = series or {}
+    chosen = [
+        replace(listing, mask=masks.get(listing.study), series=named.get(listing.study, ""))
+        for listing in listings
+    ]
     if only_masked:
         chosen = [listing for listing in chosen if listing.mask]
     put_off = len(listings) - len(chosen)
@@ -163,6 +175,7 @@ def plan_run(
         tuple(done),
         orphan_masks=len(set(masks) - set(listed)),
         put_off=put_off,
+        ignored=found.ignored,
         records=records_sha256(heads),
     )
     return plan, listed
@@ -223,7 +236,7 @@ def _handle(
         return _row(record, len(record.inputs))
     reason = str(error) if isinstance(error, CspineError) else f"{type(error).__name__}: {error}"
     kind = error.kind if isinstance(error, CspineError) else "study-failed"
-    return StudyRow(listing.study, "failed", kind, " ".join(reason.split()), len(listing.objects))
+    return StudyRow(listing.key, "failed", kind, " ".join(reason.split()), len(listing.objects))
 
 
 def _known(heads: Iterable[RecordHead | StoreError]) -> dict[StudyKey, RecordHead]:

@@ -13,25 +13,32 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.config import StudyConfig
+from pipeline.dicom.series.preference import SeriesRule
 from pipeline.dicom.volume import StudyVolume, read_volume
-from pipeline.source.listing import StudyListing, fetch
+from pipeline.source.listing import StudyListing
+from pipeline.study_inputs import StudyInputs
 from pipeline.study_rules import check_identity, check_share
 from pipeline.vertebrae.cropping import box_bounds, crop_box, crop_mask
 from pipeline.vertebrae.locate import (
     Localization,
     LocatedVertebra,
     Overview,
+    find_focus,
     locate_by_mask,
     locate_by_network,
 )
-from pipeline.vertebrae.nifti import read_mask
+from pipeline.vertebrae.nifti import LabelMask, read_mask
 from pipeline.vertebrae.onnx_network import open_network
 from pipeline.vertebrae.overview import make_overview
 from storage_schemas import crops
 from storage_schemas.canonical import sha256_voxels
-from storage_schemas.errors import RunError, SliceError, StudyError, reason_of
+from storage_schemas.errors import RunError, StudyError, reason_of
 from storage_schemas.objects import ObjectFolder
+from storage_schemas.outcomes import is_refused, is_unused
 from storage_schemas.records import (
     CROPPED,
     NOT_LOCALIZED,
@@ -59,7 +66,7 @@ class StudyRow:
         ``committed``, ``quarantined`` or ``failed``.
     kind, reason : str
         Why, where not committed.
-    objects, refused, slices, crops : int
+    objects, refused, unused, slices, crops : int
         Counts.
     bytes_in, bytes_out : int
         Fetched and stored.
@@ -75,6 +82,7 @@ class StudyRow:
     reason: str = ""
     objects: int = 0
     refused: int = 0
+    unused: int = 0
     slices: int = 0
     crops: int = 0
     bytes_in: int = 0
@@ -103,14 +111,14 @@ def run_study(
     times: dict[str, float] = {}
     record, objects = process_study(listing, config, threads, times)
     StudyStore(store_url).commit(record, objects)
-    refused = sum(entry.outcome != "stored" for entry in record.inputs)
     return StudyRow(
         study=record.study,
         outcome=record.outcome,
         kind=record.kind,
         reason=record.reason,
         objects=len(record.inputs),
-        refused=refused,
+        refused=sum(is_refused(entry.outcome) for entry in record.inputs),
+        unused=sum(is_unused(entry.outcome) for entry in record.inputs),
         slices=len(record.volume.slices) if record.volume else 0,
         crops=sum(entry.outcome == CROPPED for entry in record.vertebrae),
         bytes_in=listing.size,
@@ -144,31 +152,45 @@ def process_study(
     record : StudyRecord
         Committed or quarantined; every object of the listing stands in it.
     objects : dict of str to bytes
-        By key below ``volumes.zarr``; empty for a quarantined study.
+        By key below ``volumes.zarr``; of a quarantined study the overview alone, where there is a
+        volume.
     """
-    inputs = _Inputs(listing, config)
+    inputs = StudyInputs(listing, hashed=config.hash_keys)
     times = {} if times is None else times
     try:
-        study = StudyKey(listing.study)
-        volume = read_volume(inputs.read(), threads=threads)
-        inputs.note_volume(volume)
-        check_identity(study, volume.study)
-        check_share((row.outcome for row in inputs.rows()), config.max_bad_share)
-        if config.strict and volume.geometry.classes != ("regular",):
-            raise StudyError("geometry-irregular", "+".join(volume.geometry.classes), key=study)
-        with ThreadPoolExecutor(1) as aside:  # the longest work that nothing else waits for
-            digest = aside.submit(sha256_voxels, volume.hu)
-            overview = make_overview(volume.hu, volume.geometry)
+        if not listing.study:
+            StudyKey(listing.study)
+        mask = _read_mask(listing, times)
+        rule = SeriesRule(listing.series or config.series, find_focus(mask))
+        volume = read_volume(inputs.read(), threads=threads, rule=rule)
+    except StudyError as error:
+        inputs.note_error(error)
+        return quarantine(listing, config, error, inputs.rows(error)), {}
+    inputs.note_volume(volume)
+    with ThreadPoolExecutor(1) as aside:  # the longest work that nothing else waits for
+        digest = aside.submit(sha256_voxels, volume.hu)
+        overview = make_overview(volume.hu, volume.geometry)
+        try:
+            check_identity(listing.study, volume.study)
+            check_share((row.outcome for row in inputs.rows()), config.max_bad_share)
+            if config.strict and volume.geometry.classes != ("regular",):
+                raise StudyError("geometry-irregular", "+".join(volume.geometry.classes))
             began = time.perf_counter()
             try:
-                found = _locate(listing, config, volume, overview)
+                found = _locate(config, volume, overview, mask)
             finally:
-                times["locate"] = time.perf_counter() - began
+                times["locate"] = times.get("locate", 0.0) + time.perf_counter() - began
             return _commit(listing, config, volume, overview, found, inputs, digest)
-    except StudyError as error:
-        for refusal in getattr(error, "refused", ()):
-            inputs.note_refusal(refusal)
-        return quarantine(listing, config, error, inputs.rows(error)), {}
+        except StudyError as error:
+            record = quarantine(listing, config, error, inputs.rows(error))
+            objects = _store_overview(listing.key, overview)
+            shown = replace(
+                record,
+                series=volume.parts,
+                arrays=tuple(_read_back(objects)),
+                metadata=_metadata(objects),
+            )
+            return shown, objects
 
 
 def quarantine(
@@ -179,7 +201,7 @@ def quarantine(
 ) -> StudyRecord:
     """The record of a study that is refused as a whole, under a key that is safe to store."""
     if inputs is None:
-        inputs = _Inputs(listing, config).rows(error)
+        inputs = StudyInputs(listing, hashed=config.hash_keys).rows(error)
     return StudyRecord(
         study=listing.key,
         patient=listing.key,
@@ -192,74 +214,36 @@ def quarantine(
     )
 
 
-class _Inputs:
-    """What is known of each listed object so far; in the end every one has an outcome."""
-
-    def __init__(self, listing: StudyListing, config: StudyConfig) -> None:
-        self._listing = listing
-        self._rows = {
-            entry.key: InputObject(
-                listing.shown_key(entry.key, hashed=config.hash_keys), entry.size, "", outcome=""
-            )
-            for entry in listing.objects
-        }
-
-    def shown_key(self, key: str) -> str:
-        """An object's key as the record shows it."""
-        return self._rows[key].key
-
-    def read(self) -> Iterator[tuple[str, bytes]]:
-        """Fetch the objects and note their digests."""
-        for key, data in fetch(self._listing):
-            digest = hashlib.sha256(data).hexdigest()
-            self._rows[key] = replace(self._rows[key], size=len(data), sha256=digest)
-            yield key, data
-
-    def note_volume(self, volume: StudyVolume) -> None:
-        """Note what became of each object; one refused frame refuses no stored neighbour."""
-        for refusal in volume.refused:
-            self.note_refusal(refusal)
-        for origin in volume.slices:
-            self._rows[origin.key] = replace(
-                self._rows[origin.key],
-                outcome="stored",
-                reason=self._rows[origin.key].reason,
-                transfer_syntax=origin.transfer_syntax,
-                decoder=origin.decoder,
-            )
-
-    def note_refusal(self, refusal: SliceError) -> None:
-        """Note a refused object."""
-        row = self._rows[refusal.key]
-        self._rows[refusal.key] = replace(row, outcome=refusal.kind, reason=refusal.detail)
-
-    def rows(self, error: StudyError | None = None) -> tuple[InputObject, ...]:
-        """All objects by key; those without an outcome of their own share the study's."""
-        rows = sorted(self._rows.values(), key=lambda row: row.key)
-        if error is None:
-            if unknown := [row.key for row in rows if not row.outcome]:
-                raise RuntimeError(f"{unknown[0]} has neither been stored nor refused")
-            return tuple(rows)
-        return tuple(
-            row
-            if row.outcome not in ("", "stored")
-            else replace(row, outcome=error.kind, reason=error.detail)
-            for row in rows
-        )
+def _read_mask(listing: StudyListing, times: dict[str, float]) -> LabelMask | StudyError | None:
+    """The study's mask; an error is kept until there is a volume and an overview to show."""
+    if listing.mask is None:
+        return None
+    began = time.perf_counter()
+    try:
+        return read_mask(_fetch_mask(listing.mask.key), listing.study)
+    except StudyError as error:
+        return error
+    finally:
+        times["locate"] = time.perf_counter() - began
 
 
 def _locate(
-    listing: StudyListing, config: StudyConfig, volume: StudyVolume, overview: Overview
+    config: StudyConfig,
+    volume: StudyVolume,
+    overview: Overview,
+    mask: LabelMask | StudyError | None,
 ) -> Localization:
     """Find the vertebrae that were asked for: by the study's mask, else by the network."""
     sight = (volume.hu, volume.geometry, overview)
-    if listing.mask is not None:
-        mask = read_mask(_fetch_mask(listing.mask.key), listing.study)
+    if isinstance(mask, StudyError):
+        raise mask
+    if mask is not None:
         return locate_by_mask(*sight, mask, config.mask_labels, config.vertebrae)
     if config.localizer is not None:
         return locate_by_network(*sight, open_network(config.localizer), config.vertebrae)
     reason = "the study has no mask and the run no localizer"
-    return Localization("", (), dict.fromkeys(config.vertebrae, (NOT_LOCALIZED, reason)))
+    missing = {level: (NOT_LOCALIZED, f"{level}: {reason}") for level in config.vertebrae}
+    return Localization("", (), missing)
 
 
 def _fetch_mask(url: str) -> bytes:
@@ -275,18 +259,12 @@ def _commit(
     volume: StudyVolume,
     overview: Overview,
     localization: Localization,
-    inputs: _Inputs,
+    inputs: StudyInputs,
     digest: Future[str],
 ) -> tuple[StudyRecord, dict[str, bytes]]:
     """Crop, encode and describe; the digest is the whole volume's."""
     study = listing.key
-    cube, affine = overview
-    objects = crops.create_group(study, {"cspine": {"schema": crops.SCHEMA, "study": study}})
-    block = {"cspine": {"study": study, "affine": affine.tolist()}}
-    objects |= crops.create_array(f"{study}/{OVERVIEW}", cube, block)
-    if localization.overview_levels is not None:
-        levels = localization.overview_levels
-        objects |= crops.create_array(f"{study}/{OVERVIEW_LEVELS}", levels, block)
+    objects = _store_overview(study, overview, localization.overview_levels)
     found = {entry.level: entry for entry in localization.vertebrae}
     vertebrae = []
     for level in config.vertebrae:
@@ -307,13 +285,32 @@ def _commit(
         volume=_volume_record(volume, inputs, digest.result()),
         vertebrae=tuple(vertebrae),
         arrays=tuple(_read_back(objects)),
-        metadata=tuple(
-            (key, hashlib.sha256(data).hexdigest())
-            for key, data in sorted(objects.items())
-            if key.endswith("/zarr.json")
-        ),
+        metadata=_metadata(objects),
+        series=volume.parts,
     )
     return record, objects
+
+
+def _store_overview(
+    study: StudyKey, overview: Overview, levels: NDArray[np.uint8] | None = None
+) -> dict[str, bytes]:
+    """The study's group and its overview, with the mask on the overview's grid if given."""
+    cube, affine = overview
+    objects = crops.create_group(study, {"cspine": {"schema": crops.SCHEMA, "study": study}})
+    block = {"cspine": {"study": study, "affine": affine.tolist()}}
+    objects |= crops.create_array(f"{study}/{OVERVIEW}", cube, block)
+    if levels is not None:
+        objects |= crops.create_array(f"{study}/{OVERVIEW_LEVELS}", levels, block)
+    return objects
+
+
+def _metadata(objects: dict[str, bytes]) -> tuple[tuple[str, str], ...]:
+    """Key and digest of every ``zarr.json``."""
+    return tuple(
+        (key, hashlib.sha256(data).hexdigest())
+        for key, data in sorted(objects.items())
+        if key.endswith("/zarr.json")
+    )
 
 
 def _crop(
@@ -360,7 +357,7 @@ def _read_back(objects: dict[str, bytes]) -> Iterator[StoredArray]:
         yield StoredArray(path, layout.shape, layout.dtype, digest, len(objects[key]))
 
 
-def _volume_record(volume: StudyVolume, inputs: _Inputs, hu_sha256: str) -> StudyVolumeRecord:
+def _volume_record(volume: StudyVolume, inputs: StudyInputs, hu_sha256: str) -> StudyVolumeRecord:
     return StudyVolumeRecord(
         series=volume.series,
         scanner=volume.scanner,

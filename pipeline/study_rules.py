@@ -3,41 +3,52 @@
 from collections.abc import Iterable
 
 from storage_schemas.errors import StudyError
-from storage_schemas.records import STORED
+from storage_schemas.outcomes import STORED, is_refused
 from storage_schemas.study_key import StudyKey
 
 
-def check_identity(study: StudyKey, found: str) -> None:
+def check_identity(study: str, found: str) -> None:
     """Refuse headers of another study than the one asked for; an empty UID is of any.
+
+    Parameters
+    ----------
+    study : str
+        As the source names it: a UID, or the identifier that an anonymiser wrote in its place.
+    found : str
+        From the headers, where an identifier that is no UID has been replaced by one.
 
     Raises
     ------
     StudyError
-        ``study-mixed``.
+        ``study-key-invalid`` where a folder's name is neither a UID nor what the headers say,
+        ``study-mixed`` where the headers say another study.
     """
-    if found not in ("", study):
-        raise StudyError("study-mixed", f"its headers say study {found}", key=study)
+    if study and not StudyKey.is_valid(study) and found == StudyKey.from_url(study):
+        return
+    key = StudyKey(study)
+    if found not in ("", key):
+        raise StudyError("study-mixed", f"its headers say study {found}", key=key)
 
 
 def check_share(outcomes: Iterable[str], most: float) -> None:
-    """Few bad slices cost themselves alone; many cost the study. Other series are not bad.
+    """Few bad slices cost themselves alone; many cost the study. Unused objects are not bad.
 
     Parameters
     ----------
     outcomes : iterable of str
-        ``stored``, or the kind of its refusal, of each object.
+        The outcome of each object, as `storage_schemas.outcomes` has them.
     most : float
-        The greatest share of bad ones.
+        The greatest share of refused objects in the stored and refused ones.
 
     Raises
     ------
     StudyError
         ``too-many-bad-slices``.
     """
-    of_stack = [kind for kind in outcomes if kind not in ("not-in-stack", "sop-class-unsupported")]
-    bad = sum(kind != STORED for kind in of_stack)
-    if bad > most * len(of_stack):
+    counted = [outcome for outcome in outcomes if outcome == STORED or is_refused(outcome)]
+    bad = sum(outcome != STORED for outcome in counted)
+    if bad > most * len(counted):
         raise StudyError(
             "too-many-bad-slices",
-            f"{bad} of {len(of_stack)} slices are refused, at most {most:.0%} may",
+            f"{bad} of {len(counted)} slices are refused, at most {most:.0%} may",
         )

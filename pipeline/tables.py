@@ -13,6 +13,7 @@ from storage_schemas.annotations import FractureBox
 from storage_schemas.canonical import sha256_json
 from storage_schemas.catalog import TABLES, make_table
 from storage_schemas.errors import StoreError
+from storage_schemas.outcomes import is_refused, is_unused
 from storage_schemas.records import (
     CROPPED,
     STORED,
@@ -74,6 +75,7 @@ def build_tables(store: StudyStore, annotations: Annotations) -> dict[str, int]:
             "studies": [_study_row(r, annotations) for r in some],
             "vertebrae": [row for r in some for row in _vertebra_rows(r, annotations)],
             "slices": [row for r in some for row in _slice_rows(r, annotations)],
+            "series": [row for r in some for row in _series_rows(r)],
             "quarantine": [row for r in some for row in _quarantine_rows(r)],
         }
         for name, part in rows.items():
@@ -134,7 +136,8 @@ def _study_row(record: StudyRecord, annotations: Annotations) -> Row:
         "outcome": record.outcome,
         "kind": record.kind,
         "objects": len(record.inputs),
-        "refused": sum(entry.outcome != STORED for entry in record.inputs),
+        "refused": sum(is_refused(entry.outcome) for entry in record.inputs),
+        "unused": sum(is_unused(entry.outcome) for entry in record.inputs),
         "source_bytes": sum(entry.size for entry in record.inputs),
         **{name: labels.get(name) for name in annotations.targets.columns},
     }
@@ -174,13 +177,22 @@ def _quarantine_rows(record: StudyRecord) -> list[Row]:
     rows: list[Row] = [
         {"study": record.study, "key": entry.key, "kind": entry.outcome, "reason": entry.reason}
         for entry in record.inputs
-        if entry.outcome != STORED
+        if is_refused(entry.outcome)
     ]
     if record.outcome == "quarantined":
         rows.insert(
             0, {"study": record.study, "key": None, "kind": record.kind, "reason": record.reason}
         )
     return rows
+
+
+def _as_int64(number: int | None) -> int | None:
+    """A number from a header that fits its column, else null: it is a label and no more."""
+    return number if number is not None and -(1 << 63) <= number < 1 << 63 else None
+
+
+def _series_rows(record: StudyRecord) -> list[Row]:
+    return [{"study": record.study, **asdict(part)} for part in record.series]
 
 
 def _vertebra_rows(record: StudyRecord, annotations: Annotations) -> list[Row]:
@@ -233,7 +245,7 @@ def _slice_rows(record: StudyRecord, annotations: Annotations) -> list[Row]:
             "z": z,
             "key": origin.key,
             "frame": origin.frame,
-            "instance_number": origin.instance_number,
+            "instance_number": _as_int64(origin.instance_number),
             "x_mm": position[0],
             "y_mm": position[1],
             "z_mm": position[2],

@@ -14,7 +14,9 @@ from storage_schemas.canonical import canonical_json
 from storage_schemas.errors import StoreError, UsageError
 from storage_schemas.targets import COMPETITION, Targets
 
-SCHEMA_VERSION = "cspine-catalog/1"
+SCHEMA_VERSION = "cspine-catalog/2"
+_FIRST_VERSION = "cspine-catalog/1"
+"""The version before unused objects were counted; its tables are read, with null in that column."""
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
@@ -29,6 +31,7 @@ _STUDIES = pa.schema(
         _required("kind", pa.string()),  # of the quarantine, else empty
         _required("objects", pa.int32()),  # listed in the source
         _required("refused", pa.int32()),  # of these, in quarantine
+        pa.field("unused", pa.int32()),  # of these, no part of the stack and in order
         _required("source_bytes", pa.int64()),
         pa.field("series", pa.string()),
         pa.field("scanner", pa.string()),
@@ -94,6 +97,22 @@ _SLICES = pa.schema(
 )
 """One row for each slice and each crop that holds it; slices in no crop have one row."""
 
+_SERIES = pa.schema(
+    [
+        _required("study", pa.string()),
+        _required("series", pa.string()),  # SeriesInstanceUID; may be empty
+        pa.field("number", pa.int32()),
+        _required("objects", pa.int32()),
+        _required("slices", pa.int32()),
+        _required("image", pa.string()),  # original, derived, reformat, ...
+        _required("kernel", pa.string()),  # sharp, medium, soft or unknown
+        _required("chosen", pa.bool_()),
+        _required("reason", pa.string()),
+    ]
+)
+"""One row for each part of a study that could have been read: the frames of a series that belong
+together, be they a stack or not."""
+
 _QUARANTINE = pa.schema(
     [
         _required("study", pa.string()),
@@ -108,6 +127,7 @@ _FIXED: Mapping[str, pa.Schema] = {
     "studies": _STUDIES,
     "vertebrae": _VERTEBRAE,
     "slices": _SLICES,
+    "series": _SERIES,
     "quarantine": _QUARANTINE,
 }
 TABLES = tuple(_FIXED)
@@ -190,7 +210,9 @@ def read_targets(schema: pa.Schema, key: str) -> Targets:
 
 
 def check_table(name: str, table: pa.Table, key: str) -> pa.Table:
-    """Return the table unchanged where it has the columns of its targets.
+    """Return the table where it has the columns of its targets.
+
+    A table of the first version gets the columns that were added since, with nulls.
 
     Parameters
     ----------
@@ -208,8 +230,12 @@ def check_table(name: str, table: pa.Table, key: str) -> pa.Table:
         columns.
     """
     version = (table.schema.metadata or {}).get(_SCHEMA, b"").decode(errors="replace")
-    if version != SCHEMA_VERSION:
+    if version not in (SCHEMA_VERSION, _FIRST_VERSION):
         raise StoreError("schema-unsupported", f"{version!r}, not {SCHEMA_VERSION!r}", key=key)
+    if version == _FIRST_VERSION and name == "studies" and "unused" not in table.schema.names:
+        place = _STUDIES.get_field_index("unused")
+        nulls = pa.nulls(table.num_rows, pa.int32())
+        table = table.add_column(place, _STUDIES.field(place), nulls)
     try:
         expected = table_schema(name, read_targets(table.schema, key))
     except UsageError as error:

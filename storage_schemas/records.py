@@ -15,16 +15,15 @@ import msgspec
 from storage_schemas.canonical import canonical_json, sha256_json
 from storage_schemas.errors import StoreError
 from storage_schemas.geometry import StackGeometry
+from storage_schemas.outcomes import STORED as STORED
 from storage_schemas.strict_json import Count, Side, Size, decode
 from storage_schemas.study_key import StudyKey
 
-SCHEMA = "cspine-record/1"
+SCHEMA = "cspine-record/2"
+_READ = (SCHEMA, "cspine-record/1")
+"""Versions that are read: the first had no unused objects and no list of series."""
 
 Outcome = Literal["committed", "quarantined"]
-STORED = "stored"
-"""Outcome of an input object whose pixels are in the volume; any other outcome is the kind of the
-error that refused it."""
-
 CROPPED = "cropped"
 """Outcome of a vertebra that has a crop."""
 NOT_LOCALIZED = "not-localized"
@@ -48,7 +47,8 @@ class InputObject:
     sha256 : str
         SHA-256 of the object's bytes; empty where it could not be fetched.
     outcome : str
-        ``stored``, or the kind of the error that refused it.
+        ``stored``; ``unused:`` and one of `storage_schemas.outcomes.UNUSED_KINDS`; or the kind
+        under which it stands in quarantine.
     reason : str
         Text of that error, in one line; empty where stored.
     transfer_syntax : str
@@ -64,6 +64,41 @@ class InputObject:
     reason: str = ""
     transfer_syntax: str = ""
     decoder: str = ""
+
+
+@dataclass(frozen=True)
+class SeriesRecord:
+    """One part of the study that was looked at: the frames of a series that belong together.
+
+    Parameters
+    ----------
+    series : str
+        SeriesInstanceUID; may be empty. A series may hold several parts.
+    number : int or None
+        SeriesNumber.
+    objects : int
+        Objects that its frames came from.
+    slices : int
+        Positions of its stack; frames, where it forms none.
+    image : str
+        ``original``, ``derived``, ``reformat``, ``projection``, ``tracking``, ``scout`` or
+        ``page``.
+    kernel : str
+        ``sharp``, ``medium``, ``soft`` or ``unknown``.
+    chosen : bool
+        Whether it was read.
+    reason : str
+        Why, or why not.
+    """
+
+    series: str
+    number: int | None
+    objects: Count
+    slices: Count
+    image: str
+    kernel: str
+    chosen: bool
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -205,6 +240,8 @@ class StudyRecord:
         Arrays of the study.
     metadata : tuple of (str, str)
         Key and SHA-256 of every ``zarr.json`` of the study.
+    series : tuple of SeriesRecord
+        What could have been read, and which of it was; empty where nothing could.
     """
 
     study: StudyKey
@@ -220,6 +257,7 @@ class StudyRecord:
     vertebrae: tuple[Vertebra, ...] = ()
     arrays: tuple[StoredArray, ...] = ()
     metadata: tuple[tuple[str, str], ...] = ()
+    series: tuple[SeriesRecord, ...] = ()
 
     def to_bytes(self) -> bytes:
         """Return the record as canonical JSON, with the SHA-256 of all other fields."""
@@ -329,14 +367,13 @@ def _check_envelope(data: bytes, key: str) -> str:
         envelope = decode(data, _Envelope)
     except ValueError:
         raise StoreError("record-invalid", "no JSON record", key=key) from None
-    if envelope.schema != SCHEMA:
+    if envelope.schema not in _READ:
         raise StoreError("schema-unsupported", f"{envelope.schema!r}, expected {SCHEMA!r}", key=key)
     # Canonical JSON has one form, so the document without its digest is found in the bytes: a
-    # quotation mark inside a value has a backslash before it.
-    before = f'"schema":"{SCHEMA}",'.encode()
+    # quotation mark inside a value has a backslash before it, and no digest holds itself.
     digest = str(envelope.sha256)
-    head, found, tail = data.partition(before + f'"sha256":"{digest}",'.encode())
-    if not found or hashlib.sha256(head + before + tail).hexdigest() != digest:
+    head, found, tail = data.partition(f'"sha256":"{digest}",'.encode())
+    if not found or hashlib.sha256(head + tail).hexdigest() != digest:
         raise StoreError("record-invalid", "its digest does not hold", key=key)
     return digest
 

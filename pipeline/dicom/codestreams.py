@@ -16,6 +16,8 @@ LOSSLESS = 0xC3
 
 _SOI = b"\xff\xd8"
 _SOC = b"\xff\x4f\xff\x51"
+_JP2 = b"\0\0\0\x0cjP  \r\n\x87\n"
+"""The signature box of the JP2 file format (T.800 I.5.1)."""
 _SOT, _SOD = 0xFF90, 0xFF93
 _FRAME_MARKERS = frozenset(range(0xFFC0, 0xFFD0)) - {0xFFC4, 0xFFC8, 0xFFCC} | {0xFFF7}
 _BARE = frozenset({0xFF01, *range(0xFFD0, 0xFFD8)})
@@ -59,12 +61,37 @@ class FrameForm:
 
 def starts(piece: memoryview) -> bool:
     """Whether a fragment begins a JPEG, JPEG-LS or JPEG 2000 codestream."""
-    return piece[:2] == _SOI or piece[:4] == _SOC
+    return piece[:2] == _SOI or piece[:4] == _SOC or piece[:12] == _JP2
 
 
 def ends(piece: memoryview) -> bool:
     """Whether a fragment closes one; 0x00 or 0xFF may follow, to make its length even."""
     return bytes(piece[-_PADDING:]).rstrip(b"\0\xff").endswith(EOI)
+
+
+def unwrap_jp2(piece: memoryview) -> memoryview:
+    """The codestream in a JP2 file (T.800 I.4), and any other piece as it is.
+
+    DICOM wants the bare codestream (PS3.5 A.4.4), but writers exist that wrap it. A box has its
+    length and its type in four bytes each; length 1 puts the real one into the next eight, and 0
+    reaches to the end.
+    """
+    if piece[:12] != _JP2:
+        return piece
+    position = 0
+    for _ in range(_MAX_MARKERS):
+        if position + 16 > len(piece):
+            break
+        (length,) = _long(piece, position)
+        head = 8
+        if length == 1:
+            head, length = 16, int.from_bytes(piece[position + 8 : position + 16], "big")
+        if bytes(piece[position + 4 : position + 8]) == b"jp2c":
+            return piece[position + head : position + length if length else len(piece)]
+        if length < head:
+            break
+        position += length
+    return piece
 
 
 def read_jpeg(piece: memoryview) -> FrameForm:

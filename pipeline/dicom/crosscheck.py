@@ -17,6 +17,7 @@ from pipeline.dicom.decoders import LADDERS, Words, decode_frame, decode_with
 from pipeline.dicom.headers import Header, read_header
 from pipeline.dicom.limits import Limits
 from pipeline.dicom.pixeldata import read_frames
+from pipeline.dicom.precision import find_bits
 from storage_schemas.errors import CspineError, SliceError, StoreError
 
 GDCM = "gdcm"
@@ -44,8 +45,9 @@ def cross_check(key: str, data: bytes, limits: Limits | None = None) -> CspineEr
         header = read_header(key, data, limits)
         for frame, piece in enumerate(read_frames(header)):
             first, name = decode_frame(header, piece, limits)
-            second, other = _decode_again(header, data, frame, piece, name, limits)
-            mask = np.uint16((1 << header.bits_stored) - 1)
+            bits = find_bits(header, first, piece)
+            second, other = _decode_again(header, data, frame, piece, name, limits, bits)
+            mask = np.uint16((1 << bits) - 1)
             differing = int(np.count_nonzero((first ^ second) & mask))
             if differing:
                 why = f"frame {frame}: {name} and {other} differ in {differing} pixels"
@@ -56,14 +58,20 @@ def cross_check(key: str, data: bytes, limits: Limits | None = None) -> CspineEr
 
 
 def _decode_again(
-    header: Header, data: bytes, frame: int, piece: memoryview, name: str, limits: Limits
+    header: Header,
+    data: bytes,
+    frame: int,
+    piece: memoryview,
+    name: str,
+    limits: Limits,
+    bits: int,
 ) -> tuple[NDArray[np.unsignedinteger], str]:
     if header.syntax in px.NATIVE:
         return _by_pydicom(data, frame), "pydicom"
     library = name.partition(".")[0]
     others = [rung for rung in LADDERS[header.syntax] if rung.partition(".")[0] != library]
     other = others[-1] if others else GDCM
-    return decode_with(other, header, piece, limits), other
+    return decode_with(other, header, piece, limits, bits), other
 
 
 def _by_pydicom(data: bytes, frame: int) -> Words:

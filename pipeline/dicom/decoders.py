@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import imagecodecs
@@ -120,15 +120,30 @@ def decode_frame(
     raise SliceError("decode-failed", "; ".join(reasons), key=header.key)
 
 
-def decode_with(name: str, header: Header, piece: memoryview, limits: Limits) -> Words:
+def read_form(header: Header, piece: memoryview) -> FrameForm:
+    """What a compressed frame that was decoded says of itself; RLE knows no precision (0)."""
+    if header.syntax == px.RLE:
+        return FrameForm(header.rows, header.columns, 1, 0)
+    is_jpeg2000 = header.syntax in px.JPEG_2000S or header.syntax in px.HTJ2KS
+    return read_jpeg2000(piece) if is_jpeg2000 else read_jpeg(piece)
+
+
+def decode_with(
+    name: str, header: Header, piece: memoryview, limits: Limits, bits: int | None = None
+) -> Words:
     """Decode one frame that `decode_frame` has read with one named rung, or with GDCM.
+
+    Parameters
+    ----------
+    bits : int, optional
+        Bits of a stored value; GDCM clears those above. BitsStored by default.
 
     Raises
     ------
     SliceError
         ``decode-failed``.
     """
-    frame = _frame_of(header)
+    frame = replace(_frame_of(header), bits_stored=bits or header.bits_stored)
     rung = LADDERS[header.syntax].get(name, _gdcm)
     try:
         return _as_words(rung(piece, frame, limits, None), frame)

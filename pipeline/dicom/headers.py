@@ -1,12 +1,13 @@
-"""What an object says about itself: its identity and the form of its pixels.
+"""Read an object's header: its identity and the form of its pixels.
 
-Reading judges nothing: an MR image has a header too. `check_object` then says whether the object
-can be a part of a CT stack at all. Not here: where its frames lie (`pipeline.dicom.planes`), and
+Reading refuses nothing but what cannot be read: an MR image has a header too. `check_object` then
+says whether the object can be a part of a CT stack at all. Not here: where its frames lie
+(`pipeline.dicom.planes`), what tells series and acquisitions apart (`pipeline.dicom.series`), and
 the pixel data (`pipeline.dicom.pixeldata`).
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -15,6 +16,7 @@ from pydicom.datadict import keyword_for_tag
 from pipeline.dicom.elements import SPECIFIC, Elements, read_elements
 from pipeline.dicom.limits import Limits
 from storage_schemas.errors import SliceError
+from storage_schemas.study_key import StudyKey
 
 CT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2": "CT",
@@ -28,6 +30,9 @@ _PHOTOMETRIC = {
     "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT",
 }  # fmt: skip
 _UID = re.compile(r"[0-9.]{0,64}")
+_IDENTIFIER = re.compile(r"[A-Za-z0-9._:-]{0,256}")
+_INTEGER = re.compile(rb"[+-]?[0-9]{1,10}")
+_INT32 = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +45,15 @@ class Header:
         The object's key in the source.
     elements : Elements
         What it was read from.
-    sop_class, syntax, study, series : str
-        UIDs; study and series may be empty.
+    sop_class, syntax : str
+        UIDs.
+    study, series : str
+        UIDs; empty where the header has none. A text that is no UID, as some anonymisers write,
+        is replaced by a UID made of its digest, so that it is stored nowhere.
     patient_id : str
         Raw; for a salted hash only.
     instance_number : int or None
-        A label, never an order.
+        A label, never an order; None where it is no 32-bit integer (PS3.5 6.2, VR IS).
     frames, rows, columns : int
     samples, bits_allocated, bits_stored, high_bit : int
     photometric : str
@@ -91,7 +99,11 @@ def read_header(key: str, data: bytes, limits: Limits) -> Header:
         ``not-dicom``, ``truncated``, ``header-invalid``, ``inflate-over-budget``, or
         ``sop-class-unsupported`` where the object is no image at all.
     """
-    elements = read_elements(key, data, limits)
+    return make_header(key, read_elements(key, data, limits))
+
+
+def make_header(key: str, elements: Elements) -> Header:
+    """Make the header from an object's elements; raises SliceError as `read_header` does."""
     values = elements.values
     sop_class = _uid(key, values, "sop_class")
     if elements.pixel_start is None:
@@ -103,10 +115,10 @@ def read_header(key: str, data: bytes, limits: Limits) -> Header:
         elements=elements,
         sop_class=sop_class,
         syntax=_check_uid(key, elements.syntax, "transfer syntax"),
-        study=_uid(key, values, "study"),
-        series=_uid(key, values, "series"),
+        study=identity(key, values, "study"),
+        series=identity(key, values, "series"),
         patient_id=decode_text(values.get("patient_id", b"")),
-        instance_number=_optional_integer(values.get("instance_number", b"")),
+        instance_number=optional_integer(values.get("instance_number", b"")),
         frames=_frames(key, values),
         rows=number("rows"),
         columns=number("columns"),
@@ -127,11 +139,40 @@ def read_header(key: str, data: bytes, limits: Limits) -> Header:
 
 
 def read_study_uid(head: bytes) -> str | None:
-    """The StudyInstanceUID in an object's first bytes, or None where none can be read."""
+    """The StudyInstanceUID in an object's first bytes, or None where none can be read.
+
+    An identifier that is no UID is returned as it stands; what is no identifier is none.
+    """
     try:
-        return _uid("", read_elements("", head, Limits()).values, "study") or None
+        text = decode_text(read_elements("", head, Limits()).values.get("study", b""))
     except SliceError:
         return None
+    return text if text and _IDENTIFIER.fullmatch(text) else None
+
+
+def identity(key: str, values: Mapping[str, bytes], name: str) -> str:
+    """The UID of a study or series, with a stand-in for an identifier that is no UID.
+
+    Anonymisers write digests and names of their own in place of UIDs. Such a text is replaced by a
+    UID made of its digest (PS3.5 section B.2).
+
+    Raises
+    ------
+    SliceError
+        ``header-invalid`` where the text is no identifier at all; it is never repeated, since it
+        may be about the patient.
+    """
+    text = decode_text(values.get(name, b""))
+    if not text or StudyKey.is_valid(text):
+        return text
+    if not _IDENTIFIER.fullmatch(text):
+        raise SliceError("header-invalid", f"the {name} UID is no UID", key=key)
+    return StudyKey.from_url(text)
+
+
+def class_of(key: str, elements: Elements) -> str:
+    """The SOP class UID of an object; raises SliceError ``header-invalid`` where it is no UID."""
+    return _uid(key, elements.values, "sop_class")
 
 
 def check_object(header: Header) -> None:
@@ -149,16 +190,21 @@ def check_object(header: Header) -> None:
         raise SliceError("burned-in-annotation", "BurnedInAnnotation is YES", key=header.key)
 
 
-def _optional_integer(raw: bytes) -> int | None:
-    try:
-        return int(raw.strip(b"\0 "))
-    except ValueError:
+def optional_integer(raw: bytes) -> int | None:
+    """An integer string (VR IS); None where it is none, or beyond 32 bits (PS3.5 6.2)."""
+    text = raw.strip(b"\0 ")
+    if not _INTEGER.fullmatch(text):
         return None
+    number = int(text)
+    return number if -_INT32 <= number < _INT32 else None
 
 
 def _frames(key: str, values: dict[str, bytes]) -> int:
     raw = values.get("frames", b"").strip(b"\0 ")
-    frames = 1 if not raw else _optional_integer(raw)
+    # A number beyond 32 bits is none, but whoever sets it asks for more than any budget.
+    frames = 1 if not raw else optional_integer(raw)
+    if frames is None and raw.isdigit():
+        raise SliceError("size-over-budget", f"NumberOfFrames has {len(raw)} digits", key=key)
     if frames is None or frames < 1:
         raise SliceError("header-invalid", "NumberOfFrames is no number above 0", key=key)
     return frames

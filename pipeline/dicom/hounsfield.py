@@ -14,20 +14,27 @@ from storage_schemas.crops import AIR_HU, HU_RANGE
 from storage_schemas.errors import SliceError
 
 Words = NDArray[np.unsignedinteger[Any]]
+_LARGEST_WORD = 32767 + 1024
 Values = NDArray[np.integer[Any]]
 
 
 def check_rescale(key: str, slope: float, intercept: float) -> tuple[int, int]:
     """Slope and intercept as whole numbers.
 
+    Decimal strings round, so a slope of 0.999999999 is 1: a difference counts as rounding where it
+    moves no value of 16-bit Hounsfield units by half a unit, together with that of the intercept.
+
     Raises
     ------
     SliceError
         ``rescale-invalid`` where either is not whole, or the slope is not positive.
     """
-    if slope % 1 or intercept % 1 or not 1 <= slope <= 1 << 15:
-        raise SliceError("rescale-invalid", f"slope {slope:g}, intercept {intercept:g}", key=key)
-    return int(slope), int(intercept)
+    whole = (round(slope), round(intercept))
+    error = abs(slope - whole[0]) * _LARGEST_WORD + abs(intercept - whole[1])
+    if error >= 0.5 or not 1 <= whole[0] <= 1 << 15 or abs(whole[1]) >= 1 << 32:
+        why = f"slope {slope!r}, intercept {intercept!r}"
+        raise SliceError("rescale-invalid", why, key=key)
+    return whole
 
 
 def write_hounsfield(

@@ -7,7 +7,7 @@ Nothing is decoded here; what a compressed piece says about itself is read in
 import struct
 from typing import Final
 
-from pipeline.dicom.codestreams import ends, starts
+from pipeline.dicom.codestreams import ends, starts, unwrap_jp2
 from pipeline.dicom.elements import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, UNDEFINED
 from pipeline.dicom.headers import Header
 from pipeline.dicom.limits import Limits
@@ -28,9 +28,12 @@ LOSSLESS_JPEGS: Final = frozenset({JPEG_LOSSLESS, JPEG_LOSSLESS_SV1})
 JPEG_LSS: Final = frozenset({JPEG_LS, JPEG_LS_NEAR})
 JPEG_2000S: Final = frozenset({JPEG_2000_LOSSLESS, JPEG_2000})
 HTJ2KS: Final = frozenset({HTJ2K_LOSSLESS, HTJ2K_RPCL, HTJ2K})
+LOSSY: Final = frozenset({JPEG_BASELINE, JPEG_EXTENDED, JPEG_LS_NEAR, JPEG_2000})
+"""Syntaxes whose values may lie beyond the range that was coded, by the coding itself."""
 SUPPORTED: Final = NATIVE | JPEGS | JPEG_LSS | JPEG_2000S | HTJ2KS | {RLE}
 """The transfer syntaxes that are read (PS3.5 annex A); all others are refused."""
 
+_MOST_PADDING = 1 << 16
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _ITEM, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE0DD
 _item = struct.Struct("<HHL").unpack_from
@@ -86,8 +89,23 @@ def check_length(header: Header) -> None:
     if length is None:
         raise SliceError("length-mismatch", "native pixel data of undefined length", key=header.key)
     need = _frame_bytes(header) * header.frames
-    if length not in (need, need + need % 2):
+    if length < need or length - need > _most_padding(header):
         raise SliceError("length-mismatch", f"{length} bytes, not {need}", key=header.key)
+    start = header.elements.pixel_start or 0
+    padding = bytes(header.elements.data[start + need : start + length])
+    # One byte makes a length even, whatever it holds; more is padding where it holds nothing.
+    if length > need + need % 2 and padding.strip(b"\0\xff"):
+        why = f"{length} bytes, not {need}, and the others are no padding"
+        raise SliceError("length-mismatch", why, key=header.key)
+
+
+def _most_padding(header: Header) -> int:
+    """Bytes behind the last pixel that writers leave there, to fill a block (PS3.5 8.1.1).
+
+    A whole frame more would say that NumberOfFrames is wrong, and many rows more that Rows is.
+    """
+    size, row = _frame_bytes(header), header.columns * (header.bits_allocated // 8)
+    return max(1, row - 1, min(_MOST_PADDING, size // 10))
 
 
 def _frame_bytes(header: Header) -> int:
@@ -128,7 +146,9 @@ def _encapsulated_frames(header: Header) -> list[memoryview]:
     if len(frames) != header.frames:
         why = f"{len(fragments)} fragments make {len(frames)} frames, not {header.frames}"
         raise SliceError("length-mismatch", why, key=header.key)
-    return [f[0] if len(f) == 1 else memoryview(b"".join(f)) for f in frames]
+    pieces = [f[0] if len(f) == 1 else memoryview(b"".join(f)) for f in frames]
+    is_jpeg2000 = header.syntax in JPEG_2000S or header.syntax in HTJ2KS
+    return [unwrap_jp2(piece) for piece in pieces] if is_jpeg2000 else pieces
 
 
 def _fragments(header: Header) -> tuple[bytes, list[tuple[int, memoryview]]]:

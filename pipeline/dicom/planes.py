@@ -1,12 +1,12 @@
-"""Where each frame of an object lies, and how its values become Hounsfield units.
+"""Read where each frame of an object lies, and how its values become Hounsfield units.
 
-A single CT image says so at the top of its header, an enhanced one in its functional groups, once
-for all frames or frame by frame.
+A single CT image has these fields at the top of its header, an enhanced one in its functional
+groups, shared by all frames or for each frame (PS3.3 C.7.6.16).
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -19,6 +19,8 @@ MAX_POSITION_MM = 1e5
 _OTHER_UNITS = {"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
 """What a rescale may give beside Hounsfield units (PS3.3 C.11.1.1.2); free text is no unit."""
 _DIRECTION_TOLERANCE = 1e-3
+_ROUNDING_TOLERANCE = 2e-2
+"""Directions with two decimals are off by so much in length; they are made unit vectors."""
 
 Vector = tuple[float, float, float]
 
@@ -37,8 +39,14 @@ class Plane:
         mm between rows and between columns.
     slope, intercept : float
         Of the rescale to Hounsfield units.
-    localizer : bool
-        Whether the image type says so.
+    image_type : str
+        ImageType or FrameType, values joined by a backslash.
+    kernel, acquisition : str
+        ConvolutionKernel and FrameAcquisitionNumber of an enhanced image; else empty.
+    phase : tuple of str
+        TemporalPositionIndex and StackID of an enhanced image; else empty.
+    rounded : bool
+        Whether the header rounds the directions so much that they had to be made unit vectors.
     """
 
     position: Vector
@@ -47,7 +55,11 @@ class Plane:
     spacing: tuple[float, float]
     slope: float
     intercept: float
-    localizer: bool
+    image_type: str = ""
+    kernel: str = ""
+    acquisition: str = ""
+    phase: tuple[str, ...] = ()
+    rounded: bool = False
 
 
 def read_planes(header: Header) -> list[Plane | SliceError]:
@@ -113,12 +125,30 @@ def _frame_plane(header: Header, frame: int, shared: Dataset, own: Dataset) -> P
     values = {}
     try:
         for name, sequence in _GROUPS.items():
-            item = _first(own, sequence) if sequence in own else _first(shared, sequence)
-            values[name] = _item_decimals(name, item)
-        kind = _first(own, "CTImageFrameTypeSequence") or _first(shared, "CTImageFrameTypeSequence")
-        rescale = _first(own, _GROUPS["slope"]) or _first(shared, _GROUPS["slope"])
-        unit = str(rescale.get("RescaleType") or "")
-        return _plane(values, "\\".join(map(str, kind.get("FrameType") or ())), unit)
+            # A group may be there and empty, beside a full one for all frames.
+            values[name] = _item_decimals(name, _first(own, sequence)) or _item_decimals(
+                name, _first(shared, sequence)
+            )
+
+        def text(sequence: str, keyword: str) -> str:
+            value = _first(own, sequence).get(keyword) or _first(shared, sequence).get(keyword)
+            return "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value or "")
+
+        plane = _plane(
+            values,
+            text("CTImageFrameTypeSequence", "FrameType")
+            or decode_text(header.elements.values.get("image_type", b"")),
+            text(_GROUPS["slope"], "RescaleType"),
+        )
+        return replace(
+            plane,
+            kernel=text("CTReconstructionSequence", "ConvolutionKernel"),
+            acquisition=text("FrameContentSequence", "FrameAcquisitionNumber"),
+            phase=(
+                text("FrameContentSequence", "TemporalPositionIndex"),
+                text("FrameContentSequence", "StackID"),
+            ),
+        )
     except ValueError as error:
         return SliceError("header-invalid", f"frame {frame}: {error}", key=header.key)
 
@@ -139,14 +169,17 @@ def _plane(values: Mapping[str, Sequence[float]], image_type: str, unit: str) ->
     if max(map(abs, position)) > MAX_POSITION_MM:
         raise ValueError(f"ImagePositionPatient {position} mm lies beyond {MAX_POSITION_MM:g}")
     lengths = (math.hypot(*row), math.hypot(*column))
-    if (
-        max(abs(length - 1) for length in lengths) > _DIRECTION_TOLERANCE
-        or abs(sum(a * b for a, b in zip(row, column, strict=True))) > _DIRECTION_TOLERANCE
-    ):
+    off = max(
+        *(abs(length - 1) for length in lengths),
+        abs(sum(a * b for a, b in zip(row, column, strict=True))),
+    )
+    rounded = _DIRECTION_TOLERANCE < off <= _ROUNDING_TOLERANCE and _is_rounded(orientation)
+    if rounded:
+        row, column = _unit_vectors(row, column)
+    elif off > _DIRECTION_TOLERANCE:
         raise ValueError(f"ImageOrientationPatient {orientation} is no pair of unit vectors")
     if not 1e-3 <= min(spacing) <= max(spacing) <= 100:
         raise ValueError(f"PixelSpacing {spacing} mm is not in 0.001 to 100")
-    kinds = image_type.split("\\")
     return Plane(
         position=(position[0], position[1], position[2]),
         row_direction=row,
@@ -154,8 +187,24 @@ def _plane(values: Mapping[str, Sequence[float]], image_type: str, unit: str) ->
         spacing=(spacing[0], spacing[1]),
         slope=_exactly(values, "slope", 1)[0],
         intercept=_exactly(values, "intercept", 1)[0],
-        localizer=len(kinds) > 2 and kinds[2].strip() == "LOCALIZER",
+        image_type=image_type,
+        rounded=rounded,
     )
+
+
+def _is_rounded(orientation: Sequence[float]) -> bool:
+    """Whether no direction cosine has more than three decimals."""
+    return all(round(value, 3) == value for value in orientation)
+
+
+def _unit_vectors(row: Vector, column: Vector) -> tuple[Vector, Vector]:
+    """The nearest unit vectors at right angles, the row's direction kept."""
+    length = math.hypot(*row)
+    r = (row[0] / length, row[1] / length, row[2] / length)
+    along = sum(a * b for a, b in zip(r, column, strict=True))
+    c = [b - along * a for a, b in zip(r, column, strict=True)]
+    length = math.hypot(*c)
+    return r, (c[0] / length, c[1] / length, c[2] / length)
 
 
 _KEYWORDS = {

@@ -1,90 +1,184 @@
-"""Which objects of a study could be slices, and which of them form the stack to read.
+"""Sort the objects of a study: the frames that could be slices, the unused, the refused.
 
-Every frame is accounted for: it is in the stack, or there is a refusal with its kind. Headers only:
-reading the pixels is `pipeline.dicom.volume`, and what there is to know without them
-`pipeline.inspection`.
+A refused object is one that may have been a slice; an unused one never was (a report, a dose page,
+a file of the operating system). Headers only. Which of the frames form the stack that is read is
+`pipeline.dicom.series`; their pixels are read by `pipeline.dicom.volume`.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from pipeline.dicom.headers import check_object, read_header
+from pipeline.dicom.elements import Elements, read_elements
+from pipeline.dicom.headers import CT_CLASSES, Header, check_object, class_of, make_header
 from pipeline.dicom.limits import Limits
 from pipeline.dicom.pixeldata import check_pixels
-from pipeline.dicom.planes import read_planes
-from pipeline.dicom.stack import Candidate, Stack, find_stack
+from pipeline.dicom.planes import Plane, read_planes
+from pipeline.source.strangers import find_format, is_junk, is_named_slice
 from storage_schemas.errors import SliceError, StudyError
+from storage_schemas.outcomes import UNUSED_KINDS
+
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_DIRECTORY = "1.2.840.10008.1.3.10"
+_SECONDARY_CAPTURE = f"{_STORAGE}7"
+_COLOURS = frozenset({
+    "RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT",
+})  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One readable frame that may become a slice."""
+
+    header: Header
+    frame: int
+    plane: Plane
+
+
+@dataclass(frozen=True, slots=True)
+class UnusedObject:
+    """An object, or a frame of it, that is no part of the stack and need not be.
+
+    Parameters
+    ----------
+    key : str
+        The object's key in the source.
+    kind : str
+        From `storage_schemas.outcomes.UNUSED_KINDS`.
+    detail : str
+        Why, in one line, without text from the header.
+    """
+
+    key: str
+    kind: str
+    detail: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in UNUSED_KINDS:
+            raise ValueError(f"no kind of unused objects: {self.kind!r}")
+
+
+@dataclass
+class StudyObjects:
+    """The objects of one study, sorted by what their headers say.
+
+    Parameters
+    ----------
+    frames : list of Candidate
+        Frames that could be slices.
+    refused : list of SliceError
+        Objects, or frames, that could have been slices and cannot be read.
+    unused : list of UnusedObject
+    elements : dict of str to Elements
+        What could be read of the headers of refused objects, by key.
+    """
+
+    frames: list[Candidate] = field(default_factory=list)
+    refused: list[SliceError] = field(default_factory=list)
+    unused: list[UnusedObject] = field(default_factory=list)
+    elements: dict[str, Elements] = field(default_factory=dict, repr=False)
 
 
 class NoVolumeError(StudyError):
-    """A study that gives no volume, with the refusals of its objects."""
+    """A study that gives no volume, with what became of its objects."""
 
     refused: tuple[SliceError, ...] = ()
+    unused: tuple[UnusedObject, ...] = ()
 
 
-def read_candidates(
-    objects: Iterable[tuple[str, bytes]], limits: Limits
-) -> tuple[list[Candidate], list[SliceError]]:
-    """Read all headers: the frames that could be slices, and the refusals of the others."""
-    candidates: list[Candidate] = []
-    refused: list[SliceError] = []
-    for key, data in objects:
-        try:
-            header = read_header(key, data, limits)
-            check_object(header)
-            check_pixels(header, limits)
-            planes = read_planes(header)
-        except SliceError as error:
-            refused.append(error)
-            continue
-        for frame, plane in enumerate(planes):
-            if isinstance(plane, SliceError):
-                refused.append(plane)
-            else:
-                candidates.append(Candidate(header, frame, plane))
-    return candidates, refused
+def read_objects(objects: Iterable[tuple[str, bytes]], limits: Limits) -> StudyObjects:
+    """Read all headers and sort the objects.
 
-
-def choose_stack(candidates: list[Candidate], refused: list[SliceError], limits: Limits) -> Stack:
-    """Choose the stack to read; the frames outside it are added to `refused`.
-
-    Raises
-    ------
-    NoVolumeError
-        ``study-mixed``, ``no-axial-stack`` or ``volume-over-budget``.
+    Parameters
+    ----------
+    objects : iterable of (str, bytes)
+        Key, and content or the head of it, of each object.
+    limits : Limits
     """
-    if len(studies := {c.header.study for c in candidates} - {""}) > 1:
-        refused += _outside(candidates, None)
-        raise no_volume("study-mixed", f"{len(studies)} StudyInstanceUIDs", refused)
-    stack = find_stack(candidates)
-    refused += _outside(candidates, stack)
-    if stack is None:
-        raise no_volume("no-axial-stack", f"{len(candidates)} CT frames", refused)
-    slices, rows, columns = stack.shape
-    size = 2 * slices * rows * columns
-    if size > limits.volume_bytes:
-        refused += [leave_out(c, "of too large a stack") for p in stack.places for c in p]
-        why = f"{stack.shape} needs {size} bytes against {limits.volume_bytes}"
-        raise no_volume("volume-over-budget", why, refused)
-    return stack
+    found = StudyObjects()
+    seen: dict[object, list[bytes]] = {}
+    for key, data in objects:
+        if is_junk(key):
+            found.unused.append(UnusedObject(key, "junk", "named as system files are"))
+        else:
+            _sort_object(key, data, limits, found, seen)
+    return found
 
 
-def _outside(candidates: list[Candidate], stack: Stack | None) -> list[SliceError]:
-    inside = {id(c) for place in stack.places for c in place} if stack else set()
-    other = (
-        "of another stack than the one that is read"
-        if stack
-        else "of no stack of two slices or more"
-    )
-    return [
-        leave_out(c, "a localizer" if c.plane.localizer else other)
-        for c in candidates
-        if id(c) not in inside
-    ]
+def _sort_object(
+    key: str,
+    data: bytes,
+    limits: Limits,
+    found: StudyObjects,
+    seen: dict[object, list[bytes]],
+) -> None:
+    elements = None
+    try:
+        elements = read_elements(key, data, limits)
+        if _is_copy(elements, seen):
+            found.unused.append(UnusedObject(key, "copy", "the same bytes as another object"))
+            return
+        if other := _other_object(key, elements):
+            found.unused.append(other)
+            return
+        header = make_header(key, elements)
+        if header.samples != 1 or header.photometric in _COLOURS:
+            why = f"{header.samples} samples a pixel, {header.photometric}"
+            found.unused.append(UnusedObject(key, "page", why))
+            return
+        check_object(header)
+        check_pixels(header, limits)
+        planes = read_planes(header)
+    except SliceError as error:
+        if error.kind == "not-dicom" and (name := find_format(key, data)):
+            found.unused.append(UnusedObject(key, "other-file", name))
+            return
+        if elements is not None:
+            found.elements[key] = elements
+        found.refused.append(error)
+        return
+    for frame, plane in enumerate(planes):
+        if isinstance(plane, SliceError):
+            found.refused.append(plane)
+            found.elements[key] = header.elements
+        else:
+            found.frames.append(Candidate(header, frame, plane))
 
 
-def leave_out(candidate: Candidate, why: str) -> SliceError:
-    """Make the refusal of a readable frame that is no part of the volume."""
-    return SliceError("not-in-stack", where(candidate) + why, key=candidate.header.key)
+def _is_copy(elements: Elements, seen: dict[object, list[bytes]]) -> bool:
+    """Whether an object of the same bytes came before; the first in the listing is kept."""
+    names = ("sop_instance", "position", "instance_number")
+    name = (len(elements.data), *(elements.values.get(name) for name in names))
+    others = seen.setdefault(name, [])
+    if any(elements.data == other for other in others):
+        return True
+    others.append(elements.data)
+    return False
+
+
+def _other_object(key: str, elements: Elements) -> UnusedObject | None:
+    """What an object is that is no CT image by its SOP class; None where it may be one."""
+    sop_class = class_of(key, elements)
+    if not sop_class or sop_class in CT_CLASSES:
+        return None
+    if sop_class == _DIRECTORY:
+        return UnusedObject(key, "directory", f"SOP class {sop_class}")
+    if sop_class.startswith(_SECONDARY_CAPTURE):
+        return UnusedObject(key, "page", f"SOP class {sop_class}")
+    kind = "document" if elements.pixel_start is None else "other-modality"
+    return UnusedObject(key, kind, f"SOP class {sop_class}")
+
+
+def may_be_slice(key: str, head: bytes) -> bool:
+    """Whether a file may be a CT slice, perhaps a damaged one, by its name and its first bytes."""
+    if is_junk(key):
+        return False
+    if head[128:132] != b"DICM":
+        return is_named_slice(key)
+    try:
+        elements = read_elements(key, head, Limits())
+        return _other_object(key, elements) is None
+    except SliceError:
+        return True
 
 
 def where(candidate: Candidate) -> str:
@@ -92,13 +186,30 @@ def where(candidate: Candidate) -> str:
     return f"frame {candidate.frame}: " if candidate.header.frames > 1 else ""
 
 
-def no_volume(kind: str, detail: str, refused: list[SliceError]) -> NoVolumeError:
+def leave_unused(candidate: Candidate, kind: str, why: str) -> UnusedObject:
+    """Note a readable frame that is no part of the volume and need not be."""
+    return UnusedObject(candidate.header.key, kind, where(candidate) + why)
+
+
+def leave_out(candidate: Candidate, why: str) -> SliceError:
+    """Make the refusal of a readable frame that should be a part of the volume and is not."""
+    return SliceError("not-in-stack", where(candidate) + why, key=candidate.header.key)
+
+
+def no_volume(
+    kind: str, detail: str, refused: Iterable[SliceError], unused: Iterable[UnusedObject]
+) -> NoVolumeError:
     """Make the error of a study that gives no volume."""
     error = NoVolumeError(kind, detail)
-    error.refused = sort_refused(refused)
+    error.refused, error.unused = sort_refused(refused), sort_unused(unused)
     return error
 
 
 def sort_refused(refused: Iterable[SliceError]) -> tuple[SliceError, ...]:
     """Refusals in an order that does not depend on how the objects came."""
     return tuple(sorted(refused, key=lambda error: (error.key, error.kind, error.detail)))
+
+
+def sort_unused(unused: Iterable[UnusedObject]) -> tuple[UnusedObject, ...]:
+    """Unused objects in an order that does not depend on how they came."""
+    return tuple(sorted(unused, key=lambda entry: (entry.key, entry.kind, entry.detail)))

@@ -1,27 +1,24 @@
-"""Which frames form the axial CT stack, in which order, and how its axes become canonical.
+"""Put the frames of one stack in order, and find how its axes become canonical.
 
 Only positions and directions count: no file name, InstanceNumber or SliceLocation orders anything,
 so the same frames in any order give the same stack. Canonical means z from feet to head, y to the
 back, x to the left, reached by a transposition and flips of whole axes alone: nothing is resampled.
+Which frames belong together is `pipeline.dicom.series`.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dicom.headers import Header
-from pipeline.dicom.planes import Plane, Vector
+from pipeline.dicom.planes import Vector
+from pipeline.dicom.selection import Candidate
+from pipeline.dicom.series.grids import Grid
+from pipeline.dicom.series.passes import SAME_POSITION_MM
 from storage_schemas.geometry import StackGeometry
 
-DIRECTION_TOLERANCE = 1e-3
-"""Greatest difference of a direction's component within a stack."""
-SPACING_TOLERANCE_MM = 1e-4
-SAME_POSITION_MM = 0.01
-"""Slices closer than this along the normal lie at one position."""
 GAP_TOLERANCE = 0.05
 """Greatest difference of a regular gap from the median gap, as a share of it."""
 MISSING_SHARE = 1 / 3
@@ -80,15 +77,6 @@ class Orientation:
         return x, y, width, height
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One readable frame that may become a slice."""
-
-    header: Header
-    frame: int
-    plane: Plane
-
-
 @dataclass(frozen=True)
 class Stack:
     """The frames of one stack, in canonical order, before any is decoded.
@@ -99,13 +87,19 @@ class Stack:
         For each position, z ascending, the frames that claim it.
     orientation : Orientation
     row_direction, column_direction : (float, float, float)
-        Of the stored slices.
+        Unit vectors of the stored slices, along increasing column and row index.
+    spacing : (float, float)
+        mm between the rows and between the columns of the stored slices.
+    offsets : tuple of float
+        Position of each place along the normal, mm, ascending.
     """
 
     places: tuple[tuple[Candidate, ...], ...]
     orientation: Orientation
     row_direction: Vector
     column_direction: Vector
+    spacing: tuple[float, float]
+    offsets: tuple[float, ...] = ()
 
     @property
     def stored_shape(self) -> tuple[int, int]:
@@ -121,72 +115,6 @@ class Stack:
         return (len(self.places), *inside)
 
 
-def find_stack(candidates: Iterable[Candidate]) -> Stack | None:
-    """Find the axial stack with the most slices; ties go to the lower series UID.
-
-    Returns
-    -------
-    Stack or None
-        None where no group of frames is axial and has two positions or more.
-    """
-    best: tuple[tuple[int, str, int], Stack] | None = None
-    for number, group in enumerate(group_frames(candidates)):
-        first = group[0].plane
-        orientation = find_orientation(first.row_direction, first.column_direction)
-        if orientation is None or first.localizer:
-            continue
-        stack = _make_stack(group, orientation)
-        rank = (-len(stack.places), group[0].header.series, number)
-        if len(stack.places) > 1 and (best is None or rank < best[0]):
-            best = rank, stack
-    return best[1] if best else None
-
-
-def group_frames(candidates: Iterable[Candidate]) -> list[list[Candidate]]:
-    """Group frames by series, size, spacing and orientation, whatever order they come in.
-
-    Localizers form groups of their own.
-    """
-    exact: dict[_Form, list[Candidate]] = {}
-    for candidate in candidates:
-        header, plane = candidate.header, candidate.plane
-        form = _Form(
-            (header.series, header.rows, header.columns, plane.localizer),
-            plane.spacing,
-            (*plane.row_direction, *plane.column_direction),
-        )
-        exact.setdefault(form, []).append(candidate)
-    groups: list[tuple[_Form, list[Candidate]]] = []
-    # The most frequent form comes first and stands for those that differ from it by rounding.
-    for form, members in sorted(exact.items(), key=lambda item: (-len(item[1]), item[0])):
-        for other, group in groups:
-            if form.is_close(other):
-                group.extend(members)
-                break
-        else:
-            groups.append((form, list(members)))
-    return [group for _, group in groups]
-
-
-class _Form(NamedTuple):
-    """What the frames of a group have in common: exactly, and within a tolerance."""
-
-    kind: tuple[str, int, int, bool]
-    spacing: tuple[float, float]
-    directions: tuple[float, ...]
-
-    def is_close(self, other: "_Form") -> bool:
-        return (
-            self.kind == other.kind
-            and _distance(self.spacing, other.spacing) <= SPACING_TOLERANCE_MM
-            and _distance(self.directions, other.directions) <= DIRECTION_TOLERANCE
-        )
-
-
-def _distance(values: Sequence[float], others: Sequence[float]) -> float:
-    return max(abs(a - b) for a, b in zip(values, others, strict=True))
-
-
 def find_orientation(row: Vector, column: Vector) -> Orientation | None:
     """How slices with these directions become canonical; None where they are not near-axial."""
     normal = np.cross(row, column)
@@ -197,22 +125,31 @@ def find_orientation(row: Vector, column: Vector) -> Orientation | None:
     return Orientation(transposed, (bool(normal[2] < 0), to_back[1] < 0, to_left[0] < 0))
 
 
-def _make_stack(group: Sequence[Candidate], orientation: Orientation) -> Stack:
-    first = group[0].plane
-    normal = np.cross(first.row_direction, first.column_direction)
-    if orientation.flipped[0]:
-        normal = -normal
-    offsets = np.asarray([candidate.plane.position for candidate in group]) @ normal
+def find_normal(row: Vector, column: Vector, orientation: Orientation) -> NDArray[np.float64]:
+    """The unit vector along which a stack's slices ascend, towards the head."""
+    normal = np.cross(row, column)
+    return -normal if orientation.flipped[0] else normal
+
+
+def make_stack(frames: Sequence[Candidate], grid: Grid, orientation: Orientation) -> Stack:
+    """Put frames of one grid in order; those that lie at one position share a place."""
+    normal = find_normal(grid.row_direction, grid.column_direction, orientation)
+    offsets = np.asarray([candidate.plane.position for candidate in frames]) @ normal
     places: list[list[Candidate]] = []
-    last = -np.inf
-    for index in np.argsort(offsets, kind="stable"):
-        if offsets[index] - last < SAME_POSITION_MM:
-            places[-1].append(group[index])
+    begins: list[float] = []
+    for index in np.argsort(offsets, kind="stable").tolist():
+        if begins and offsets[index] - begins[-1] < SAME_POSITION_MM:
+            places[-1].append(frames[index])
         else:
-            places.append([group[index]])
-            last = offsets[index]
+            places.append([frames[index]])
+            begins.append(float(offsets[index]))
     return Stack(
-        tuple(map(tuple, places)), orientation, first.row_direction, first.column_direction
+        tuple(map(tuple, places)),
+        orientation,
+        grid.row_direction,
+        grid.column_direction,
+        grid.spacing,
+        tuple(begins),
     )
 
 
@@ -221,7 +158,7 @@ def make_geometry(stack: Stack, kept: Sequence[Candidate], *, duplicates: bool) 
     turned = stack.orientation
     rows, columns = stack.stored_shape
     row, column = stack.row_direction, stack.column_direction
-    spacing = kept[0].plane.spacing
+    spacing = stack.spacing
     if turned.transposed:
         row, column, spacing = column, row, (spacing[1], spacing[0])
         rows, columns = columns, rows

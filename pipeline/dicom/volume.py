@@ -1,7 +1,8 @@
-"""One study's objects in, one canonical volume of Hounsfield units out.
+"""Read one study's objects into one canonical volume of Hounsfield units.
 
-Every frame that goes in comes out as a slice of the volume or as a refusal with its kind. The order
-of the objects, their names and their numbers change nothing. No file system here, and no store.
+Every frame that goes in comes out as a slice of the volume, as a refusal with its kind, or as
+unused with its kind. The order and the names of the objects change nothing. No file system here,
+and no store.
 """
 
 import hashlib
@@ -18,17 +19,28 @@ from pipeline.dicom.headers import Header
 from pipeline.dicom.hounsfield import check_rescale, write_hounsfield
 from pipeline.dicom.limits import Limits
 from pipeline.dicom.pixeldata import read_frames
+from pipeline.dicom.precision import find_bits
 from pipeline.dicom.selection import (
-    choose_stack,
+    Candidate,
+    UnusedObject,
     leave_out,
+    leave_unused,
     no_volume,
-    read_candidates,
+    read_objects,
     sort_refused,
+    sort_unused,
     where,
 )
-from pipeline.dicom.stack import Candidate, Orientation, Stack, make_geometry, most_common
+from pipeline.dicom.series.choice import Choice, choose_stack, describe_parts
+from pipeline.dicom.series.preference import SeriesRule
+from pipeline.dicom.stack import Orientation, Stack, make_geometry, most_common
 from storage_schemas.errors import SliceError
 from storage_schemas.geometry import StackGeometry
+from storage_schemas.records import SeriesRecord
+
+MIXED_SHARE = 0.05
+"""Of a stack's positions: where more hold different slices that no field tells apart, the study is
+refused."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,11 @@ class StudyVolume:
     slices : tuple of SliceOrigin
         z ascending.
     refused : tuple of SliceError
-        One for each object or frame that is not in `hu`, by key.
+        One for each object or frame that should be in `hu` and is not, by key.
+    unused : tuple of UnusedObject
+        One for each object or frame that is no part of the stack and need not be, by key.
+    parts : tuple of SeriesRecord
+        What could have been read, and why this was.
     """
 
     study: str
@@ -91,6 +107,8 @@ class StudyVolume:
     orientation: Orientation
     slices: tuple[SliceOrigin, ...] = field(repr=False)
     refused: tuple[SliceError, ...] = field(repr=False)
+    unused: tuple[UnusedObject, ...] = field(repr=False)
+    parts: tuple[SeriesRecord, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -112,6 +130,7 @@ def read_volume(
     limits: Limits = Limits(),  # noqa: B008 - frozen
     threads: int | None = None,
     mask_padding: bool = True,
+    rule: SeriesRule = SeriesRule(),  # noqa: B008 - frozen
 ) -> StudyVolume:
     """Read one study.
 
@@ -124,29 +143,37 @@ def read_volume(
         Threads that decode; one for each core that this process may use by default.
     mask_padding : bool
         Whether padded voxels become -1024.
+    rule : SeriesRule
+        Which series is read.
 
     Raises
     ------
     NoVolumeError
-        A StudyError that holds the refusals: ``study-mixed``, ``no-axial-stack`` or
-        ``volume-over-budget``.
+        A StudyError that holds what became of the objects, of a kind of
+        `pipeline.dicom.series.choice.choose_stack`, ``acquisitions-mixed`` or ``nothing-decoded``.
     """
-    candidates, refused = read_candidates(objects, limits)
-    stack = choose_stack(candidates, refused, limits)
+    choice = choose_stack(read_objects(objects, limits), limits, rule)
+    stack, refused, unused = choice.stack, choice.refused, choice.unused
     hu = np.empty(stack.shape, np.int16)
     settings = _Settings(limits, threads or available_cores(), mask_padding)
-    kept = _decode_stack(stack, hu, refused, settings)
+    kept = _decode_stack(stack, hu, refused, unused, settings)
     if len(kept) < 2:
         refused += [leave_out(d.candidate, "the only slice left") for d in kept.values()]
         why = f"{len(kept)} of {len(stack.places)} slices could be decoded"
-        raise no_volume("no-axial-stack", why, refused)
-    return _make_volume(stack, kept, _compact(hu, kept), refused)
+        raise no_volume("nothing-decoded", why, refused, unused)
+    twice = sum(error.kind == "duplicate-slice" for error in refused)
+    if twice > max(1, MIXED_SHARE * len(stack.places)):
+        refused += [leave_out(d.candidate, "of a mixture") for d in kept.values()]
+        why = f"{twice} slices lie where another one does, and no field tells them apart"
+        raise no_volume("acquisitions-mixed", why, refused, unused)
+    return _make_volume(choice, kept, _compact(hu, kept))
 
 
 def _decode_stack(
     stack: Stack,
     hu: NDArray[np.int16],
     refused: list[SliceError],
+    unused: list[UnusedObject],
     settings: _Settings,
 ) -> dict[int, _Decoded]:
     """Decode into `hu`; the slices that could be, by z."""
@@ -165,8 +192,9 @@ def _decode_stack(
         digest = digests.get(id(candidate.header), b"")
         return digest, candidate.frame, candidate.header.key
 
-    def decode(z: int) -> tuple[_Decoded | None, list[SliceError]]:
-        errors = []
+    def decode(z: int) -> tuple[_Decoded | None, list[SliceError], list[UnusedObject]]:
+        errors: list[SliceError] = []
+        copies: list[UnusedObject] = []
         rivals = iter(sorted(stack.places[z], key=rank))
         for candidate in rivals:
             try:
@@ -175,16 +203,28 @@ def _decode_stack(
             except SliceError as error:
                 errors.append(_of_frame(candidate, error))
                 continue
-            errors += [_duplicate(other) for other in rivals]
-            return _Decoded(candidate, decoder), errors
-        return None, errors
+            for rival in rivals:
+                spare = np.empty_like(hu[z])
+                try:
+                    frames = pieces[id(rival.header)]
+                    _decode(rival, frames, spare, stack.orientation, settings)
+                except SliceError as error:
+                    errors.append(_of_frame(rival, error))
+                    continue
+                if np.array_equal(spare, hu[z]):
+                    copies.append(leave_unused(rival, "copy", "the pixels of another object"))
+                else:
+                    errors.append(_duplicate(rival))
+            return _Decoded(candidate, decoder), errors, copies
+        return None, errors, copies
 
     kept = {}
     with ThreadPoolExecutor(settings.threads) as pool:
         # A worker that has one core for its study decodes at once, not through a queue.
         spread = map if settings.threads == 1 else pool.map
-        for z, (decoded, errors) in enumerate(spread(decode, range(len(stack.places)))):
+        for z, (decoded, errors, copies) in enumerate(spread(decode, range(len(stack.places)))):
             refused += errors
+            unused += copies
             if decoded:
                 kept[z] = decoded
     return kept
@@ -227,7 +267,7 @@ def _decode(
         words,
         stored,
         key=header.key,
-        bits_stored=header.bits_stored,
+        bits_stored=find_bits(header, words, frames[candidate.frame]),
         signed=header.signed,
         rescale=rescale,
         padding=header.padding if settings.mask_padding else None,
@@ -245,9 +285,8 @@ def _compact(hu: NDArray[np.int16], kept: dict[int, _Decoded]) -> NDArray[np.int
     return hu[: len(kept)]
 
 
-def _make_volume(
-    stack: Stack, kept: dict[int, _Decoded], hu: NDArray[np.int16], refused: list[SliceError]
-) -> StudyVolume:
+def _make_volume(choice: Choice, kept: dict[int, _Decoded], hu: NDArray[np.int16]) -> StudyVolume:
+    stack, refused = choice.stack, choice.refused
     decoded = [kept[z] for z in sorted(kept)]
     slices = [d.candidate for d in decoded]
     duplicates = any(error.kind == "duplicate-slice" for error in refused)
@@ -275,6 +314,8 @@ def _make_volume(
             for z, d in enumerate(decoded)
         ),
         refused=sort_refused(refused),
+        unused=sort_unused(choice.unused),
+        parts=describe_parts(choice),
     )
 
 

@@ -24,8 +24,8 @@ class Fault:
     name : str
         Name of the fault.
     expected : str
-        Expected result of the pipeline: the kind of an object's or a study's quarantine, or a
-        geometry class.
+        Expected result of the pipeline: the kind of an object's or a study's quarantine, the
+        outcome of an unused object, or a geometry class.
     damage : callable
         Function that damages the files in the folder of a study.
     site : Site or None
@@ -96,9 +96,9 @@ FAULTS = (
     Fault("truncated file", "truncated", _truncate_file, site=SITES[1]),
     Fault("half a JPEG fragment", "codestream-truncated", _halve_fragment, site=SITES[2]),
     Fault("missing slice", "missing", _lose_slice),
-    Fault("duplicate slice", "duplicate-slice", _repeat_slice),
+    Fault("duplicate slice", "unused:other-set", _repeat_slice),
     Fault("tilt", "tilted", tilt_degrees=12.0),
-    Fault("scout in the series", "not-in-stack", _add_scout),
+    Fault("scout in the series", "unused:scout", _add_scout),
     Fault("no vertebra", "vertebra-not-found", spine=False),
 )
 """Faults of a cohort, one study each, in this order."""

@@ -82,6 +82,10 @@ def render_report(
     parts = [committed[start : start + PAGE] for start in range(0, len(committed), PAGE)]
     names = [f"{number:03}.html" for number in range(1, len(parts) + 1)] if pages else []
     cards = list(draw_cards(store, choose_studies(committed, gallery), strips=True))
+    pictured = [f for f in counts.studies if f.outcome == "quarantined" and f.pictured]
+    refused = list(
+        draw_cards(store, [(facts, (facts.kind,)) for facts in pictured[:LISTED]], strips=False)
+    )
     shown = {card.facts.study: f"#s{card.facts.study}" for card in cards}
     if pages:
         for own, part in zip(names, parts, strict=True):
@@ -95,6 +99,7 @@ def render_report(
         runs=_runs(store, counts),
         plots=_plots(store, counts),
         cards=cards,
+        refused=refused,
         viewers=_viewers(cards),
         windows=WINDOWS,
         greys=GREYS,
@@ -103,7 +108,7 @@ def render_report(
         source=source.rstrip("/") if source else None,
         listed=LISTED,
     )
-    yield Page(name, html, _damaged(cards, [str(error) for error in counts.damaged]))
+    yield Page(name, html, _damaged([*cards, *refused], [str(error) for error in counts.damaged]))
     for own, part in zip(names, parts, strict=False):
         cards = list(draw_cards(store, [(facts, ()) for facts in part], strips=False))
         html = template("studies.html.j2").render(

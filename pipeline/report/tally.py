@@ -1,7 +1,7 @@
 """Count the contents of a store in one pass over its records.
 
 The sums are complete: each study is committed, quarantined, failed or has a damaged record, and
-each object is stored or refused. Not here: rendering (`pipeline.report.page`).
+each object is stored, refused or unused. Not here: rendering (`pipeline.report.page`).
 """
 
 from collections import Counter
@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from storage_schemas.errors import SliceError, StoreError, StudyError
+from storage_schemas.outcomes import is_refused, is_unused
 from storage_schemas.records import CROPPED, STORED, StudyRecord
-from storage_schemas.store import StudyStore
+from storage_schemas.store import OVERVIEW, StudyStore
 
 LISTED = 100
 """Maximum number of refused objects listed per kind; the quarantine table holds all of them."""
@@ -26,6 +27,10 @@ class StudyFacts:
         Fields of the record.
     objects, refused : int
         Number of objects listed in the source, and number of those in quarantine.
+    unused : int
+        Number of those that are in order and no part of the stack.
+    pictured : bool
+        Whether the store holds an overview of the study.
     refusals : tuple of str
         Kinds of the refused objects of a committed study, sorted.
     shape : tuple of int
@@ -56,6 +61,8 @@ class StudyFacts:
     decoders: tuple[str, ...] = ()
     levels: tuple[str, ...] = ()
     missing_outcomes: tuple[str, ...] = ()
+    unused: int = 0
+    pictured: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,9 +154,11 @@ class StoreTally:
 
     @property
     def objects(self) -> dict[str, int]:
-        """Number of stored and of refused objects of the source."""
+        """Number of stored, of refused and of unused objects of the source."""
         refused = sum(facts.refused for facts in self.studies)
-        return {STORED: self.stored.total(), "refused": refused}
+        unused = sum(facts.unused for facts in self.studies)
+        counts = {STORED: self.stored.total(), "refused": refused}
+        return counts | ({"unused": unused} if unused else {})
 
     @property
     def vertebrae(self) -> dict[str, int]:
@@ -213,6 +222,8 @@ def _count_inputs(counts: StoreTally, record: StudyRecord, facts: StudyFacts) ->
         if entry.outcome == STORED:
             counts.stored[entry.transfer_syntax, entry.decoder] += 1
             continue
+        if is_unused(entry.outcome):
+            continue
         kind = under(entry.outcome)
         kind.objects += 1
         kind.object_studies.add(record.study)
@@ -224,10 +235,17 @@ def _count_inputs(counts: StoreTally, record: StudyRecord, facts: StudyFacts) ->
 
 
 def _facts(record: StudyRecord) -> StudyFacts:
-    refused = [entry.outcome for entry in record.inputs if entry.outcome != STORED]
+    refused = [entry.outcome for entry in record.inputs if is_refused(entry.outcome)]
     stored = [entry for entry in record.inputs if entry.outcome == STORED]
     facts = StudyFacts(
-        record.study, record.outcome, record.kind, record.reason, len(record.inputs), len(refused)
+        record.study,
+        record.outcome,
+        record.kind,
+        record.reason,
+        len(record.inputs),
+        len(refused),
+        unused=sum(is_unused(entry.outcome) for entry in record.inputs),
+        pictured=any(array.path == f"{record.study}/{OVERVIEW}" for array in record.arrays),
     )
     if record.volume is None:
         return facts

@@ -56,6 +56,7 @@ class StudyListing:
     root: str
     objects: tuple[ObjectInfo, ...]
     mask: ObjectInfo | None = None
+    series: str = ""
 
     @property
     def key(self) -> StudyKey:
@@ -80,7 +81,8 @@ class StudyListing:
     def sha256(self) -> str:
         """Digest of the keys, sizes and versions; a changed digest makes a run redo the study."""
         entries = [*self.objects, *([self.mask] if self.mask else [])]
-        return sha256_json([(entry.key, entry.size, entry.version) for entry in entries])
+        named = [self.series] if self.series else []
+        return sha256_json([*((e.key, e.size, e.version) for e in entries), *named])
 
 
 def list_objects(folder: ObjectFolder) -> Iterator[ObjectInfo]:

@@ -79,6 +79,26 @@ class Localization:
     overview_levels: NDArray[np.uint8] | None = None
 
 
+def find_focus(mask: LabelMask | StudyError | None) -> NDArray[np.float64] | None:
+    """The corners of the box around a mask's labels, by which the series to read is chosen.
+
+    Returns
+    -------
+    ndarray, shape (8, 3), or None
+        LPS mm; None where there is no mask, or nothing in it.
+    """
+    if not isinstance(mask, LabelMask) or not mask.labels.any():
+        return None
+    ends = []
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        inside = np.flatnonzero(mask.labels.any(axis=others))
+        ends.append((float(inside[0]), float(inside[-1])))
+    corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
+    lps_from_index = np.linalg.inv(mask.index_from_lps)
+    return np.asarray(corners @ lps_from_index[:3, :3].T + lps_from_index[:3, 3])
+
+
 def locate_by_mask(
     hu: NDArray[np.int16],
     geometry: StackGeometry,
@@ -118,7 +138,7 @@ def locate_by_mask(
     volume_mm3 = mask.voxel_mm3 * sum(np.count_nonzero(part.inside) for part in requested)
     _check_overlap(located, geometry, volume_mm3)
     _check_bone(located)
-    absent = dict.fromkeys(levels, (_NOT_FOUND, "the mask does not hold it"))
+    absent = {level: (_NOT_FOUND, f"the mask does not hold {level}") for level in levels}
     return Localization(
         f"mask:{convention}",
         *_of_levels(levels, located, absent, "the mask holds"),
@@ -161,14 +181,14 @@ def locate_by_network(
         part = vertebra.part
         found = _locate(hu, geometry, index_from_lps, part, vertebra.score)
         if found is None:
-            missing[part.level] = (_NOT_FOUND, "it lies between the slices")
+            missing[part.level] = (_NOT_FOUND, f"{part.level} lies between the slices")
         elif found.mean_hu < BONE_HU:
-            why = f"mean HU inside it is {found.mean_hu:.0f}, bone is over {BONE_HU:.0f}"
+            why = f"mean HU inside {part.level} is {found.mean_hu:.0f}, bone is over {BONE_HU:.0f}"
             missing[part.level] = (_NOT_FOUND, why)
         else:
             located.append(found)
     for level in set(levels) - set(LOCALIZED_LEVELS):
-        missing[level] = (_NOT_FOUND, "the localizer knows C1 to C7 only")
+        missing[level] = (_NOT_FOUND, f"{level}: the localizer knows C1 to C7 only")
     return Localization(network.name, *_of_levels(levels, located, missing, "the localizer finds"))
 
 

@@ -126,12 +126,12 @@ def test_no_canary_of_300_fields_and_private_groups_leaves_the_header(
             assert CANARY.encode() not in data, path
             assert b"19010203" not in data, path
     assert count > 60
-    for table in ("studies", "vertebrae", "slices", "quarantine"):
+    for table in ("studies", "vertebrae", "slices", "series", "quarantine"):
         assert CANARY not in str(StudyStore.open(store).read_table(table).to_pylist())
     assert stream.getvalue(), "nothing was logged, so nothing was looked at"
 
 
-def test_burned_in_secondary_and_dose_objects_are_quarantined(tmp_path: Path) -> None:
+def test_burned_in_objects_are_quarantined_and_pages_and_reports_unused(tmp_path: Path) -> None:
     write_study(tmp_path / "source", "1.2.1")
     folder = tmp_path / "source" / "1.2.1"
     odd = {
@@ -150,8 +150,7 @@ def test_burned_in_secondary_and_dose_objects_are_quarantined(tmp_path: Path) ->
     assert main(["run", str(tmp_path / "source"), str(tmp_path / "s"), "--serial"]) == 1
     rows = StudyStore.open(str(tmp_path / "s")).read_table("quarantine").to_pylist()
     found = {row["key"].rpartition("/")[2]: row["kind"] for row in rows}
-    assert found == {
-        "100.dcm": "burned-in-annotation",
-        "101.dcm": "sop-class-unsupported",
-        "102.dcm": "sop-class-unsupported",
-    }
+    assert found == {"100.dcm": "burned-in-annotation"}
+    inputs = StudyStore.open(str(tmp_path / "s")).record("1.2.1").inputs
+    unused = {entry.key.rpartition("/")[2]: entry.outcome for entry in inputs}
+    assert (unused["101.dcm"], unused["102.dcm"]) == ("unused:page", "unused:document")

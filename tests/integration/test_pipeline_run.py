@@ -12,6 +12,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.dicom.decoders import decode_frame
 from storage_schemas.errors import StoreError
+from storage_schemas.outcomes import is_refused
 from storage_schemas.store import StudyStore
 from tests.commandlines import exit_code
 from tests.studies import LEVELS, SLICES, labels, slice_dataset, write_cohort, write_study
@@ -116,7 +117,7 @@ def test_a_faulty_slice_does_not_affect_the_others(
     [
         ("many truncated", "too-many-bad-slices"),
         ("another study inside", "study-mixed"),
-        ("no images", "no-axial-stack"),
+        ("no images", "no-dicom"),
         ("mask elsewhere", "mask-outside-volume"),
         ("mask without levels", "vertebra-not-found"),
         ("mask is text", "mask-unreadable"),
@@ -154,7 +155,8 @@ def test_a_faulty_study_is_quarantined_and_the_other_is_committed(
     assert len(record.inputs) == len(list(study.iterdir()))
     assert all(entry.outcome not in ("", "stored") and entry.reason for entry in record.inputs)
     quarantine = store.read_table("quarantine").to_pylist()
-    assert len(quarantine) == 1 + len(record.inputs)
+    refused = [entry for entry in record.inputs if is_refused(entry.outcome)]
+    assert len(quarantine) == 1 + len(refused)
     assert store.check(store.record("1.2.2")) == []
 
 
@@ -219,10 +221,11 @@ def test_a_file_name_that_is_not_utf8_is_escaped_in_records_and_tables(
     for more in ([], ["--hash-keys"]):
         store = tmp_path / f"s{len(more)}"
         summary = run(source, store, *more, capsys=capsys)
-        assert (summary["committed"], summary["slices"], summary["refused"]) == (1, SLICES, 1)
+        assert (summary["committed"], summary["slices"], summary["unused"]) == (1, SLICES, 1)
+        assert (summary["code"], summary["refused"]) == (0, 0)
         assert main(["verify", str(store), "--source", str(source)]) == 0
-    rows = StudyStore.open(str(tmp_path / "s0")).read_table("quarantine").to_pylist()
-    assert [row["key"] for row in rows] == ["1.2.1/\\xfe.txt"]
+    inputs = StudyStore.open(str(tmp_path / "s0")).record("1.2.1").inputs
+    assert [e.key for e in inputs if e.outcome == "unused:other-file"] == ["1.2.1/\\xfe.txt"]
     assert main(["inspect", str(source)]) == 0
     assert "1.2.1/\\xfe.txt" in capsys.readouterr().out
 

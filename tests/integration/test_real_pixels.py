@@ -97,7 +97,6 @@ REFUSED = {
 }
 REFUSED_PIXELS = {
     f"{PYDICOM}/MR_truncated.dcm": "truncated",
-    f"{PYDICOM}/MR_small_padded.dcm": "length-mismatch",
     f"{PYDICOM}/JPEG2000-embedded-sequence-delimiter.dcm": "codestream-mismatch",
     f"{MULTI}/IM00001.implicit_little_endian.dcm": "pixel-format-unsupported",
     "QIICR+dcmqi/data/segmentations/24x38x3/seg/label.seg": "pixel-format-unsupported",

@@ -177,10 +177,10 @@ def test_the_tables_hold_the_records_numbers(page: Page, written: Written) -> No
     }
     assert {kind: int(objects) for kind, (_, objects, _) in listed.items()} == {
         **kinds,
-        "no-axial-stack": 0,
+        "no-dicom": 0,
     }
     assert {kind: int(studies) for kind, (studies, _, _) in listed.items() if studies != "0"} == {
-        "no-axial-stack": 1
+        "no-dicom": 1
     }
 
     geometry = Counter("+".join(r.volume.geometry.classes) for r in committed if r.volume)

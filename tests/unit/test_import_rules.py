@@ -31,7 +31,7 @@ FLOORS = {
         {"run"},
         {"tables"},
         {"study"},
-        {"study_rules", "studies"},
+        {"study_inputs", "study_rules", "studies"},
         {"vertebrae"},
         {"dicom"},
         {"source"},

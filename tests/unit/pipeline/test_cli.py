@@ -9,8 +9,8 @@ from tests.commandlines import exit_code, flags_of, misfits_of
 
 PIPELINE = {
     "phantom": "OUT --studies --seed --size --slices --faults",
-    "inspect": "SOURCE --layout",
-    "run": "SOURCE STORE --layout --masks --mask-labels --only-masked "
+    "inspect": "SOURCE --layout --series",
+    "run": "SOURCE STORE --layout --series --series-table --masks --mask-labels --only-masked "
     "--localizer --vertebrae --margin --strict --no-strict --targets --labels "
     "--boxes --limit --hash-keys --no-hash-keys --repair --memory --study-seconds "
     "--performance-report --workers --serial --scheduler --scheduler-file --insecure "

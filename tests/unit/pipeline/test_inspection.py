@@ -56,7 +56,7 @@ def test_only_the_heads_of_objects_are_read_unless_a_header_is_longer() -> None:
 def test_problems_are_gathered_by_kind_with_the_first_of_each() -> None:
     objects = stack()
     objects["001.dcm"] = objects["001.dcm"][:-1000]
-    objects |= {"text": b"text", "void": b""}
+    objects |= {"a.dcm": b"text", "void": b"", "notes.txt": b"text"}
     objects["half"] = made_dicom.make_object(
         WORDS[0], ImagePositionPatient=[0, 0, 9], RescaleSlope=0.5
     )
@@ -67,7 +67,7 @@ def test_problems_are_gathered_by_kind_with_the_first_of_each() -> None:
     found = {p.kind: (p.count, p.key) for p in study.problems}
     assert found == {
         "length-mismatch": (1, "short"),
-        "not-dicom": (2, "text"),
+        "not-dicom": (2, "a.dcm"),
         "rescale-invalid": (1, "half"),
         "truncated": (1, "001.dcm"),
     }
@@ -103,7 +103,7 @@ def printed(inspection: Inspection) -> str:
 
 
 def test_an_inspection_is_printed_for_people() -> None:
-    objects = stack() | {"[red]text": b"text"}
+    objects = stack() | {"[red]text": b"\1\2\3"}
     text = printed(look(objects)[0])
     assert "regular" in text
     assert "not-dicom x 1, first [red]text" in text
@@ -113,8 +113,10 @@ def test_an_inspection_is_printed_for_people() -> None:
 @pytest.mark.parametrize(
     ("extra", "study", "outcome"),
     [
-        ({"text": b"text"}, "1.2.3.4", "too-many-bad-slices"),
-        ({"again": made_dicom.make_object(WORDS[0])}, "1.2.3.4", "too-many-bad-slices"),
+        ({"text.dcm": b"text"}, "1.2.3.4", "too-many-bad-slices"),
+        ({"other": made_dicom.make_object(WORDS[0] + 1)}, "1.2.3.4", "too-many-bad-slices"),
+        ({"text": b"text"}, "1.2.3.4", "readable"),
+        ({"again": made_dicom.make_object(WORDS[0])}, "1.2.3.4", "readable"),
         ({}, "1.2.3", "study-mixed"),
         ({}, "folder", "study-key-invalid"),
         ({}, "1.2.3.4", "readable"),
@@ -129,7 +131,9 @@ def test_a_study_that_a_run_would_refuse_is_not_called_readable(
 
 def test_slices_at_one_position_are_foreseen_as_duplicates() -> None:
     objects = stack()
-    objects["again"] = objects["003.dcm"]
+    objects["again"] = made_dicom.make_object(
+        WORDS[3], ImagePositionPatient=[0, 0, 3], InstanceNumber=4, BitsStored=12
+    )
     (study,) = look(objects)[0].studies
     assert [(p.kind, p.count) for p in study.problems] == [("duplicate-slice", 1)]
     objects["003.dcm"] = objects["003.dcm"][:-1000]

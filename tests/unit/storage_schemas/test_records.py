@@ -11,6 +11,7 @@ from storage_schemas.geometry import StackGeometry
 from storage_schemas.records import (
     InputObject,
     RecordHead,
+    SeriesRecord,
     StoredArray,
     StoredSlice,
     StudyRecord,
@@ -20,6 +21,7 @@ from storage_schemas.records import (
 from storage_schemas.study_key import StudyKey
 
 FROZEN = Path(__file__).parents[2] / "data" / "record.json"
+FIRST = FROZEN.with_name("record_1.json")
 
 
 def example() -> StudyRecord:
@@ -62,6 +64,10 @@ def example() -> StudyRecord:
             StoredArray("1.2.3/overview_levels", (128, 128, 128), "uint8", "ab", 900),
         ),
         metadata=(("1.2.3/C1/zarr.json", "ff"),),
+        series=(
+            SeriesRecord("1.2.3.4", 2, 2, 2, "original", "sharp", chosen=True, reason="finest"),
+            SeriesRecord("1.2.3.5", None, 1, 1, "scout", "unknown", chosen=False, reason="a scout"),
+        ),
     )
 
 
@@ -72,6 +78,17 @@ def test_a_record_reads_back_equal() -> None:
 
 def test_the_form_of_a_record_is_frozen() -> None:
     assert example().to_bytes() == FROZEN.read_bytes()
+
+
+def test_a_record_of_the_first_version_is_read() -> None:
+    old = FIRST.read_bytes()
+    assert b"cspine-record/1" in old
+    assert StudyRecord.from_bytes(old, "k") == replace(example(), series=())
+
+
+def test_a_changed_record_of_the_first_version_is_found() -> None:
+    with pytest.raises(StoreError, match="record-invalid"):
+        StudyRecord.from_bytes(FIRST.read_bytes().replace(b"412.5", b"412.6"), "k")
 
 
 def test_any_change_of_a_value_is_found() -> None:
@@ -96,7 +113,7 @@ def test_a_record_with_a_missing_field_is_named() -> None:
 
 
 def test_another_version_is_told_apart_from_damage() -> None:
-    newer = example().to_bytes().replace(b"cspine-record/1", b"cspine-record/9")
+    newer = example().to_bytes().replace(b"cspine-record/2", b"cspine-record/9")
     with pytest.raises(StoreError, match="schema-unsupported"):
         StudyRecord.from_bytes(newer, "k")
 
@@ -185,7 +202,7 @@ def test_a_wrong_value_under_a_true_digest_is_refused_with_its_place(
 def test_hostile_json_is_a_record_that_is_invalid(
     kind: type[StudyRecord] | type[RecordHead], value: bytes
 ) -> None:
-    for name in (b'"mean_hu":412.5', b'"patient":"1.2.3"', b'"schema":"cspine-record/1"'):
+    for name in (b'"mean_hu":412.5', b'"patient":"1.2.3"', b'"schema":"cspine-record/2"'):
         field = name.partition(b":")[0]
         hostile = example().to_bytes().replace(name, field + b":" + value)
         assert hostile != example().to_bytes()

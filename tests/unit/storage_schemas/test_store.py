@@ -209,7 +209,7 @@ def test_tables_keep_their_columns_and_targets(store: StudyStore, targets: Targe
 
 def test_the_metadata_name_no_targets_but_those_that_differ_from_the_competitions() -> None:
     assert make_table("studies", [], COMPETITION).schema.metadata == {
-        b"schema": b"cspine-catalog/1"
+        b"schema": b"cspine-catalog/2"
     }
     metadata = make_table("studies", [], LUMBAR).schema.metadata
     assert json.loads(metadata[b"targets"]) == LUMBAR.to_json()

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 
 from pipeline.dicom.limits import Limits
-from pipeline.dicom.selection import read_candidates
-from pipeline.dicom.stack import Orientation, Stack, classify, find_orientation, find_stack
+from pipeline.dicom.selection import read_objects
+from pipeline.dicom.series.parts import find_parts
+from pipeline.dicom.series.preference import SeriesRule, choose_part
+from pipeline.dicom.stack import Orientation, Stack, classify, find_orientation
 from storage_schemas.geometry import StackGeometry
 from tests import made_dicom
 
@@ -11,9 +13,10 @@ WORDS = np.zeros((4, 3), np.uint16)
 
 
 def stack_of(objects: list[bytes]) -> Stack | None:
-    candidates, refused = read_candidates(made_dicom.name_objects(objects), Limits())
-    assert not refused
-    return find_stack(candidates)
+    found = read_objects(made_dicom.name_objects(objects), Limits())
+    assert not found.refused
+    chosen, _ = choose_part(find_parts(found.frames), SeriesRule())
+    return chosen.stack if chosen else None
 
 
 def series(uid: str, count: int, first: float = 0, **fields: object) -> list[bytes]:

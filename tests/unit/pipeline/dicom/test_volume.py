@@ -119,8 +119,15 @@ def test_one_bad_frame_is_refused_and_the_others_live() -> None:
     assert error.detail.startswith("frame 2: ")
 
 
-def test_slices_of_another_stack_are_named_so() -> None:
+def test_slices_of_another_series_are_unused() -> None:
     objects = [*made_dicom.make_stack(WORDS), slice_at(9, SeriesInstanceUID="1.2.9")]
+    volume = read_volume(named(*objects))
+    assert not volume.refused
+    assert [(entry.key, entry.kind) for entry in volume.unused] == [("006.dcm", "other-series")]
+
+
+def test_a_slice_of_the_series_that_does_not_fit_the_stack_is_refused() -> None:
+    objects = [*made_dicom.make_stack(WORDS), slice_at(9, PixelSpacing=[0.7, 0.7])]
     assert refusals(named(*objects)) == [("006.dcm", "not-in-stack")]
 
 
@@ -140,7 +147,7 @@ def test_an_empty_study_uid_mixes_with_nothing() -> None:
 def test_a_study_without_a_stack_says_what_became_of_each_object() -> None:
     with pytest.raises(NoVolumeError) as caught:
         read_volume(named(slice_at(0), b"text"))
-    assert caught.value.kind == "no-axial-stack"
+    assert caught.value.kind == "one-position"
     assert [(e.key, e.kind) for e in caught.value.refused] == [
         ("000.dcm", "not-in-stack"),
         ("001.dcm", "not-dicom"),

@@ -62,7 +62,7 @@ def test_lists_are_bounded_and_counts_are_not(
 ) -> None:
     source, _ = write_cohort(tmp_path, studies=1)
     for number in range(5):
-        (source / "1.2.1" / f"stray {number}").write_text("no DICOM")
+        (source / "1.2.1" / f"stray {number}.dcm").write_text("no DICOM")
     assert main(["run", str(source), str(tmp_path / "s"), "--serial"]) == 1
     monkeypatch.setattr("pipeline.report.tally.LISTED", 2)
     monkeypatch.setattr("pipeline.report.page.LISTED", 2)
