@@ -13,7 +13,7 @@ from storage_schemas.localizer_card import LOCALIZED_LEVELS
 from storage_schemas.targets import COMPETITION
 from storage_schemas.vertebrae import LEVELS, MASK_LABELS
 
-RESULT_VERSION = "2"
+RESULT_VERSION = "3"
 """Raised whenever the same input and settings would give another result."""
 
 Layout = Literal["study", "scan"]
