@@ -5,7 +5,7 @@ executed (`pipeline.run`), and how a command line shows it (`pipeline.cli`).
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pipeline.run import Executor, RunSummary
     from pipeline.study import StudyRow
     from pipeline.tables import Annotations
+    from storage_schemas.annotations import Overall
     from storage_schemas.targets import Targets
 
 # pydicom, scipy and zarr take a second to import, and Dask another: functions import what they use.
@@ -33,6 +34,7 @@ def run_pipeline(
     boxes: str | None = None,
     targets: str | None = None,
     series_table: str | None = None,
+    overall: "Overall" = "refuse",
     layout: Layout | None = None,
     only_masked: bool = False,
     limit: int | None = None,
@@ -64,7 +66,8 @@ def run_pipeline(
         Path or URL of an ONNX file that finds the vertebrae of studies without a mask; replaces
         that of `config`.
     labels : str, optional
-        Path or URL of a CSV file of labels, in the format of the competition.
+        Path or URL of a CSV file of labels, in the format of the competition. A relative path, as
+        those of boxes and masks, is looked for here, then in `source`, then beside it.
     boxes : str, optional
         Path or URL of a CSV file of fracture boxes, in the format of the competition.
     targets : str, optional
@@ -72,6 +75,9 @@ def run_pipeline(
     series_table : str, optional
         Path or URL of a CSV file with the columns ``study`` and ``series``: the series to read of
         single studies, in the form of the setting `series`.
+    overall : {"refuse", "mend"}
+        What is done where the patient's label contradicts the levels': see
+        `storage_schemas.annotations.read_labels`.
     layout : {"study", "scan"}, optional
         Whether folders are studies, or headers tell which study a file belongs to; by the names of
         the folders by default.
@@ -107,23 +113,30 @@ def run_pipeline(
     ------
     UsageError
         ``config-invalid``, ``source-not-found``, ``source-empty``, ``store-unwritable``,
-        ``csv-invalid``, ``csv-unknown-study``, ``mask-unreadable`` or ``localizer-invalid``.
+        ``csv-invalid``, ``csv-unknown-study``, ``labels-contradictory``, ``mask-unreadable`` or
+        ``localizer-invalid``.
     RunError
         ``scheduler-unreachable`` or ``object-unreadable``.
     """
     quiet_dask()
     from pipeline.run import execute, plan_run
     from pipeline.runlog import RunLog
+    from pipeline.source.beside import find_beside
     from pipeline.source.listing import open_source
     from pipeline.source.series_table import read_series_table
-    from pipeline.tables import build_tables, refresh_tables
+    from pipeline.tables import build_tables, count_unplaced, refresh_tables
     from pipeline.verify import verify_store
     from pipeline.vertebrae.onnx_network import choose_network
     from presentation.progress import StageProgress, say_event
     from storage_schemas.store import StudyStore
 
-    annotations = read_annotations(store, labels=labels, boxes=boxes, targets=targets)
+    open_source(source)  # a mistyped source leaves no store behind
+    labels, boxes = find_beside(labels, source), find_beside(boxes, source)
+    annotations = read_annotations(
+        store, labels=labels, boxes=boxes, targets=targets, overall=overall
+    )
     config = config or StudyConfig(vertebrae=annotations.targets.levels)
+    config = replace(config, masks=find_beside(config.masks, source))
     if localizer is not None:
         config = replace(config, localizer=choose_network(localizer))
     if only_masked and not config.masks:
@@ -131,7 +144,6 @@ def run_pipeline(
     if serial and performance_report:
         raise UsageError("config-invalid", "--performance-report is Dask's, not for --serial")
     series = read_series_table(series_table) if series_table else {}
-    open_source(source)  # a mistyped source leaves no store behind
     opened = StudyStore.create(store)
     if repair:
         for check in verify_store(opened):
@@ -147,7 +159,7 @@ def run_pipeline(
         only_masked=only_masked,
         limit=limit,
     )
-    check_annotations(annotations, listed, labels=labels, boxes=boxes)
+    unmatched = count_unmatched(annotations, listed, labels)
     say_event(
         "plan",
         todo=len(plan.todo),
@@ -194,7 +206,8 @@ def run_pipeline(
         build_tables(opened, annotations)
     else:
         refresh_tables(opened, annotations, plan.records)
-    return summary
+    unplaced = count_unplaced(opened) if boxes else 0
+    return replace(summary, labels_unmatched=unmatched, boxes_unplaced=unplaced)
 
 
 def quiet_dask() -> None:
@@ -232,7 +245,12 @@ def _executor(
 
 
 def read_annotations(
-    store: str, *, labels: str | None, boxes: str | None, targets: str | None
+    store: str,
+    *,
+    labels: str | None,
+    boxes: str | None,
+    targets: str | None,
+    overall: "Overall" = "refuse",
 ) -> "Annotations":
     """Read the labels and the boxes of studies, and the targets that name the labels.
 
@@ -242,13 +260,15 @@ def read_annotations(
         Folder or URL of the store, whose targets count where none are given.
     labels, boxes, targets : str or None
         Paths or URLs of the files.
+    overall : {"refuse", "mend"}
+        See `storage_schemas.annotations.read_labels`.
     """
     from pipeline.tables import Annotations
     from storage_schemas.annotations import read_boxes, read_labels
 
     chosen = choose_targets(store, targets)
     return Annotations(
-        labels=read_labels(labels, chosen) if labels else {},
+        labels=read_labels(labels, chosen, overall) if labels else {},
         boxes=read_boxes(boxes) if boxes else {},
         targets=chosen,
     )
@@ -268,11 +288,16 @@ def choose_targets(store: str, targets: str | None) -> "Targets":
         return COMPETITION
 
 
-def check_annotations(
-    annotations: "Annotations", known: Sequence[str], *, labels: str | None, boxes: str | None
-) -> None:
-    """Check that all annotated studies are known; UsageError ``csv-unknown-study`` if not."""
+def count_unmatched(annotations: "Annotations", known: Collection[str], labels: str | None) -> int:
+    """Return how many labelled studies are unknown.
+
+    Boxes are not counted: in the competition's set most studies have none.
+
+    Raises
+    ------
+    UsageError
+        ``csv-unknown-study`` where all of them are unknown.
+    """
     from storage_schemas.annotations import check_studies
 
-    check_studies(annotations.labels, known, labels or "")
-    check_studies(annotations.boxes, known, boxes or "")
+    return check_studies(annotations.labels, known, labels or "")

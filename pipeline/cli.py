@@ -251,6 +251,13 @@ def _add_annotations(command: argparse.ArgumentParser) -> None:
         metavar="train_bounding_boxes.csv",
         help="bounding boxes of fractures, in the competition's format",
     )
+    group.add_argument(
+        "--overall",
+        choices=("refuse", "mend"),
+        default="refuse",
+        help="studies whose patient_overall contradicts C1 to C7: refuse the table, or mend their"
+        " labels towards the fracture (default: refuse)",
+    )
 
 
 def _add_workers(command: argparse.ArgumentParser) -> None:
@@ -354,6 +361,7 @@ def _run(options: argparse.Namespace) -> int:
         boxes=options.boxes,
         targets=options.targets,
         series_table=options.series_table,
+        overall=options.overall,
         layout=options.layout,
         only_masked=options.only_masked,
         limit=options.limit,
@@ -412,15 +420,21 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _catalog(options: argparse.Namespace) -> int:
-    from pipeline.tables import build_tables
+    from pipeline.tables import build_tables, count_unplaced, known_names
     from storage_schemas.store import StudyStore
 
     store = StudyStore.open(options.store)
     annotations = api.read_annotations(
-        options.store, labels=options.labels, boxes=options.boxes, targets=options.targets
+        options.store,
+        labels=options.labels,
+        boxes=options.boxes,
+        targets=options.targets,
+        overall=options.overall,
     )
-    api.check_annotations(annotations, store.studies(), labels=options.labels, boxes=options.boxes)
-    tell_summary("catalog", list(build_tables(store, annotations).items()), options)
+    unmatched = api.count_unmatched(annotations, known_names(store), options.labels)
+    rows = build_tables(store, annotations)
+    counts = {"labels_unmatched": unmatched, "boxes_unplaced": count_unplaced(store)}
+    tell_summary("catalog", list((rows | counts).items()), options)
     return 0
 
 

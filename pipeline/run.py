@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.config import Layout, StudyConfig
+from pipeline.source.beside import check_mask_names
 from pipeline.source.listing import StudyListing, list_masks
 from pipeline.studies import guess_layout, sort_source
 from pipeline.study import StudyRow, quarantine, run_study
@@ -72,6 +73,10 @@ class RunSummary:
         Counts over the studies that this run processed.
     bytes_in, bytes_out : int
         Bytes that this run fetched and stored.
+    labels_unmatched : int
+        Number of studies in the label table that the source does not have.
+    boxes_unplaced : int
+        Number of boxes that are in no fractured vertebra.
     """
 
     listed: int = 0
@@ -86,6 +91,8 @@ class RunSummary:
     crops: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    labels_unmatched: int = 0
+    boxes_unplaced: int = 0
 
     def add(self, row: StudyRow, *, unchanged: bool = False) -> "RunSummary":
         """Return the summary with one more study."""
@@ -152,6 +159,7 @@ def plan_run(
     listings = found.studies
     listed = [listing.study for listing in listings]
     masks = list_masks(config.masks) if config.masks else {}
+    check_mask_names(masks, listed, config.masks or "")
     named = series or {}
     chosen = [
         replace(listing, mask=masks.get(listing.study), series=named.get(listing.study, ""))

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.dicom.stack import Orientation
-from storage_schemas.annotations import FractureBox
+from pipeline.slice_labels import BOX_UNPLACED, PlacedBoxes, place_boxes
+from storage_schemas.annotations import FractureBox, Labels
 from storage_schemas.canonical import sha256_json
 from storage_schemas.catalog import TABLES, make_table
 from storage_schemas.errors import StoreError
@@ -20,13 +19,13 @@ from storage_schemas.records import (
     RecordHead,
     StudyRecord,
     StudyVolumeRecord,
-    Vertebra,
 )
 from storage_schemas.store import OVERVIEW_LEVELS, StudyStore
 from storage_schemas.targets import COMPETITION, Targets
 
 Row = dict[str, Any]
 _RECORDS_AT_ONCE = 64
+_STAND_IN = "2.25."
 _ORIGIN = b"origin"
 """Metadata key of each table for the digest of the records and annotations it was built from."""
 
@@ -38,16 +37,23 @@ class Annotations:
     Parameters
     ----------
     labels : mapping
-        Labels of each study, by column name.
+        Labels of each study, by column name, None where unknown. A study is named as in the
+        source: by its UID, or by its folder.
     boxes : mapping
         Boxes around the fractures of each study; a study without an entry has no boxes.
     targets : Targets
         Labels that the tables have.
     """
 
-    labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    labels: Mapping[str, Labels] = field(default_factory=dict)
     boxes: Mapping[str, list[FractureBox]] = field(default_factory=dict)
     targets: Targets = COMPETITION
+
+    def find(self, record: StudyRecord) -> tuple[Labels, list[FractureBox]]:
+        """Return the labels and the boxes of a study; empty ones where none are given."""
+        names = [record.study, *_folder_names(record)]
+        labels = next((self.labels[name] for name in names if name in self.labels), {})
+        return labels, next((self.boxes[name] for name in names if name in self.boxes), [])
 
 
 def build_tables(store: StudyStore, annotations: Annotations) -> dict[str, int]:
@@ -71,13 +77,15 @@ def build_tables(store: StudyStore, annotations: Annotations) -> dict[str, int]:
     records = store.records()
     # In parts, since rows of Python objects take ten times the memory of columns.
     while some := list(islice(records, _RECORDS_AT_ONCE)):
-        rows = {
-            "studies": [_study_row(r, annotations) for r in some],
-            "vertebrae": [row for r in some for row in _vertebra_rows(r, annotations)],
-            "slices": [row for r in some for row in _slice_rows(r, annotations)],
-            "series": [row for r in some for row in _series_rows(r)],
-            "quarantine": [row for r in some for row in _quarantine_rows(r)],
-        }
+        rows: dict[str, list[Row]] = {name: [] for name in TABLES}
+        for record in some:
+            labels, boxes = annotations.find(record)
+            placed = place_boxes(record, labels, boxes)
+            rows["studies"].append(_study_row(record, labels, targets))
+            rows["vertebrae"] += _vertebra_rows(record, labels)
+            rows["slices"] += _slice_rows(record, labels, placed)
+            rows["series"] += _series_rows(record)
+            rows["quarantine"] += _quarantine_rows(record, placed)
         for name, part in rows.items():
             parts[name].append(make_table(name, part, targets))
     tables = {name: pa.concat_tables(several) for name, several in parts.items()}
@@ -108,6 +116,27 @@ def refresh_tables(store: StudyStore, annotations: Annotations, records: str) ->
         build_tables(store, annotations)
 
 
+def _folder_names(record: StudyRecord) -> list[str]:
+    """The folder of a study whose key is a stand-in, since its folder is named by no UID."""
+    if not record.study.startswith(_STAND_IN):
+        return []
+    folders = {entry.key.partition("/")[0] for entry in record.inputs if "/" in entry.key}
+    return list(folders) if len(folders) == 1 else []
+
+
+def known_names(store: StudyStore) -> set[str]:
+    """Return the names under which a csv may know the studies of a store: key, or folder."""
+    keys = store.studies()
+    folders = (_folder_names(store.record(key)) for key in keys if key.startswith(_STAND_IN))
+    return {str(key) for key in keys} | {name for names in folders for name in names}
+
+
+def count_unplaced(store: StudyStore) -> int:
+    """Return the number of boxes that are on no fractured vertebra, by the store's tables."""
+    kinds: list[str] = store.read_table("quarantine")["kind"].to_pylist()
+    return kinds.count(BOX_UNPLACED)
+
+
 def records_sha256(heads: Iterable[RecordHead | StoreError]) -> str:
     """Digest of the records of a store; damaged ones count by their names.
 
@@ -128,8 +157,7 @@ def _origin(records: str, annotations: Annotations) -> bytes:
     return sha256_json([records, given]).encode()
 
 
-def _study_row(record: StudyRecord, annotations: Annotations) -> Row:
-    labels = annotations.labels.get(record.study, {})
+def _study_row(record: StudyRecord, labels: Labels, targets: Targets) -> Row:
     row: Row = {
         "study": record.study,
         "patient": record.patient,
@@ -139,7 +167,7 @@ def _study_row(record: StudyRecord, annotations: Annotations) -> Row:
         "refused": sum(is_refused(entry.outcome) for entry in record.inputs),
         "unused": sum(is_unused(entry.outcome) for entry in record.inputs),
         "source_bytes": sum(entry.size for entry in record.inputs),
-        **{name: labels.get(name) for name in annotations.targets.columns},
+        **{name: labels.get(name) for name in targets.columns},
     }
     volume = record.volume
     if volume is None:
@@ -173,11 +201,15 @@ def _spacing(volume: StudyVolumeRecord) -> Row:
     return {"spacing_z_mm": z, "spacing_y_mm": y, "spacing_x_mm": x}
 
 
-def _quarantine_rows(record: StudyRecord) -> list[Row]:
+def _quarantine_rows(record: StudyRecord, boxes: PlacedBoxes) -> list[Row]:
     rows: list[Row] = [
         {"study": record.study, "key": entry.key, "kind": entry.outcome, "reason": entry.reason}
         for entry in record.inputs
         if is_refused(entry.outcome)
+    ]
+    rows += [
+        {"study": record.study, "key": box.key, "kind": BOX_UNPLACED, "reason": box.reason}
+        for box in boxes.unplaced
     ]
     if record.outcome == "quarantined":
         rows.insert(
@@ -195,10 +227,9 @@ def _series_rows(record: StudyRecord) -> list[Row]:
     return [{"study": record.study, **asdict(part)} for part in record.series]
 
 
-def _vertebra_rows(record: StudyRecord, annotations: Annotations) -> list[Row]:
+def _vertebra_rows(record: StudyRecord, labels: Labels) -> list[Row]:
     if record.volume is None:
         return []
-    labels = annotations.labels.get(record.study, {})
     arrays = {array.path: array for array in record.arrays}
     rows = []
     for vertebra in record.vertebrae:
@@ -228,13 +259,10 @@ def _vertebra_rows(record: StudyRecord, annotations: Annotations) -> list[Row]:
     return rows
 
 
-def _slice_rows(record: StudyRecord, annotations: Annotations) -> list[Row]:
+def _slice_rows(record: StudyRecord, labels: Labels, boxes: PlacedBoxes) -> list[Row]:
     volume = record.volume
     if volume is None:
         return []
-    labels = annotations.labels.get(record.study, {})
-    drawn = record.study in annotations.boxes
-    boxes = _boxes_by_slice(volume, annotations.boxes.get(record.study, []))
     crops = [vertebra for vertebra in record.vertebrae if vertebra.outcome == CROPPED]
     rows = []
     for z, (origin, position) in enumerate(
@@ -253,73 +281,16 @@ def _slice_rows(record: StudyRecord, annotations: Annotations) -> list[Row]:
         containing = [crop for crop in crops if crop.box and crop.box[0] <= z < crop.box[1]]
         if not containing:
             rows.append(common)
-        here = boxes.get(z, [])
-        fractured = [crop for crop in containing if labels.get(crop.level)]
-        assigned = _assign_boxes(here, fractured, z)
         for crop in containing:
             assert crop.box is not None
-            own = assigned.get(crop.level, [])
-            label = labels.get(crop.level)
+            mine = boxes.of.get((crop.level, z), [])
             rows.append(
                 common
                 | {"level": crop.level, "crop_z": z - crop.box[0]}
-                | {"fractured": _slice_label(label, drawn=drawn, shown=bool(own))}
-                | (_union(own, crop.box) if own else {})
+                | {"fractured": boxes.label(crop.level, z, labels.get(crop.level))}
+                | (_union(mine, crop.box) if mine else {})
             )
     return rows
-
-
-def _slice_label(label: int | None, *, drawn: bool, shown: bool) -> int | None:
-    """Whether a slice shows its vertebra's fracture; None for a fracture without boxes."""
-    if label is None or label == 0:
-        return label
-    return int(shown) if drawn else None
-
-
-def _boxes_by_slice(
-    volume: StudyVolumeRecord, boxes: list[FractureBox]
-) -> dict[int, list[FractureBox]]:
-    """Convert boxes to slices and pixels of the canonical volume, by z."""
-    # In the competition, slice numbers are file names, which are equal to the instance numbers;
-    # with hashed keys, only the latter are known.
-    by_instance = {origin.instance_number: z for z, origin in enumerate(volume.slices)}
-    by_name = {PurePosixPath(origin.key).stem: z for z, origin in enumerate(volume.slices)}
-    orientation = Orientation(volume.transposed, volume.flipped)
-    rows, columns = volume.geometry.shape[1:]
-    stored_shape = (columns, rows) if volume.transposed else (rows, columns)
-    by_slice: dict[int, list[FractureBox]] = {}
-    for box in boxes:
-        z = by_name.get(str(box.slice_number), by_instance.get(box.slice_number))
-        if z is None:
-            continue
-        x, y, width, height = orientation.map_rectangle(
-            (box.x, box.y, box.width, box.height), stored_shape
-        )
-        moved = FractureBox(x, y, width, height, box.slice_number)
-        by_slice.setdefault(z, []).append(moved)
-    return by_slice
-
-
-def _assign_boxes(
-    boxes: list[FractureBox], fractured: list[Vertebra], z: int
-) -> dict[str, list[FractureBox]]:
-    """Assign each box to a fractured vertebra: boxes have no level, and adjacent ones share slices.
-
-    It is the vertebra with the nearest centre in z among those whose extent contains the centre of
-    the box.
-    """
-    assigned: dict[str, list[FractureBox]] = {}
-    for box in boxes:
-        x, y = box.x + box.width / 2, box.y + box.height / 2
-        around = []
-        for vertebra in fractured:
-            assert vertebra.extent is not None
-            z0, z1, y0, y1, x0, x1 = vertebra.extent
-            if z0 <= z < z1 and y0 <= y <= y1 and x0 <= x <= x1:
-                around.append((abs(z - (z0 + z1 - 1) / 2), vertebra.level))
-        if around:
-            assigned.setdefault(min(around)[1], []).append(box)
-    return assigned
 
 
 def _union(boxes: list[FractureBox], crop: tuple[int, int, int, int, int, int]) -> Row:

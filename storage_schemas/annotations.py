@@ -3,24 +3,27 @@
 The csv files have the columns of the competition's data page: ``train.csv`` one column for each
 label, ``train_bounding_boxes.csv`` one row for each box around a visible fracture, and
 ``sample_submission.csv`` (or ``test.csv``) the rows that a submission must have. Further columns
-are ignored. A missing column, an empty cell or a value of another type is a UsageError that names
-the file and the line.
+are ignored. A missing column or a value of another type is a UsageError that names the file, the
+line and the column. How cells are written is `storage_schemas.csv_rows`.
 """
 
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import fsspec
-import pyarrow as pa
-from pyarrow import csv
 
+from storage_schemas.csv_rows import Row, read_rows
 from storage_schemas.errors import UsageError, reason_of
-from storage_schemas.targets import Targets
+from storage_schemas.targets import COMPETITION, Targets
 
 STUDY_COLUMN = "StudyInstanceUID"
 _BOX_COLUMNS = ("x", "y", "width", "height", "slice_number")
+
+Labels = dict[str, int | None]
+"""A study's labels by column name: 0, 1, or None where unknown."""
+Overall = Literal["refuse", "mend"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ def load_targets(url: str) -> Targets:
         raise UsageError("config-invalid", f"no targets: {error}", key=url) from None
 
 
-def read_labels(url: str, targets: Targets) -> dict[str, dict[str, int]]:
+def read_labels(
+    url: str, targets: Targets = COMPETITION, overall: Overall = "refuse"
+) -> dict[str, Labels]:
     """Read ``train.csv``.
 
     Parameters
@@ -77,28 +82,85 @@ def read_labels(url: str, targets: Targets) -> dict[str, dict[str, int]]:
         fsspec URL of the csv file.
     targets : Targets
         Its `Targets.columns` are the columns that are read.
+    overall : {"refuse", "mend"}
+        What is done where the patient's label contradicts the levels'. ``mend`` believes whichever
+        says that there is a fracture: the patient's label becomes 1 where a level is 1, and the
+        levels become unknown where the patient's label is 1 and all of them are 0.
 
     Returns
     -------
     dict
-        For each study its labels, 0 or 1, by column name.
+        For each study its labels by column name: 0, 1, or None where the cell has no value. A
+        study may have several rows that do not contradict each other.
 
     Raises
     ------
     UsageError
-        ``csv-invalid`` on a missing column, a repeated study or a label other than 0 and 1;
-        ``source-not-found`` where there is no such file.
+        ``csv-invalid`` on a missing column, on a label other than 0, 1, 0.0, 1.0, True, False or
+        nothing, and on rows of one study that contradict each other; ``labels-contradictory`` where
+        the patient's label contradicts the levels'; ``source-not-found`` where there is no such
+        file.
     """
-    types = {name: pa.int8() for name in targets.columns}
-    labels: dict[str, dict[str, int]] = {}
-    for number, row in enumerate(_read(url, types), start=2):
-        study = row.pop(STUDY_COLUMN)
-        if study in labels:
-            raise UsageError("csv-invalid", f"line {number}: a second row for {study}", key=url)
-        if bad := sorted(name for name, value in row.items() if value not in (0, 1)):
-            raise UsageError("csv-invalid", f"line {number}: {bad} must be 0 or 1", key=url)
-        labels[study] = row
-    return labels
+    labels: dict[str, Labels] = {}
+    lines: dict[str, int] = {}
+    for row in read_rows(url, (STUDY_COLUMN, *targets.columns)):
+        study = _text(row, STUDY_COLUMN)
+        found = {name: _label(row, name) for name in targets.columns}
+        for name, value in labels.get(study, {}).items():
+            if found[name] is None:
+                found[name] = value
+            elif value not in (None, found[name]):
+                raise row.error(name, f"is {value} in line {lines[study]}, of the same study")
+        labels[study], lines[study] = found, row.line
+    wrong = [study for study, found in labels.items() if contradicts(found, targets)]
+    if wrong and overall == "refuse":
+        first = wrong[0]
+        raise UsageError(
+            "labels-contradictory",
+            f"line {lines[first]}: {targets.patient} of {first} is {labels[first][targets.patient]}"
+            f", fractured levels: {', '.join(_fractured(labels[first], targets)) or 'none'}"
+            f" ({len(wrong)} such studies)",
+            key=url,
+        )
+    return labels | {study: _mend(labels[study], targets) for study in wrong}
+
+
+def contradicts(labels: Mapping[str, int | None], targets: Targets = COMPETITION) -> bool:
+    """Return whether the patient's label and the levels' labels cannot all be right.
+
+    The patient's label is 1 where any level's is (the competition's data page); an unknown label
+    contradicts nothing.
+    """
+    patient, fractured = labels[targets.patient], _fractured(labels, targets)
+    intact = all(labels[level] == 0 for level in targets.levels)
+    return (patient == 0 and bool(fractured)) or (patient == 1 and intact)
+
+
+def _fractured(labels: Mapping[str, int | None], targets: Targets) -> list[str]:
+    return [level for level in targets.levels if labels[level] == 1]
+
+
+def _mend(labels: Labels, targets: Targets) -> Labels:
+    if _fractured(labels, targets):
+        return labels | {targets.patient: 1}
+    return labels | dict.fromkeys(targets.levels)
+
+
+def _text(row: Row, column: str) -> str:
+    if not row.cells[column]:
+        raise row.error(column, "is empty")
+    return row.cells[column]
+
+
+def _label(row: Row, column: str) -> int | None:
+    """A label as 0 or 1: pandas writes floats and booleans, too; None where it is unknown."""
+    words = {"true": 1, "false": 0}
+    if (text := row.cells[column].lower()) in words:
+        return words[text]
+    number = row.number(column)
+    if number not in (None, 0, 1):
+        raise row.error(column, "is no label, which is 0 or 1")
+    return None if number is None else int(number)
 
 
 def read_boxes(url: str) -> dict[str, list[FractureBox]]:
@@ -112,24 +174,34 @@ def read_boxes(url: str) -> dict[str, list[FractureBox]]:
     Returns
     -------
     dict
-        For each study its boxes, in the order of the file.
+        For each study its boxes, in the order of the file, repeated ones once.
 
     Raises
     ------
     UsageError
-        ``csv-invalid`` on a missing column, a box without area or a fractional slice number;
-        ``source-not-found`` where there is no such file.
+        ``csv-invalid`` on a missing column, an empty cell, a box without area or a fractional slice
+        number; ``source-not-found`` where there is no such file.
     """
-    types = {name: pa.float64() for name in _BOX_COLUMNS}
     boxes: dict[str, list[FractureBox]] = {}
-    for number, row in enumerate(_read(url, types), start=2):
-        sides = row["width"] > 0 and row["height"] > 0
-        finite = all(math.isfinite(row[name]) for name in _BOX_COLUMNS)
-        if not sides or not finite or row["slice_number"] % 1:
-            raise UsageError("csv-invalid", f"line {number}: no box in any slice", key=url)
-        box = FractureBox(row["x"], row["y"], row["width"], row["height"], int(row["slice_number"]))
-        boxes.setdefault(row[STUDY_COLUMN], []).append(box)
+    for row in read_rows(url, (STUDY_COLUMN, *_BOX_COLUMNS)):
+        x, y, width, height, number = (_finite(row, name) for name in _BOX_COLUMNS)
+        for name, side in ("width", width), ("height", height):
+            if side <= 0:
+                raise row.error(name, "is no side of a box, which is above 0 pixels")
+        if number % 1:
+            raise row.error("slice_number", "is no whole number")
+        box = FractureBox(x, y, width, height, int(number))
+        found = boxes.setdefault(_text(row, STUDY_COLUMN), [])
+        if box not in found:
+            found.append(box)
     return boxes
+
+
+def _finite(row: Row, column: str) -> float:
+    number = row.number(column)
+    if number is None or not math.isfinite(number):
+        raise row.error(column, "is no finite number")
+    return number
 
 
 def read_row_ids(url: str, targets: Targets) -> list[tuple[str, str, str]]:
@@ -154,18 +226,22 @@ def read_row_ids(url: str, targets: Targets) -> list[tuple[str, str, str]]:
         there is no such file.
     """
     rows = []
-    for number, row in enumerate(_read(url, {}, first="row_id"), start=2):
-        study, _, target = row["row_id"].partition("_")
-        if target not in targets.columns:
-            raise UsageError(
-                "csv-invalid", f"line {number}: row_id {row['row_id']!r} names no target", key=url
-            )
-        rows.append((row["row_id"], study, target))
+    for row in read_rows(url, ("row_id",)):
+        row_id = row.cells["row_id"]
+        # From the right where a study's name holds "_" itself, which a label may as well.
+        names = [name for name in targets.columns if row_id.endswith(f"_{name}")]
+        if not names:
+            raise row.error("row_id", "names no target")
+        target = max(names, key=len)
+        rows.append((row_id, row_id.removesuffix(f"_{target}"), target))
     return rows
 
 
-def check_studies(annotated: Collection[str], known: Collection[str], url: str) -> None:
-    """Check that all annotated studies are known.
+def check_studies(annotated: Collection[str], known: Collection[str], url: str) -> int:
+    """Return how many of the annotated studies are unknown.
+
+    A table of a whole set over a part of its studies is normal; a table of which no study is known
+    belongs to another set.
 
     Parameters
     ----------
@@ -179,38 +255,14 @@ def check_studies(annotated: Collection[str], known: Collection[str], url: str) 
     Raises
     ------
     UsageError
-        ``csv-unknown-study``, with the number of unknown studies and the first of them.
+        ``csv-unknown-study`` where all annotated studies are unknown.
     """
-    if unknown := sorted(set(annotated) - set(known)):
+    unknown = sorted(set(annotated) - set(known))
+    if unknown and len(unknown) == len(set(annotated)):
         raise UsageError(
             "csv-unknown-study",
-            f"{len(unknown)} of {len(annotated)} studies are not there, first {unknown[0]}",
+            f"none of its {len(unknown)} studies is there, first {unknown[0]}; "
+            f"of {len(known)} that are there the first is {min(known, default='none')}",
             key=url,
         )
-
-
-def _read(
-    url: str, types: Mapping[str, pa.DataType], first: str = STUDY_COLUMN
-) -> list[dict[str, Any]]:
-    """Return the rows of a csv file; the column `first` is text, no cell may be empty."""
-    columns = {first: pa.string(), **types}
-    try:
-        with fsspec.open(url, "rb") as stream:
-            table = csv.read_csv(
-                stream,
-                read_options=csv.ReadOptions(use_threads=False),
-                convert_options=csv.ConvertOptions(
-                    column_types=columns, include_columns=list(columns)
-                ),
-            )
-    except FileNotFoundError:
-        raise UsageError("source-not-found", "no such file", key=url) from None
-    except (KeyError, pa.ArrowInvalid, pa.ArrowKeyError) as error:
-        raise UsageError(
-            "csv-invalid", f"expected the columns {', '.join(columns)}: {error}", key=url
-        ) from None
-    for name in columns:
-        if table[name].null_count:
-            raise UsageError("csv-invalid", f"column {name} has empty cells", key=url)
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
+    return len(unknown)

@@ -208,7 +208,7 @@ class Written:
     predictions : Predictions
         Probabilities of the studies.
     counts : mapping of str to int
-        Rows of the submission, where one was requested.
+        Rows of the submission, where one was asked for.
     files : mapping of str to Path
         Files and folders that were written, by what they are.
     """

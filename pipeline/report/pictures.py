@@ -1,8 +1,8 @@
 """Draw pictures of a study: cuts through the overview, and the slices of each crop.
 
-Images are grey JPEG files as data URLs, and boxes are coordinates that the page renders as SVG, so
-a picture takes a few kilobytes. Not here: which studies are shown (`pipeline.report.gallery`), and
-plots of numbers (`pipeline.report.plots`).
+Images are grey JPEG files as data URLs, and boxes are coordinates that the page draws as SVG, so a
+picture takes a few kilobytes. Not here: which studies are shown (`pipeline.report.gallery`), plots
+of numbers (`pipeline.report.plots`).
 """
 
 import io

@@ -133,20 +133,31 @@ def list_masks(url: str) -> dict[str, ObjectInfo]:
     dict of str to ObjectInfo
         Masks by study; their keys are complete URLs.
 
+    Headers of .hdr/.img pairs are listed as well, where the study has no other mask: reading one
+    says that the pair must be saved as one file.
+
     Raises
     ------
     UsageError
         ``source-not-found``, or ``mask-unreadable`` where the folder has no such file.
     """
     folder = open_source(url)
-    masks = {}
-    for key, info in folder.find().items():
-        name = key.removesuffix(".gz")
-        if name.endswith(".nii") and "/" not in name:
-            masks[name.removesuffix(".nii")] = _object(key, info, folder.url_of(key))
-    if not masks:
-        raise UsageError("mask-unreadable", "the folder holds no .nii or .nii.gz", key=url)
-    return masks
+    masks: dict[str, ObjectInfo] = {}
+    pairs: dict[str, ObjectInfo] = {}
+    found = folder.find()
+    for key, info in found.items():
+        if "/" in key or key.startswith("."):
+            continue
+        name = key[:-3] if key.lower().endswith(".gz") else key
+        listed = {".nii": masks, ".hdr": pairs}.get(name[-4:].lower())
+        if listed is not None:
+            listed[name[:-4]] = _object(key, info, folder.url_of(key))
+    if not masks | pairs:
+        shown = ", ".join(list(found)[:3]) or "nothing"
+        raise UsageError(
+            "mask-unreadable", f"the folder holds no .nii or .nii.gz, but {shown}", key=url
+        )
+    return pairs | masks
 
 
 def fetch(listing: StudyListing) -> Iterator[tuple[str, bytes]]:

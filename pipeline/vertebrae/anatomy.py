@@ -9,7 +9,7 @@ accepted. Not here: the network (`pipeline.vertebrae.onnx_network`), and the tes
 A cervical body and a disc together are about 15 to 20 mm high (Panjabi et al., Spine 16(8), 1991;
 Gilad and Nissan, Spine 11(2), 1986). The volumes of cervical vertebrae are 13 to 19 cm3 in a mask
 of VerSe, and 5 to 19 cm3 in phantoms. The limits below are wider, to allow for children, very tall
-patients, flexion and coarse grids.
+patients, flexed necks and coarse grids.
 """
 
 from dataclasses import dataclass
@@ -191,7 +191,7 @@ def _refusal(vertebra: FoundVertebra, affine: NDArray[np.float64]) -> str:
 
 def _conflicts(vertebrae: list[FoundVertebra]) -> dict[str, dict[str, str]]:
     """For each level, the levels at implausible distances with reasons, adjacent levels first."""
-    heights = _along_spine(np.reshape([vertebra.centre for vertebra in vertebrae], (-1, 3)))
+    heights = along_spine(np.reshape([vertebra.centre for vertebra in vertebrae], (-1, 3)))
     conflicts: dict[str, dict[str, str]] = {}
     pairs = [(i, j) for j in range(len(vertebrae)) for i in range(j)]
     for i, j in sorted(pairs, key=lambda pair: pair[1] - pair[0]):
@@ -234,7 +234,7 @@ def _to_reject(
     return lighter or suspects
 
 
-def _along_spine(centres: NDArray[np.float64]) -> NDArray[np.float64]:
+def along_spine(centres: NDArray[np.float64]) -> NDArray[np.float64]:
     """Arc length of each point on the curve through all points, in mm from the feet; shape (n,).
 
     The curve is a polynomial of x and y over z, so it does not depend on the levels.

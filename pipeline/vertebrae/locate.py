@@ -1,18 +1,25 @@
 """Locate the vertebrae in a volume, from a given label mask or with a localizer network.
 
 Both give the voxels of each level on the grid of the volume. Not here: boxes of the crops
-(`pipeline.vertebrae.cropping`), and the interpretation of a network's output
-(`pipeline.vertebrae.anatomy`).
+(`pipeline.vertebrae.cropping`), plausibility of a mask's levels (`pipeline.vertebrae.mask_rules`),
+and the interpretation of a network's output (`pipeline.vertebrae.anatomy`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.vertebrae.anatomy import find_vertebrae
-from pipeline.vertebrae.maskparts import MaskPart, resample_levels, resample_part, split_mask
+from pipeline.vertebrae.mask_rules import check_levels
+from pipeline.vertebrae.maskparts import (
+    MaskPart,
+    label_values,
+    resample_levels,
+    resample_part,
+    split_mask,
+)
 from pipeline.vertebrae.nifti import LabelMask
 from pipeline.vertebrae.onnx_network import Network
 from pipeline.vertebrae.overview import overview_geometry
@@ -20,12 +27,18 @@ from storage_schemas.cubes import shrink_cube
 from storage_schemas.errors import StudyError
 from storage_schemas.geometry import Box, StackGeometry
 from storage_schemas.localizer_card import LOCALIZED_LEVELS
+from storage_schemas.vertebrae import MASK_LABELS
 
 BONE_HU = 100.0
 """Minimum mean HU inside a mask on vertebrae: trabecular bone of old patients has about 100 HU,
 cortical bone much more, muscle 50 (sources as for the phantom)."""
 MIN_SHARE_INSIDE = 0.5
 """Minimum fraction of a mask's volume that is inside the CT."""
+CLEARLY_HU = 30.0
+"""Minimum difference of mean HU at which one of two affines fits the CT better than the other."""
+_WHOLE = 0.9
+"""Share of a vertebra's volume in the CT below which the scan ends in it."""
+_SHOWN = 24
 _NOT_FOUND = "vertebra-not-found"
 
 Overview = tuple[NDArray[np.int16], NDArray[np.float64]]
@@ -70,7 +83,8 @@ class Localization:
     missing : mapping of str to (str, str)
         Outcome and reason for each requested level that was not located.
     overview_levels : ndarray, shape of the overview, uint8, or None
-        Given mask on the grid of the overview, from `resample_levels`; None without a mask.
+        Given mask on the grid of the overview, from `resample_levels`; None without a mask, and if
+        a level of the mask is refused, since localizers are trained on it.
     """
 
     localizer: str
@@ -127,23 +141,122 @@ def locate_by_mask(
     Raises
     ------
     StudyError
-        ``mask-outside-volume`` or ``mask-off-bone`` with the measured values, or
-        ``vertebra-not-found`` where the mask has none of the levels.
+        ``mask-outside-volume`` or ``mask-off-bone``, with the measured figures;
+        ``mask-affine-ambiguous`` where the header holds two affines and both fit;
+        ``vertebra-out-of-order`` where the levels cannot be a spine's; ``vertebra-not-found`` where
+        the mask holds none of the levels.
     """
-    parts = split_mask(mask, convention)
-    requested = [part for part in parts if part.level in levels]
-    located = [
-        found for part in requested if (found := _locate(hu, geometry, mask.index_from_lps, part))
-    ]
-    volume_mm3 = mask.voxel_mm3 * sum(np.count_nonzero(part.inside) for part in requested)
-    _check_overlap(located, geometry, volume_mm3)
-    _check_bone(located)
-    absent = {level: (_NOT_FOUND, f"the mask does not hold {level}") for level in levels}
+    fit = _fit(hu, geometry, mask, convention, levels)
+    absence = _absence(mask, convention)
+    reasons = {level: (_NOT_FOUND, f"the mask does not hold {level}{absence}") for level in levels}
+    reasons |= {
+        part.level: (_NOT_FOUND, f"the mask puts {part.level} outside the CT")
+        for part in fit.parts
+        if part.level not in fit.located
+    }
+    reasons |= fit.missing
+    believed = [found for level, found in fit.located.items() if level not in fit.missing]
+    drawn = None
+    if not fit.missing:
+        drawn = resample_levels(fit.mask, fit.parts, overview_geometry(overview[1]))
     return Localization(
-        f"mask:{convention}",
-        *_of_levels(levels, located, absent, "the mask holds"),
-        resample_levels(mask, parts, overview_geometry(overview[1])),
+        f"mask:{convention}", *_of_levels(levels, believed, reasons, "the mask holds"), drawn
     )
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A mask on the CT by one of its affines: its levels there, and those not believed."""
+
+    mask: LabelMask
+    parts: list[MaskPart]
+    located: dict[str, LocatedVertebra]
+    missing: dict[str, tuple[str, str]]
+    mean_hu: float
+
+
+def _fit(
+    hu: NDArray[np.int16],
+    geometry: StackGeometry,
+    mask: LabelMask,
+    convention: str,
+    levels: Sequence[str],
+) -> _Fit:
+    """Put the mask on the CT by its affine; of two that disagree by the one that fits."""
+    if mask.other_affine is None:
+        return _fit_by(hu, geometry, mask, convention, levels)
+    fits, errors = [], []
+    for affine in mask.index_from_lps, mask.other_affine:
+        try:
+            moved = replace(mask, index_from_lps=affine, other_affine=None)
+            fits.append(_fit_by(hu, geometry, moved, convention, levels))
+        except StudyError as error:
+            errors.append(error)
+    if not fits:
+        raise errors[0]
+    best, *others = sorted(fits, key=lambda fit: -fit.mean_hu)
+    if others and best.mean_hu - others[0].mean_hu < CLEARLY_HU:
+        raise StudyError(
+            "mask-affine-ambiguous",
+            f"sform and qform disagree, and both put the mask on bone: mean HU inside it is "
+            f"{best.mean_hu:.0f} and {others[0].mean_hu:.0f}, no {CLEARLY_HU:.0f} HU apart",
+        )
+    return best
+
+
+def _fit_by(
+    hu: NDArray[np.int16],
+    geometry: StackGeometry,
+    mask: LabelMask,
+    convention: str,
+    levels: Sequence[str],
+) -> _Fit:
+    """Put the mask on the CT by its first affine, and judge all of its levels."""
+    parts = split_mask(mask, convention)
+    found = {part.level: _locate(hu, geometry, mask.index_from_lps, part) for part in parts}
+    located = {level: vertebra for level, vertebra in found.items() if vertebra}
+    wanted = [part for part in parts if part.level in levels]
+    there = [located[part.level] for part in wanted if part.level in located]
+    volume_mm3 = mask.voxel_mm3 * sum(np.count_nonzero(part.inside) for part in wanted)
+    _check_overlap(there, geometry, volume_mm3)
+    mean_hu = _check_bone(there)
+    cut = {part.level: _is_cut(part, found[part.level], mask, geometry) for part in parts}
+    missing = check_levels(parts, np.asarray(np.linalg.inv(mask.index_from_lps)), cut)
+    for level, vertebra in located.items():
+        if vertebra.mean_hu < BONE_HU:
+            why = f"mean HU inside it is {vertebra.mean_hu:.0f}, bone is over {BONE_HU:.0f}"
+            missing.setdefault(level, (_NOT_FOUND, why))
+    return _Fit(mask, parts, located, missing, mean_hu)
+
+
+def _is_cut(
+    part: MaskPart, found: LocatedVertebra | None, mask: LabelMask, geometry: StackGeometry
+) -> bool:
+    """Whether the CT or the mask ends in a vertebra, along the CT's slices or the mask's."""
+    along = int(abs(np.linalg.inv(mask.index_from_lps)[2, :3]).argmax())
+    side = part.extent[along]
+    if side.start == 0 or side.stop == mask.labels.shape[along] or found is None:
+        return True
+    z = found.extent[0]
+    seen_mm3 = np.count_nonzero(found.inside) * float(np.prod(geometry.spacing))
+    given_mm3 = np.count_nonzero(part.inside) * mask.voxel_mm3
+    at_end = z.start == 0 or z.stop == geometry.shape[0]
+    return bool(at_end or seen_mm3 < _WHOLE * given_mm3)
+
+
+def _absence(mask: LabelMask, convention: str) -> str:
+    """Say which labels a mask holds, and whose convention they fit, to go after a level's name."""
+    values = label_values(mask)
+    if not values:
+        return ": the mask is empty"
+    shown = ", ".join(map(str, values[:_SHOWN])) + (", ..." if len(values) > _SHOWN else "")
+    named = MASK_LABELS[convention]
+    text = f"; its labels are {shown}"
+    if not set(values) & set(named):
+        text += f", {convention} has {min(named)} to {max(named)}"
+        if others := sorted(n for n, known in MASK_LABELS.items() if set(values) <= set(known)):
+            text += f", {' and '.join(others)} has these"
+    return text
 
 
 def locate_by_network(
@@ -235,12 +348,14 @@ def _check_overlap(
         )
 
 
-def _check_bone(located: list[LocatedVertebra]) -> None:
+def _check_bone(located: list[LocatedVertebra]) -> float:
+    """Mean HU inside the levels asked for; 0 where there is none."""
     if not located:
-        return
+        return 0.0
     voxels = [np.count_nonzero(found.inside) for found in located]
     mean = float(np.average([found.mean_hu for found in located], weights=voxels))
     if mean < BONE_HU:
         raise StudyError(
             "mask-off-bone", f"mean HU inside the mask is {mean:.0f}, bone is over {BONE_HU:.0f}"
         )
+    return mean

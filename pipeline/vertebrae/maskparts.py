@@ -1,7 +1,8 @@
-"""Split a label mask into vertebrae, and resample them on other grids.
+"""The vertebrae of a label mask, separated, and resampled onto other grids.
 
-Resampling uses positions in mm, so grids may be finer, coarser, rotated or sheared. Not here:
-whether a mask matches its CT (`pipeline.vertebrae.locate`).
+Everything goes through positions in mm, so grids may be finer, coarser, turned or sheared. Not
+here: whether the levels stand as vertebrae do (`pipeline.vertebrae.mask_rules`), and whether a mask
+fits its CT (`pipeline.vertebrae.locate`).
 """
 
 from collections.abc import Iterable
@@ -16,9 +17,16 @@ from storage_schemas.geometry import Box, StackGeometry
 from storage_schemas.vertebrae import LEVEL_NUMBERS, MASK_LABELS
 
 STRAY_SHARE = 0.01
-"""Size limit of strays, as a fraction of the largest component of the vertebra."""
+"""Pieces below this share of a level's largest piece are specks, kept only where near it."""
 STRAY_MM = 8.0
-"""Minimum distance of strays from the large components of the vertebra, in mm."""
+"""Maximum gap between pieces of one vertebra: coarse masks lose laminae, which are thin."""
+TWICE_SHARE = 0.4
+"""A second body of this share of the largest one or more is a second vertebra, and no stray."""
+ACROSS_MM = 45.0
+"""Maximum gap across the spine between pieces of one vertebra at the same height: the two sides of
+C1 where a mask lacks its arches, or the processes of a vertebra that the scan truncates."""
+_COARSE_MM = 1.5
+"""Voxel size at which pieces are told apart; finer ones would only cost time."""
 
 
 @dataclass(frozen=True)
@@ -32,16 +40,19 @@ class MaskPart:
     extent : Box
         Box of the mask that contains the vertebra, (i, j, k).
     inside : ndarray, shape of the extent, bool
-        True for the voxels of the vertebra.
+        Its voxels.
+    fault : str
+        Why the voxels are no single vertebra; empty where they may be one.
     """
 
     level: str
     extent: Box
     inside: NDArray[np.bool_]
+    fault: str = ""
 
 
 def split_mask(mask: LabelMask, convention: str) -> list[MaskPart]:
-    """Split a mask into its vertebrae, without strays.
+    """Split a mask into its vertebrae, without stray voxels.
 
     Parameters
     ----------
@@ -56,11 +67,19 @@ def split_mask(mask: LabelMask, convention: str) -> list[MaskPart]:
         Vertebrae of the mask, in the order of the convention.
     """
     extents = _extents(mask.labels)
-    return [
-        MaskPart(level, extent, _without_strays(mask.labels[extent] == value, mask.voxel_mm))
-        for value, level in MASK_LABELS[convention].items()
-        if (extent := extents.get(value))
-    ]
+    lps_from_index = np.linalg.inv(mask.index_from_lps)
+    along = int(abs(lps_from_index[2, :3]).argmax())
+    parts = []
+    for value, level in MASK_LABELS[convention].items():
+        if extent := extents.get(value):
+            body = _body(mask.labels[extent] == value, mask.voxel_mm, along)
+            parts.append(MaskPart(level, extent, *body))
+    return parts
+
+
+def label_values(mask: LabelMask) -> list[int]:
+    """Return the values that a mask holds, background left out, sorted."""
+    return sorted(_extents(mask.labels))
 
 
 def resample_levels(
@@ -159,28 +178,79 @@ def _span(occupied: NDArray[np.uint8]) -> slice | None:
     return slice(int(at[0]), int(at[-1]) + 1) if at.size else None
 
 
-def _without_strays(part: NDArray[np.bool_], voxel_mm: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Remove small components that are far from the vertebra; they occur in edited masks.
+def _body(
+    part: NDArray[np.bool_], voxel_mm: NDArray[np.float64], along: int
+) -> tuple[NDArray[np.bool_], str]:
+    """The voxels of a level without strays, and why they are no single vertebra.
 
-    A vertebra that the scan truncates may have several components, so large ones are kept, and so
-    are small ones near them. A component far from all of these leaves a gap along at least one
-    axis, which is a fast test for masks without any.
+    Strays occur in masks that people edited. A vertebra may well be in several pieces, so those up
+    to `STRAY_MM` apart (two voxels on coarse grids) are one body, and so are those side by side at
+    the same height, along the axis `along` of the mask. Of several bodies the largest is the
+    vertebra; one of about its size is a second vertebra under the same label.
     """
-    occupied = part.view(np.uint8)
-    if all(occupied.max(axis=others).all() for others in ((0, 1), (0, 2), (1, 2))):
-        return part
-    pieces, count = ndimage.label(part, np.ones((3, 3, 3)))
+    steps = np.maximum(1, (_COARSE_MM / voxel_mm).astype(int))
+    coarse = _shrink(part, steps)
+    pieces, count = ndimage.label(coarse, np.ones((3, 3, 3)))
     if count < 2:
-        return part
-    sizes = np.bincount(pieces.ravel())[1:]
+        return part, ""
+    fine = pieces[
+        np.ix_(*(np.arange(n) // step for n, step in zip(part.shape, steps, strict=True)))
+    ]
+    sizes = np.bincount(fine[part], minlength=count + 1)[1:]
     large = sizes >= STRAY_SHARE * sizes.max()
-    extents = ndimage.find_objects(pieces)
-    bounds = np.array([[(side.start, side.stop) for side in extent] for extent in extents])
-    reach = STRAY_MM / voxel_mm
-    low = bounds[large, :, 0].min(0) - reach
-    high = bounds[large, :, 1].max(0) + reach
-    near = ((bounds[:, :, 0] < high) & (bounds[:, :, 1] > low)).all(1)
-    return np.isin(pieces, 1 + np.flatnonzero(large | near))
+    body = _join(pieces, large, voxel_mm * steps)
+    main = body[sizes.argmax()]
+    bounds = (
+        np.array(
+            [
+                [(side.start, side.stop) for side in extent]
+                for extent in ndimage.find_objects(pieces)
+            ]
+        )
+        * (voxel_mm * steps)[:, None]
+    )
+    gaps = _gaps(bounds, large & (body == main))
+    same_height = gaps[:, along] <= max(STRAY_MM, 2 * voxel_mm[along])
+    across = np.linalg.norm(np.delete(gaps, along, axis=1), axis=1) <= ACROSS_MM
+    body[large & same_height & across] = main
+    fault = ""
+    for other in set(body[large].tolist()) - {main}:
+        share = sizes[body == other].sum() / sizes[body == main].sum()
+        if share >= TWICE_SHARE:
+            gap = float(np.linalg.norm(_gaps(bounds, body == main)[body == other], axis=1).min())
+            fault = f"the mask holds it twice: {share:.0%} of its size lies {gap:.0f} mm away"
+    kept = large & (body == main)
+    near = (_gaps(bounds, kept) < STRAY_MM).all(1)
+    whole = part & np.isin(fine, 1 + np.flatnonzero(kept | (near & ~large)))
+    return whole, fault
+
+
+def _shrink(part: NDArray[np.bool_], steps: NDArray[np.int_]) -> NDArray[np.bool_]:
+    """The part in blocks of `steps` voxels, each True where any voxel of it is."""
+    for axis, step in enumerate(steps):
+        part = np.logical_or.reduceat(part, np.arange(0, part.shape[axis], step), axis=axis)
+    return part
+
+
+def _join(
+    pieces: NDArray[np.int32], large: NDArray[np.bool_], voxel_mm: NDArray[np.float64]
+) -> NDArray[np.int_]:
+    """For each piece the body that it belongs to: large pieces up to `STRAY_MM` apart are one."""
+    reach = max(STRAY_MM, 2 * voxel_mm.max()) / 2
+    around = [(int(np.ceil(reach / mm)),) * 2 for mm in voxel_mm]
+    kept = np.pad(np.isin(pieces, 1 + np.flatnonzero(large)), around)
+    reached = ndimage.distance_transform_edt(~kept, sampling=voxel_mm) <= reach
+    bodies, _ = ndimage.label(reached, np.ones((3, 3, 3)))
+    body = np.zeros(len(large), int)
+    body[np.pad(pieces, around)[kept] - 1] = bodies[kept]
+    return body
+
+
+def _gaps(bounds: NDArray[np.float64], chosen: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """For each box the gap in mm, along each axis, to the box around those that are chosen."""
+    low, high = bounds[chosen, :, 0].min(0), bounds[chosen, :, 1].max(0)
+    gaps: NDArray[np.float64] = np.maximum(low - bounds[:, :, 1], bounds[:, :, 0] - high)
+    return np.maximum(0, gaps)
 
 
 def _shift(inner: Box, outer: Box) -> Box:

@@ -43,8 +43,6 @@ SMALL = {
     "--slices-per-round 100 --epochs 0.5 --guard 0.15 --calibration 0.45 --test 0.15",
 }
 """Options added to commands whose defaults take hours; all others run unchanged."""
-TABLES = ("segmentations", "train.csv", "train_bounding_boxes.csv", "sample_submission.csv")
-"""Files of the cohort that are moved beside SOURCE."""
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], Callable[[], argparse.ArgumentParser]]] = {
     "cspine-pipeline": (pipeline_cli.main, pipeline_cli.parser),
     "cspine-training": (training_cli.main, training_cli.parser),
@@ -85,8 +83,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Folder with SOURCE and its tables, in which the commands of the README have run."""
     root = tmp_path_factory.mktemp("documents")
     make_cohort(root / "SOURCE", studies=20, size=48, slices=24, workers=1)
-    for name in TABLES:
-        (root / "SOURCE" / name).rename(root / name)
     first = min((root / "SOURCE" / "train_images").iterdir())
     (root / "NEW").symlink_to(first, target_is_directory=True)
     with pytest.MonkeyPatch.context() as patch:

@@ -236,7 +236,7 @@ def test_the_run_log_has_the_time_of_locating_the_vertebrae(
     [
         (["--only-masked"], "--only-masked needs --masks"),
         (["--localizer", "/no/such.onnx"], "localizer-invalid"),
-        (["--localizer", "m.onnx", "--vertebrae", "T1"], "the localizer finds C1 to C7"),
+        (["--localizer", "m.onnx", "--vertebrae", "T1"], "--localizer finds C1 to C7"),
     ],
 )
 def test_wrong_usage_is_reported_before_the_source_is_read(

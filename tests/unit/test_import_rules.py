@@ -30,6 +30,7 @@ FLOORS = {
         {"runlog", "executors", "inspection", "verify"},
         {"run"},
         {"tables"},
+        {"slice_labels"},
         {"study"},
         {"study_inputs", "study_rules", "studies"},
         {"vertebrae"},

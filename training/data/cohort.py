@@ -42,6 +42,9 @@ class VertebraCrop:
         Fracture bounding box of each annotated slice: x, y, width and height in pixels of the crop.
     masked : bool
         Whether the store holds a mask of the vertebra.
+    unlabelled : frozenset of int
+        Slices of an intact vertebra whose label is unknown, since a bounding box in them is on no
+        fractured vertebra.
     """
 
     study: StudyKey
@@ -52,6 +55,7 @@ class VertebraCrop:
     slice_labels: tuple[int | None, ...]
     boxes: Mapping[int, Rectangle]
     masked: bool = False
+    unlabelled: frozenset[int] = frozenset()
 
     @property
     def path(self) -> str:
@@ -86,15 +90,18 @@ class VertebraCrop:
         Parameters
         ----------
         weak_target : float
-            Soft target for slices of a fractured vertebra that has no slice labels.
+            Soft target for slices of a fractured vertebra whose label is unknown.
 
         Returns
         -------
         ndarray, shape (z,), float32
-            Targets from 0 to 1, NaN where unknown. All slices of an intact vertebra are 0.
+            Targets from 0 to 1, NaN where unknown. Slices of an intact vertebra are 0, but NaN
+            where they are `unlabelled`.
         """
         unknown = {None: np.nan, 0: 0.0, 1: weak_target}[self.fractured]
-        return np.array([unknown if s is None else s for s in self.slice_labels], np.float32)
+        targets = np.array([unknown if s is None else s for s in self.slice_labels], np.float32)
+        targets[list(self.unlabelled)] = np.nan
+        return targets
 
 
 @dataclass(frozen=True)
@@ -209,6 +216,7 @@ def _read_vertebrae(store: StudyStore, targets: Targets) -> dict[str, list[Verte
             slice_labels=tuple(known.get(i) for i in range(z)),
             boxes=boxes.get((row["study"], row["level"]), {}),
             masked=row["masked"],
+            unlabelled=frozenset(set(range(z)) - known.keys() if row["fractured"] == 0 else ()),
         )
         found.setdefault(row["study"], []).append(vertebra)
     return {

@@ -12,11 +12,11 @@ PIPELINE = {
     "inspect": "SOURCE --layout --series",
     "run": "SOURCE STORE --layout --series --series-table --masks --mask-labels --only-masked "
     "--localizer --vertebrae --margin --strict --no-strict --targets --labels "
-    "--boxes --limit --hash-keys --no-hash-keys --repair --memory --study-seconds "
+    "--boxes --overall --limit --hash-keys --no-hash-keys --repair --memory --study-seconds "
     "--performance-report --workers --serial --scheduler --scheduler-file --insecure "
     "--config --set",
     "verify": "STORE --source --layout --cross-check",
-    "catalog": "STORE --targets --labels --boxes",
+    "catalog": "STORE --targets --labels --boxes --overall",
     "report": "STORE OUT.html --gallery --pages --source",
 }
 
