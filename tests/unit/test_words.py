@@ -21,8 +21,7 @@ PLACES = (
     *("pipeline/report", "pipeline/vertebrae", "pipeline/source", "pipeline/phantom"),
     *("pipeline/run.py", "pipeline/executors.py", "pipeline/runlog.py", "pipeline/tables.py"),
     *("pipeline/verify.py", "pipeline/cores.py", "pipeline/__init__.py"),
-    *("presentation/figures.py", "presentation/pages.py", "presentation/output.py"),
-    *("presentation/templates", "presentation/__init__.py"),
+    *("pipeline/api.py", "pipeline/cli.py", "pipeline/config.py", "presentation"),
 )
 """Packages and documents whose texts are checked."""
 
