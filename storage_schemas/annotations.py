@@ -76,7 +76,7 @@ def read_labels(url: str, targets: Targets) -> dict[str, dict[str, int]]:
     url : str
         fsspec URL of the csv file.
     targets : Targets
-        Its `Targets.columns` are the columns that are read.
+        Targets whose `Targets.columns` are read.
 
     Returns
     -------
@@ -140,7 +140,7 @@ def read_row_ids(url: str, targets: Targets) -> list[tuple[str, str, str]]:
     url : str
         fsspec URL of a csv file with the column ``row_id``, ``<study>_<label>`` each.
     targets : Targets
-        The labels that may be asked for.
+        Targets whose labels the rows may name.
 
     Returns
     -------

@@ -104,7 +104,7 @@ class RunError(CspineError):
         "scheduler-unreachable": "check the address, or run with --serial",
         "training-diverged": "the last accepted round is intact; lower the learning rate",
         "export-differs": "report it with the versions of torch, onnx and onnxruntime",
-        "run-unwritable": "make room on the disk, then run again; accepted rounds are intact",
+        "run-unwritable": "free space on the disk, then run again; accepted rounds are intact",
     }
 
 
@@ -141,7 +141,7 @@ class StudyError(CspineError):
         "mask-unreadable": "the mask is no three-dimensional NIfTI label image",
         "mask-outside-volume": "the mask belongs to another study, or its affine is wrong",
         "mask-off-bone": "the mask's affine does not fit the CT",
-        "vertebra-not-found": "the scan holds none of the vertebrae asked for",
+        "vertebra-not-found": "the scan holds none of the requested vertebrae",
         "vertebra-out-of-order": "a localizer named it where it cannot be; give the study a mask",
         "worker-lost": "a decoder ended or outlived its process; see the study's slices",
         "study-failed": "an unexpected error; run the study with --serial --verbose",

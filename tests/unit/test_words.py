@@ -16,7 +16,7 @@ from numpydoc.docscrape import NumpyDocString
 from tests.conftest import REPOSITORY
 
 PLACES = (
-    *("training", "benchmarks"),
+    *("storage_schemas", "training", "benchmarks"),
     *("docs", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
     *("pipeline/report", "pipeline/vertebrae", "pipeline/source", "pipeline/phantom"),
     *("pipeline/run.py", "pipeline/executors.py", "pipeline/runlog.py", "pipeline/tables.py"),
