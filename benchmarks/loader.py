@@ -40,7 +40,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.cli import main as pipeline_main
 from pipeline.phantom import make_cohort
-from storage_schemas.crops import AIR_HU
+from storage_schemas.arrays import AIR_HU
 from storage_schemas.objects import REQUESTS
 from storage_schemas.store import VOLUMES, StudyStore
 from storage_schemas.targets import COMPETITION

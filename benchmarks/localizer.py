@@ -37,9 +37,9 @@ from pipeline.vertebrae.cropping import crop_box
 from pipeline.vertebrae.locate import LocatedVertebra, locate_by_network
 from pipeline.vertebrae.onnx_network import Network, choose_network, open_network
 from pipeline.vertebrae.overview import make_overview
-from storage_schemas import crops
+from storage_schemas import arrays
+from storage_schemas.arrays import AIR_HU
 from storage_schemas.catalog import make_table
-from storage_schemas.crops import AIR_HU
 from storage_schemas.cubes import shrink_cube
 from storage_schemas.errors import StudyError
 from storage_schemas.geometry import StackGeometry
@@ -136,9 +136,9 @@ def store_overviews(patients: Sequence[ScannedPatient], folder: Path) -> StudySt
         study = f"2.25.{number + 1}"
         cube, affine = make_overview(patient.hu, patient.geometry)
         block = {"cspine": {"study": study, "affine": affine.tolist()}}
-        objects = crops.create_array(f"{study}/{OVERVIEW}", cube, block)
+        objects = arrays.create_array(f"{study}/{OVERVIEW}", cube, block)
         levels = patient.overview_levels(affine)
-        objects |= crops.create_array(f"{study}/{OVERVIEW_LEVELS}", levels, block)
+        objects |= arrays.create_array(f"{study}/{OVERVIEW_LEVELS}", levels, block)
         store.objects.put_all({f"{VOLUMES}/{key}": data for key, data in objects.items()})
         counts = dict.fromkeys(("objects", "refused", "source_bytes"), 0)
         row = {"study": study, "patient": study, "scanner": patient.site, "outcome": "committed"}

@@ -40,6 +40,8 @@ default_role = "py:obj"  # so `name` in a docstring is a link where there is suc
 autodoc_member_order = "bysource"
 # Sphinx 9.0 else reads the docstrings of everything that a module imports, and drops them then.
 autodoc_use_legacy_class_based = True
+# What a package exports is described under two names, and a link may lead to either.
+suppress_warnings = ["ref.python"]
 autosummary_generate = False  # numpydoc loads that extension; nothing here uses it
 maximum_signature_line_length = 88
 toc_object_entries = False  # each page would hold, and the build copy, a tree of all functions

@@ -34,7 +34,7 @@ from pipeline.vertebrae.locate import (
 from pipeline.vertebrae.nifti import LabelMask, read_mask
 from pipeline.vertebrae.onnx_network import open_network
 from pipeline.vertebrae.overview import make_overview
-from storage_schemas import crops
+from storage_schemas import arrays, crops
 from storage_schemas.canonical import sha256_voxels
 from storage_schemas.errors import RunError, StudyError, reason_of
 from storage_schemas.objects import ObjectFolder
@@ -298,9 +298,9 @@ def _store_overview(
     cube, affine = overview
     objects = crops.create_group(study, {"cspine": {"schema": crops.SCHEMA, "study": study}})
     block = {"cspine": {"study": study, "affine": affine.tolist()}}
-    objects |= crops.create_array(f"{study}/{OVERVIEW}", cube, block)
+    objects |= arrays.create_array(f"{study}/{OVERVIEW}", cube, block)
     if levels is not None:
-        objects |= crops.create_array(f"{study}/{OVERVIEW_LEVELS}", levels, block)
+        objects |= arrays.create_array(f"{study}/{OVERVIEW_LEVELS}", levels, block)
     return objects
 
 
@@ -351,8 +351,8 @@ def _read_back(objects: dict[str, bytes]) -> Iterator[StoredArray]:
         path, is_shard, _ = key.partition("/c/0/0/0")
         if not is_shard:
             continue
-        layout = crops.read_layout(objects[f"{path}/zarr.json"], path)
-        voxels = crops.decode_shard(objects[key], layout, path)
+        layout = arrays.read_layout(objects[f"{path}/zarr.json"], path)
+        voxels = arrays.decode_shard(objects[key], layout, path)
         digest = sha256_voxels(voxels)
         yield StoredArray(path, layout.shape, layout.dtype, digest, len(objects[key]))
 

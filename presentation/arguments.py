@@ -29,10 +29,10 @@ share = argument(Annotated[float, limits("share", ge=0, le=1)])
 
 
 def parse_text(text: str, hint: Any) -> Any:
-    """The value that a text stands for, given the type of its field.
+    """Parse a text according to the type of its field.
 
     Lists are written with commas between (``0.5,1``) or as JSON (``[[-500, 1300]]``); ``none`` is
-    the absence of a value. A text that stands for no such value is returned as it is.
+    the absence of a value. A text that is not such a value is returned unchanged.
     """
     if allows_none(hint) and text.lower() in ("none", "null"):
         return None

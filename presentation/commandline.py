@@ -67,7 +67,7 @@ def add_command(
     commands: "Commands[OneLineParser]",
     name: str,
     run: Callable[[argparse.Namespace], int],
-    told: str,
+    summary: str,
     example: str,
 ) -> argparse.ArgumentParser:
     """Add a command, with the flags ``--json`` and ``--verbose`` that all commands have.
@@ -75,20 +75,20 @@ def add_command(
     Parameters
     ----------
     commands : Commands
-        From `build_parser`.
+        Collection of the commands, which `build_parser` returns.
     name : str
         Name of the command.
     run : callable
         Takes the options and returns the exit code.
-    told : str
-        One line for the help: what the command does.
+    summary : str
+        Summary of the command for the help, one line.
     example : str
         Arguments of an example, without the names of the program and the command.
     """
     command = commands.add_parser(
         name,
-        help=told,
-        description=f"{told[0].upper()}{told[1:]}.",
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
         formatter_class=ExampleFormatter,
     )
     command.epilog = f"example:\n  {command.prog} {example}"
@@ -127,7 +127,7 @@ def run_command(
         _trace(options)
     except KeyboardInterrupt:
         line, code = f"stopped; {stopped}", 3
-    except Exception as error:  # noqa: BLE001  # a user is told in one line, whatever it is
+    except Exception as error:  # noqa: BLE001  # any error is one line
         if missing := _missing_package(error):
             needed = missing_extra(missing, extra)
             line, code = str(needed), needed.exit_code

@@ -44,9 +44,9 @@ class SettingFlags:
     old_flags : mapping of str to str
         Paths by flags of earlier versions, which help does not show.
     old_names : mapping of str to str
-        See `presentation.settings.OldNames`.
+        Current paths of fields that were renamed, by their old paths.
     choices : mapping of str to collection of str
-        See `presentation.settings.Choices`.
+        Names that fields accept beyond their types, by path.
     readers : mapping of str to callable
         Readers of fields that have one, by path.
     metavars : mapping of str to str
@@ -89,18 +89,18 @@ class SettingFlags:
                 groups[part] = command.add_argument_group(part)
         for part, own in groups.items():
             rest = [p for p in known if p.rpartition(".")[0] == part and p not in named]
-            told = [summary_of(self.kind, part)] if part else [own.description or ""]
+            texts = [summary_of(self.kind, part)] if part else [own.description or ""]
             if rest:
-                told.append(f"With --set: {', '.join(rest)}.")
-            own.description = " ".join(told).replace("%", "%%")
+                texts.append(f"With --set: {', '.join(rest)}.")
+            own.description = " ".join(texts).replace("%", "%%")
         for flag, path in self.flags.items():
             self._add(groups[path.rpartition(".")[0]], flag, known[path])
         for flag, path in self.old_flags.items():
             self._add(groups[path.rpartition(".")[0]], flag, known[path], hidden=True)
 
     def _add(self, group: Any, flag: str, setting: Setting, *, hidden: bool = False) -> None:
-        told = argparse.SUPPRESS if hidden else self._help(setting)
-        shared = {"dest": "settings", "default": [], "help": told}
+        text = argparse.SUPPRESS if hidden else self._help(setting)
+        shared = {"dest": "settings", "default": [], "help": text}
         if is_kind(setting.hint, bool):
             switch = (flag, f"--no-{flag.removeprefix('--')}")
             group.add_argument(*switch, action=_Switch, path=setting.path, nargs=0, **shared)

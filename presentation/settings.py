@@ -1,8 +1,8 @@
 """Settings: frozen dataclasses whose fields are listed, read and checked in one way.
 
-A field's type says what it takes (``Annotated`` with `msgspec.Meta` for its range and unit), the
-class's numpydoc section says what it does. Command lines, configuration files and help are made of
-these; nothing is written a second time. A path such as ``train.epochs`` names a field of a part.
+The type of a field defines its values (``Annotated`` with `msgspec.Meta` for range and unit), and
+the numpydoc section of its class describes it. Command lines, configuration files and help are
+generated from both. A path such as ``train.epochs`` names a field of a part.
 """
 
 import re
@@ -146,9 +146,9 @@ def read_settings(
     document : mapping
         Plain values by field, mappings by part: as TOML and JSON have them.
     choices : mapping of str to collection of str, optional
-        See `Choices`.
+        Names that fields accept beyond their types, by path.
     old_names : mapping of str to str, optional
-        See `OldNames`.
+        Current paths of fields that were renamed, by their old paths.
     complete : bool
         Whether the document must name every field.
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from storage_schemas.crops import Crop
     from storage_schemas.errors import (
         CspineError,
         RunError,
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     )
     from storage_schemas.geometry import StackGeometry
     from storage_schemas.records import StudyRecord
-    from storage_schemas.store import Crop, StudyStore
+    from storage_schemas.store import StudyStore
     from storage_schemas.study_key import StudyKey
     from storage_schemas.targets import COMPETITION, Targets
 
@@ -43,7 +44,7 @@ __all__ = [
 
 _HOMES = {
     "COMPETITION": "targets",
-    "Crop": "store",
+    "Crop": "crops",
     "StackGeometry": "geometry",
     "StudyKey": "study_key",
     "StudyRecord": "records",

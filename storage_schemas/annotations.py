@@ -4,7 +4,7 @@ The csv files have the columns of the competition's data page: ``train.csv`` one
 label, ``train_bounding_boxes.csv`` one row for each box around a visible fracture, and
 ``sample_submission.csv`` (or ``test.csv``) the rows that a submission must have. Further columns
 are ignored. A missing column or a value of another type is a UsageError that names the file, the
-line and the column. How cells are written is `storage_schemas.csv_rows`.
+line and the column. How cells are written is `storage_schemas.parsing.csv_rows`.
 """
 
 import math
@@ -14,8 +14,8 @@ from typing import Literal
 
 import fsspec
 
-from storage_schemas.csv_rows import Row, read_rows
 from storage_schemas.errors import UsageError, reason_of
+from storage_schemas.parsing.csv_rows import Row, read_rows
 from storage_schemas.targets import COMPETITION, Targets
 
 STUDY_COLUMN = "StudyInstanceUID"
@@ -81,7 +81,7 @@ def read_labels(
     url : str
         fsspec URL of the csv file.
     targets : Targets
-        Its `Targets.columns` are the columns that are read.
+        Targets whose `Targets.columns` are read.
     overall : {"refuse", "mend"}
         What is done where the patient's label contradicts the levels'. ``mend`` believes whichever
         says that there is a fracture: the patient's label becomes 1 where a level is 1, and the
@@ -212,7 +212,7 @@ def read_row_ids(url: str, targets: Targets) -> list[tuple[str, str, str]]:
     url : str
         fsspec URL of a csv file with the column ``row_id``, ``<study>_<label>`` each.
     targets : Targets
-        The labels that may be asked for.
+        Targets whose labels the rows may name.
 
     Returns
     -------

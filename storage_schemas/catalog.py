@@ -6,9 +6,11 @@ no array. The metadata of each table hold the version of the schema and, where t
 competition's, the `Targets` whose labels the tables hold.
 """
 
+import io
 from collections.abc import Mapping
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from storage_schemas.canonical import canonical_json
 from storage_schemas.errors import StoreError, UsageError
@@ -74,7 +76,8 @@ _VERTEBRAE = pa.schema(
         pa.field("fractured", pa.int8()),
     ]
 )
-"""One row for each level asked for in each committed study; z0..x1 is the crop in the volume."""
+"""One row for each level that the run was to crop, in each committed study; z0..x1 is the crop in
+the volume."""
 
 _SLICES = pa.schema(
     [
@@ -141,9 +144,9 @@ def table_schema(name: str, targets: Targets) -> pa.Schema:
     Parameters
     ----------
     name : str
-        From `TABLES`.
+        Name of a table in `TABLES`.
     targets : Targets
-        Give the label columns of ``studies``; other tables have the same columns for all targets.
+        Targets that give ``studies`` its label columns; other tables do not depend on them.
 
     Raises
     ------
@@ -165,11 +168,11 @@ def make_table(name: str, rows: list[dict[str, object]], targets: Targets) -> pa
     Parameters
     ----------
     name : str
-        From `TABLES`.
+        Name of a table in `TABLES`.
     rows : list of dict
         Values by column; a column that is not given is null.
     targets : Targets
-        Of the labels.
+        Targets of the labels; they are named in the metadata unless they are the competition's.
 
     Raises
     ------
@@ -191,9 +194,9 @@ def read_targets(schema: pa.Schema, key: str) -> Targets:
     Parameters
     ----------
     schema : pyarrow.Schema
-        Of a table as it was read, with its metadata.
+        Schema of a table as it was read, with its metadata.
     key : str
-        The table's file, for the message.
+        Key of the table's file, for the message.
 
     Raises
     ------
@@ -217,11 +220,11 @@ def check_table(name: str, table: pa.Table, key: str) -> pa.Table:
     Parameters
     ----------
     name : str
-        From `TABLES`.
+        Name of a table in `TABLES`.
     table : pyarrow.Table
-        As it was read, with its metadata.
+        Table as it was read, with its metadata.
     key : str
-        Its file, for the message.
+        Key of the table's file, for the message.
 
     Raises
     ------
@@ -243,3 +246,36 @@ def check_table(name: str, table: pa.Table, key: str) -> pa.Table:
     if not table.schema.equals(expected):
         raise StoreError("table-invalid", f"columns {table.schema.names}", key=key)
     return table
+
+
+def encode_table(name: str, table: pa.Table) -> bytes:
+    """Check a table with `check_table`, and encode it as a Parquet file."""
+    buffer = io.BytesIO()
+    pq.write_table(check_table(name, table, name), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def decode_table(name: str, data: bytes, key: str) -> pa.Table:
+    """Decode a Parquet file, and check the table with `check_table`.
+
+    Parameters
+    ----------
+    name : str
+        Name of a table in `TABLES`.
+    data : bytes
+        Content of the file.
+    key : str
+        Key of the file, for the message.
+
+    Raises
+    ------
+    StoreError
+        ``table-invalid`` where the bytes are no Parquet file, else those of `check_table`.
+    """
+    try:
+        # In this thread alone: a thread of Arrow that still holds the file when the interpreter
+        # exits aborts the process.
+        table = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StoreError("table-invalid", f"no Parquet file: {error}", key=key) from None
+    return check_table(name, table, key)

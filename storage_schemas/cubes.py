@@ -1,7 +1,7 @@
-"""A study's overview at the size that a localizer sees: one rule for training and for the pipeline.
+"""Downsampling of a study's overview to the input size of a localizer, in pipeline and training.
 
-Not here: how an overview is made of a volume (`pipeline.vertebrae.overview`), and what a localizer
-is (`storage_schemas.localizer_card`).
+Not here: making an overview from a volume (`pipeline.vertebrae.overview`), and the contract of a
+localizer (`storage_schemas.localizer_card`).
 """
 
 import numpy as np
@@ -16,18 +16,18 @@ def shrink_cube(
     Parameters
     ----------
     cube : ndarray, shape (n, n, n), int16, HU
-        An overview.
+        Overview of a study.
     affine : ndarray, shape (4, 4), float64
-        From homogeneous (z, y, x) indices of the cube to LPS (x, y, z) in mm.
+        Matrix from homogeneous (z, y, x) indices of the cube to LPS (x, y, z) in mm.
     size : int
-        Voxels along each side of the smaller cube; it divides n.
+        Number of voxels along each side of the smaller cube; it divides n.
 
     Returns
     -------
     cube : ndarray, shape (size, size, size), float32, HU
-        The mean of each block of voxels, not rounded.
+        Mean of each block of voxels, not rounded.
     affine : ndarray, shape (4, 4), float64
-        From indices of the smaller cube to LPS in mm.
+        Matrix from indices of the smaller cube to LPS in mm.
     """
     factor = len(cube) // size
     blocks = cube.reshape(size, factor, size, factor, size, factor)

@@ -105,7 +105,7 @@ class RunError(CspineError):
         "scheduler-unreachable": "check the address, or run with --serial",
         "training-diverged": "the last accepted round is intact; lower the learning rate",
         "export-differs": "report it with the versions of torch, onnx and onnxruntime",
-        "run-unwritable": "make room on the disk, then run again; accepted rounds are intact",
+        "run-unwritable": "free space on the disk, then run again; accepted rounds are intact",
     }
 
 
@@ -152,7 +152,7 @@ class StudyError(CspineError):
         "mask-outside-volume": "the mask belongs to another study, or its affine is wrong",
         "mask-off-bone": "the mask's affine does not fit the CT",
         "mask-affine-ambiguous": "store the mask with one affine: sform and qform disagree",
-        "vertebra-not-found": "the scan holds none of the vertebrae asked for",
+        "vertebra-not-found": "the scan holds none of the requested vertebrae",
         "vertebra-out-of-order": "it lies where no spine has it; give a mask with right labels",
         "worker-lost": "a decoder ended or outlived its process; see the study's slices",
         "study-failed": "an unexpected error; run the study with --serial --verbose",

@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from storage_schemas.strict_json import Side, Spacing, convert
+from storage_schemas.parsing.strict_json import Side, Spacing, convert
 
 Floats = NDArray[np.float64]
 Box = tuple[slice, slice, slice]

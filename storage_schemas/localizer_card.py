@@ -17,7 +17,7 @@ import msgspec
 
 from storage_schemas.canonical import canonical_json, sha256_json
 from storage_schemas.errors import UsageError
-from storage_schemas.strict_json import convert, parse
+from storage_schemas.parsing.strict_json import convert, parse
 from storage_schemas.study_key import StudyKey
 from storage_schemas.vertebrae import CERVICAL
 

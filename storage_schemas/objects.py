@@ -57,8 +57,8 @@ class RetryPolicy:
     attempts : int
         Number of attempts, the first one included.
     first_wait_s, longest_wait_s : float
-        Waits in seconds double from the first to the longest; each is drawn at random between half
-        of that and all of it.
+        Waits in seconds double from the first to the longest; each is multiplied by a random
+        factor between 0.5 and 1.
     """
 
     attempts: int = 6

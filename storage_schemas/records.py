@@ -16,7 +16,7 @@ from storage_schemas.canonical import canonical_json, sha256_json
 from storage_schemas.errors import StoreError
 from storage_schemas.geometry import StackGeometry
 from storage_schemas.outcomes import STORED as STORED
-from storage_schemas.strict_json import Count, Side, Size, decode
+from storage_schemas.parsing.strict_json import Count, Side, Size, decode
 from storage_schemas.study_key import StudyKey
 
 SCHEMA = "cspine-record/2"

@@ -11,27 +11,24 @@ No other module builds a key. The layout is
     catalog/<table>.parquet                 derived from the records
     logs/<start>.jsonl                      timings of each run; only reports read them
 
-A store may be at any fsspec URL. Not here: the content of the objects (`crops`, `records`,
-`catalog`).
+A store may be at any fsspec URL. Not here: the content of the objects (`arrays`,
+`crops`, `records`, `catalog`).
 """
 
 import hashlib
-import io
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from storage_schemas import crops
+from storage_schemas import arrays, crops
 from storage_schemas.canonical import sha256_voxels
-from storage_schemas.catalog import check_table, read_targets
+from storage_schemas.catalog import decode_table, encode_table, read_targets
+from storage_schemas.crops import Crop
 from storage_schemas.errors import StoreError, UsageError, reason_of
-from storage_schemas.geometry import StackGeometry
 from storage_schemas.objects import REQUESTS, ObjectFolder
 from storage_schemas.records import RecordHead, StoredArray, StudyRecord
 from storage_schemas.study_key import StudyKey
@@ -45,28 +42,6 @@ OVERVIEW = "overview"
 OVERVIEW_LEVELS = "overview_levels"
 _RECORDS = "records"
 _RECORD_END = ".json"
-
-
-@dataclass(frozen=True)
-class Crop:
-    """One vertebra, as it is stored.
-
-    Parameters
-    ----------
-    hu : ndarray, shape (z, y, x), int16, HU
-        Voxels of the crop. z increases to the head, y to the back, x to the patient's left.
-    mask : ndarray, shape (z, y, x), uint8, or None
-        1 inside the vertebra, 0 outside; None where no mask is stored.
-    geometry : StackGeometry
-        Geometry of the crop, LPS, in mm.
-    attributes : mapping
-        The group's ``cspine`` block (see docs/data-format.md).
-    """
-
-    hu: NDArray[np.int16]
-    mask: NDArray[np.uint8] | None
-    geometry: StackGeometry
-    attributes: Mapping[str, Any]
 
 
 class StudyStore:
@@ -254,7 +229,7 @@ class StudyStore:
 
     # ---- arrays --------------------------------------------------------------------------------
 
-    def read_array(self, path: str) -> crops.Voxels:
+    def read_array(self, path: str) -> arrays.Voxels:
         """Read an array, and check every checksum.
 
         Parameters
@@ -271,10 +246,10 @@ class StudyStore:
         StoreError
             ``array-missing``, ``array-damaged`` or ``metadata-damaged``, naming the array.
         """
-        layout = crops.read_layout(self._get(f"{VOLUMES}/{path}/zarr.json", path), path)
-        return crops.decode_shard(self._get_shard(path), layout, path)
+        layout = arrays.read_layout(self._get(f"{VOLUMES}/{path}/zarr.json", path), path)
+        return arrays.decode_shard(self._get_shard(path), layout, path)
 
-    def read_slabs(self, path: str, layout: crops.ArrayLayout) -> Iterator[crops.Voxels]:
+    def read_slabs(self, path: str, layout: arrays.ArrayLayout) -> Iterator[arrays.Voxels]:
         """Read an array of known layout chunk by chunk, in one request.
 
         Parameters
@@ -295,7 +270,7 @@ class StudyStore:
         StoreError
             ``array-missing``, or ``array-damaged``, also where the layout is not the array's.
         """
-        return crops.decode_slabs(self._get_shard(path), layout, path)
+        return arrays.decode_slabs(self._get_shard(path), layout, path)
 
     def read_crop(self, study: str, level: str, *, mask: bool = True) -> Crop:
         """Read one vertebra.
@@ -422,13 +397,11 @@ class StudyStore:
         Parameters
         ----------
         name : str
-            From `storage_schemas.catalog.TABLES`.
+            Name of a table in `storage_schemas.catalog.TABLES`.
         table : pyarrow.Table
-            From `storage_schemas.catalog.make_table`.
+            Table made by `storage_schemas.catalog.make_table`.
         """
-        buffer = io.BytesIO()
-        pq.write_table(check_table(name, table, name), buffer, compression="zstd")
-        self.objects.put(_table_key(name), buffer.getvalue())
+        self.objects.put(_table_key(name), encode_table(name, table))
 
     def write_log(self, name: str, lines: list[str]) -> None:
         """Write the log of a run: one line of JSON for each event, with its times and rates."""
@@ -447,7 +420,7 @@ class StudyStore:
         Parameters
         ----------
         name : str
-            From `storage_schemas.catalog.TABLES`.
+            Name of a table in `storage_schemas.catalog.TABLES`.
 
         Raises
         ------
@@ -459,13 +432,7 @@ class StudyStore:
             data = self.objects.get(key)
         except FileNotFoundError:
             raise StoreError("table-missing", "no such table", key=key) from None
-        try:
-            # In this thread alone: a thread of Arrow that still holds the file when the interpreter
-            # exits aborts the process.
-            table = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise StoreError("table-invalid", f"no Parquet file: {error}", key=key) from None
-        return check_table(name, table, key)
+        return decode_table(name, data, key)
 
     def targets(self) -> Targets:
         """Return the labels that the store's tables hold; the competition's where there are none.

@@ -2,7 +2,7 @@
 
 A `Targets` is stored in the metadata of a store's tables and in the ``run.json`` of a run, and is
 passed to every function that needs the number, the names or the weights of the labels. A store or
-a run that says nothing has those of the competition, `COMPETITION`.
+a run that names none has those of the competition, `COMPETITION`.
 
 Not here: which levels a localizer can find (`storage_schemas.localizer_card`), and which levels
 are cropped (`pipeline.config`).
@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from storage_schemas.strict_json import convert, decode
+from storage_schemas.parsing.strict_json import convert, decode
 from storage_schemas.vertebrae import CERVICAL, LEVELS
 
 WeightPair = tuple[float, float]
@@ -33,12 +33,12 @@ class Targets:
     Parameters
     ----------
     levels : tuple of str
-        From `storage_schemas.vertebrae.LEVELS`, head to feet, at least one.
+        Names from `storage_schemas.vertebrae.LEVELS`, from head to feet, at least one.
     patient : str
         Name of the label that says whether any level is positive: letters, digits and ``_``.
     weights : tuple of (float, float)
-        For the patient, then for each level, the weight of its loss in the metric where the label
-        is negative and where it is positive; above 0.
+        Weights in the metric, of the patient and then of each level: that of a negative label and
+        that of a positive one; above 0.
 
     Raises
     ------
@@ -95,14 +95,14 @@ class Targets:
         Parameters
         ----------
         levels : iterable of str
-            From head to feet.
+            Names of the levels, from head to feet.
         patient : str
             Name of the patient's label.
         level_weights : (float, float)
             Weights of each level's loss where it is negative and where it is positive.
         patient_weights : (float, float), optional
-            Likewise for the patient; by default as much as all levels together, which is what the
-            competition chose.
+            Weights of the patient's loss; by default as much as all levels together, which is what
+            the competition chose.
         """
         chosen = tuple(levels)
         negative, positive = level_weights

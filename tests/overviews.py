@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_schemas import crops
+from storage_schemas import arrays
 from storage_schemas.catalog import make_table
 from storage_schemas.store import OVERVIEW, OVERVIEW_LEVELS, VOLUMES, StudyStore
 from storage_schemas.targets import COMPETITION
@@ -39,9 +39,9 @@ def make_masked_store(folder: Path, studies: int = 6, *, unmasked: int = 0) -> S
         study, masked = f"1.2.{number + 1}", number < studies
         hu, levels = make_overview(number)
         block = {"cspine": {"study": study, "affine": affine.tolist()}}
-        objects = crops.create_array(f"{study}/{OVERVIEW}", hu, block)
+        objects = arrays.create_array(f"{study}/{OVERVIEW}", hu, block)
         if masked:
-            objects |= crops.create_array(f"{study}/{OVERVIEW_LEVELS}", levels, block)
+            objects |= arrays.create_array(f"{study}/{OVERVIEW_LEVELS}", levels, block)
         store.objects.put_all({f"{VOLUMES}/{key}": data for key, data in objects.items()})
         rows.append(
             {

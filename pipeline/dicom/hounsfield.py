@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_schemas.crops import AIR_HU, HU_RANGE
+from storage_schemas.arrays import AIR_HU, HU_RANGE
 from storage_schemas.errors import SliceError
 
 Words = NDArray[np.unsignedinteger[Any]]

@@ -15,8 +15,9 @@ from PIL import Image
 from scipy import ndimage
 
 from presentation.pages import data_url
+from storage_schemas.crops import Crop
 from storage_schemas.records import CROPPED, StudyRecord
-from storage_schemas.store import Crop, StudyStore
+from storage_schemas.store import StudyStore
 
 WINDOWS = {"bone": (500.0, 1800.0), "soft tissue": (50.0, 400.0)}
 """Level and width of the display windows in HU; usual ones for the cervical spine."""

@@ -13,8 +13,8 @@ import pytest
 from numcodecs import blosc
 
 from pipeline.cli import main
+from storage_schemas.arrays import create_array
 from storage_schemas.catalog import TABLES, table_schema
-from storage_schemas.crops import create_array
 from storage_schemas.store import StudyStore
 from storage_schemas.targets import COMPETITION
 from tests.conftest import REPOSITORY

@@ -13,6 +13,7 @@ import pytest
 from pipeline.cli import main
 from pipeline.phantom import make_cohort
 from storage_schemas.store import StudyStore
+from storage_schemas.targets import COMPETITION
 from storage_schemas.vertebrae import CERVICAL
 from tests.studies import SLICES, write_cohort
 from training.data.cohort import VertebraCrop, labelled, read_cohort
@@ -47,7 +48,7 @@ def shown(tmp_path: Path, level: str) -> dict[object, object]:
 
 
 def vertebra(tmp_path: Path, level: str, study: str = STUDY) -> VertebraCrop:
-    cohort = read_cohort(StudyStore.open(str(tmp_path / "s")))
+    cohort = read_cohort(StudyStore.open(str(tmp_path / "s")), COMPETITION)
     (found,) = [v for s in cohort if s.study == study for v in s.vertebrae if v.level == level]
     return found
 
@@ -276,7 +277,7 @@ def test_one_unknown_level_is_unlabelled_for_that_level_alone(tmp_path: Path) ->
     assert np.isnan(vertebra(tmp_path, "C3").targets(0.5)).all()
     assert set(vertebra(tmp_path, "C4").targets(0.5).tolist()) == {0.0}
     store = StudyStore.open(str(tmp_path / "s"))
-    scored = labelled(read_cohort(store), store.url)
+    scored = labelled(read_cohort(store, COMPETITION), store.url)
     assert [s.study for s in scored] == ["1.2.2"], "no study is scored with a level taken for 0"
 
 

@@ -36,6 +36,7 @@ VALUES = {
     "size": "64",
     "channels": "16,32",
     "vertebrae": "C2,C1",
+    "series": "2",
     "masks": "masks",
     "mask_labels": "verse",
     "localizer": "model.onnx",
@@ -85,7 +86,7 @@ def value_of(settings: Any, path: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [(RunConfig, 58), (LocalizerConfig, 21), (StudyConfig, 8)]
+    ("kind", "count"), [(RunConfig, 58), (LocalizerConfig, 21), (StudyConfig, 9)]
 )
 def test_every_field_can_be_set_from_the_command_line(
     kind: type, count: int, given: list[Any]

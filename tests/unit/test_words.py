@@ -16,11 +16,12 @@ from numpydoc.docscrape import NumpyDocString
 from tests.conftest import REPOSITORY
 
 PLACES = (
-    "training",
-    "benchmarks",
-    "docs/training.md",
-    "docs/benchmarks.md",
-    "docs/opening.md",
+    *("storage_schemas", "training", "benchmarks"),
+    *("docs", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
+    *("pipeline/report", "pipeline/vertebrae", "pipeline/source", "pipeline/phantom"),
+    *("pipeline/run.py", "pipeline/executors.py", "pipeline/runlog.py", "pipeline/tables.py"),
+    *("pipeline/verify.py", "pipeline/cores.py", "pipeline/__init__.py"),
+    *("pipeline/api.py", "pipeline/cli.py", "pipeline/config.py", "presentation"),
 )
 """Packages and documents whose texts are checked."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_schemas.crops import ArrayLayout
+from storage_schemas.arrays import ArrayLayout
 from storage_schemas.errors import UsageError
 from storage_schemas.records import CROPPED
 from storage_schemas.store import StudyStore

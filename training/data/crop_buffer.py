@@ -17,7 +17,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from storage_schemas.crops import ArrayLayout
+from storage_schemas.arrays import ArrayLayout
 from storage_schemas.objects import for_each
 from storage_schemas.store import StudyStore
 from storage_schemas.targets import Targets

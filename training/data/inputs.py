@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from storage_schemas.crops import AIR_HU
+from storage_schemas.arrays import AIR_HU
 from training.config import AugmentConfig, InputConfig
 from training.data.crop_buffer import CropBuffer
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from storage_schemas.crops import AIR_HU
+from storage_schemas.arrays import AIR_HU
 from storage_schemas.cubes import shrink_cube
 from storage_schemas.errors import StoreError, UsageError
 from storage_schemas.localizer_card import CLASSES

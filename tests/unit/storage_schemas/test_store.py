@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage_schemas import crops
+from storage_schemas import arrays, crops
 from storage_schemas.canonical import sha256_voxels
 from storage_schemas.catalog import TABLES, make_table, table_schema
 from storage_schemas.errors import StoreError, UsageError
@@ -32,7 +32,7 @@ def study_objects(seed: int = 0) -> tuple[StudyRecord, dict[str, bytes], np.ndar
     )
     cube = {"cspine": {"affine": np.eye(4).tolist()}}
     objects = crops.create_group(STUDY, {})
-    objects |= crops.create_array(f"{STUDY}/overview", hu, cube)
+    objects |= arrays.create_array(f"{STUDY}/overview", hu, cube)
     objects |= crops.create_crop(f"{STUDY}/C1", hu, mask, geometry, {"masked": True})
     paths = {f"{STUDY}/overview": hu, f"{STUDY}/C1/0": hu, f"{STUDY}/C1/labels/vertebra/0": mask}
     record = StudyRecord(

@@ -5,7 +5,7 @@ import pytest
 
 THREADS = """
 import dataclasses, sys, threading
-from storage_schemas.strict_json import convert, decode
+from storage_schemas.parsing.strict_json import convert, decode
 
 sys.setswitchinterval(1e-6)
 fields = [(f"f{n}", int) for n in range(12)]

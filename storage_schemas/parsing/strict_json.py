@@ -67,7 +67,7 @@ def convert(document: Any, kind: type[T]) -> T:
 
 
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    # msgspec (0.22) ends the process where two threads come to a new type at the same time.
+    # msgspec 0.22 crashes the process if two threads build the decoder of a new type at once.
     with _LOCK:
         return _make_decoder(kind)
 
@@ -78,7 +78,7 @@ def _make_decoder(kind: Any) -> msgspec.json.Decoder[Any]:
 
 
 def _read_key(kind: type, value: Any) -> Any:
-    """Build the one type of ours that msgspec does not know."""
+    """Build a `StudyKey`, which is no built-in type of msgspec."""
     if kind is not StudyKey:
         raise NotImplementedError(kind)
     if not isinstance(value, str):
