@@ -1,7 +1,7 @@
 """Configuration of the documentation site; `make docs` builds it into build/docs.
 
 Warnings are errors. Nothing is fetched while the site is built, and no page loads anything from
-elsewhere when it is read: `find_remote_resources` looks at every page that was written.
+elsewhere when it is read: `find_remote_resources` checks every page that was written.
 """
 
 import re

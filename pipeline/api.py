@@ -76,8 +76,8 @@ def run_pipeline(
         Path or URL of a CSV file with the columns ``study`` and ``series``: the series to read of
         single studies, in the form of the setting `series`.
     overall : {"refuse", "mend"}
-        What is done where the patient's label contradicts the levels': see
-        `storage_schemas.annotations.read_labels`.
+        Whether a patient's label that contradicts the levels' is refused or changed, as
+        `storage_schemas.annotations.read_labels` describes.
     layout : {"study", "scan"}, optional
         Whether folders are studies, or headers tell which study a file belongs to; by the names of
         the folders by default.
@@ -261,7 +261,8 @@ def read_annotations(
     labels, boxes, targets : str or None
         Paths or URLs of the files.
     overall : {"refuse", "mend"}
-        See `storage_schemas.annotations.read_labels`.
+        Whether a patient's label that contradicts the levels' is refused or changed, as
+        `storage_schemas.annotations.read_labels` describes.
     """
     from pipeline.tables import Annotations
     from storage_schemas.annotations import read_boxes, read_labels

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 BLUE, ORANGE, GREEN, GREY = "#3d8fd1", "#e08a00", "#2a9d77", "#8b95a0"
-"""Colours that can be told apart on light and dark backgrounds and with colour blindness."""
+"""Colours that differ on light and dark backgrounds and with colour blindness."""
 INK = "#010203"
 """Placeholder that `svg_of` replaces with ``currentColor``."""
 _STYLE: dict[Any, Any] = {

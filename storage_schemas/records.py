@@ -68,7 +68,7 @@ class InputObject:
 
 @dataclass(frozen=True)
 class SeriesRecord:
-    """One part of the study that was looked at: the frames of a series that belong together.
+    """One part of a study that could be read: the frames of a series that belong together.
 
     Parameters
     ----------

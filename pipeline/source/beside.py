@@ -22,15 +22,15 @@ def find_beside(path: str | None, source: str) -> str | None:
     Parameters
     ----------
     path : str or None
-        As the user gave it. An absolute path, a URL with a protocol and None are returned as they
-        are.
+        Path or URL that the user gave. An absolute path, a URL with a protocol and None are
+        returned unchanged.
     source : str
         fsspec URL of the source.
 
     Raises
     ------
     UsageError
-        ``source-not-found`` with the places that were looked at.
+        ``source-not-found`` with the places that were searched.
     """
     if not path or split_protocol(path)[0] or Path(path).is_absolute() or Path(path).exists():
         return path

@@ -1,4 +1,4 @@
-"""Files that lie beside DICOM objects and are none: told by their names, or by their first bytes.
+"""Files beside DICOM objects that are none, recognized by their names or their first bytes.
 
 A slice that was damaged is no stranger: what is named like a DICOM file, or is binary and of no
 format that is known here, may be one, and is refused by whoever reads it. Not here: what DICOM
@@ -74,7 +74,7 @@ def find_format(key: str, head: bytes) -> str:
     key : str
         Name of the file, below any folder.
     head : bytes
-        Its first bytes.
+        First bytes of the file.
 
     Returns
     -------

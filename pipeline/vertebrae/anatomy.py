@@ -9,7 +9,7 @@ accepted. Not here: the network (`pipeline.vertebrae.onnx_network`), and the tes
 A cervical body and a disc together are about 15 to 20 mm high (Panjabi et al., Spine 16(8), 1991;
 Gilad and Nissan, Spine 11(2), 1986). The volumes of cervical vertebrae are 13 to 19 cm3 in a mask
 of VerSe, and 5 to 19 cm3 in phantoms. The limits below are wider, to allow for children, very tall
-patients, flexed necks and coarse grids.
+patients, flexion and coarse grids.
 """
 
 from dataclasses import dataclass

@@ -211,7 +211,7 @@ def _fit_by(
     convention: str,
     levels: Sequence[str],
 ) -> _Fit:
-    """Put the mask on the CT by its first affine, and judge all of its levels."""
+    """Put the mask on the CT by its first affine, and check all of its levels."""
     parts = split_mask(mask, convention)
     found = {part.level: _locate(hu, geometry, mask.index_from_lps, part) for part in parts}
     located = {level: vertebra for level, vertebra in found.items() if vertebra}

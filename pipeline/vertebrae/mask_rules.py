@@ -1,11 +1,10 @@
 """Whether the levels of a label mask stand as the vertebrae of one spine do.
 
-A mask is drawn, numbered and stored by people and programs, and each of them can be wrong: a
-numbering that begins at the feet, two levels exchanged, a level skipped, a blob under a wrong
-label. The steps between the vertebrae of one person are in proportion, and so are their sizes. A
-level that is not is left out with its reason, and a mask in which most are not is refused. Not
-here: whether a mask lies on bone (`pipeline.vertebrae.locate`), and what is believed of a network
-(`pipeline.vertebrae.anatomy`).
+Masks are made by people and programs, and both make mistakes: a numbering that begins at the feet,
+two levels exchanged, a level skipped, a blob under a wrong label. The steps between the vertebrae
+of one person are in proportion, and so are their sizes. A level that is not is left out with its
+reason, and a mask in which most are not is refused. Not here: whether a mask lies on bone
+(`pipeline.vertebrae.locate`), and what is believed of a network (`pipeline.vertebrae.anatomy`).
 
 Steps are those of adults: heights of bodies and discs after Panjabi et al., Spine 16(8), 1991
 (cervical and thoracic) and Spine 17(3), 1992 (lumbar). Volumes are those of masks that people drew:
@@ -82,7 +81,7 @@ def check_levels(
     parts : sequence of MaskPart
         All levels of the mask.
     lps_from_index : ndarray, shape (4, 4)
-        From the mask's homogeneous indices to LPS mm.
+        Affine from the mask's homogeneous indices to LPS mm.
     cut : mapping of str to bool
         For each level whether the scan or the mask ends in it.
 

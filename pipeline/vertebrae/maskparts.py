@@ -26,7 +26,7 @@ ACROSS_MM = 45.0
 """Maximum gap across the spine between pieces of one vertebra at the same height: the two sides of
 C1 where a mask lacks its arches, or the processes of a vertebra that the scan truncates."""
 _COARSE_MM = 1.5
-"""Voxel size at which pieces are told apart; finer ones would only cost time."""
+"""Voxel size at which pieces are separated; smaller voxels would only take longer."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class MaskPart:
     extent : Box
         Box of the mask that contains the vertebra, (i, j, k).
     inside : ndarray, shape of the extent, bool
-        Its voxels.
+        Voxels of the part.
     fault : str
         Why the voxels are no single vertebra; empty where they may be one.
     """

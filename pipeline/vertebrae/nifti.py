@@ -64,7 +64,7 @@ class LabelMask:
     index_from_lps : ndarray, shape (4, 4), float64
         Matrix from homogeneous LPS points in mm to (i, j, k).
     other_affine : ndarray, shape (4, 4), float64, or None
-        The same matrix by the header's other affine (qform), where that puts labelled voxels more
+        Matrix of the header's other affine (qform), where that puts labelled voxels more
         than `MAX_DISAGREEMENT` voxels elsewhere.
     """
 
@@ -233,11 +233,11 @@ def box_around(
 
 
 def _header(stored: bytes) -> Any:
-    """Read a header of NIfTI-1 or NIfTI-2, told apart by its size, in either byte order."""
+    """Read a header of NIfTI-1 or NIfTI-2, which differ by its size, in either byte order."""
     form, order = _FORMS.get(stored[:4], (None, ""))
     if form is None or len(stored) < form.sizeof_hdr:
         raise ValueError("it is no NIfTI file, which begins with its header's size, 348 or 540")
-    # Unchecked: nibabel's checks log, and mend some fields by a guess.
+    # Unchecked: nibabel's checks log, and change some fields.
     header = form(stored[: form.sizeof_hdr], endianness=order, check=False)
     magic = header["magic"].item()
     if magic == header.pair_magic:
