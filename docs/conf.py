@@ -95,7 +95,8 @@ def _public(package: str) -> Iterator[str]:
         value = getattr(module, name)
         kind = "class" if isinstance(value, type) else "function" if callable(value) else ""
         if kind:
-            yield f"\n.. auto{kind}:: {package}.{name}\n"
+            members = "   :members:\n" if kind == "class" else ""
+            yield f"\n.. auto{kind}:: {package}.{name}\n{members}"
 
 
 def _write_api_pages(app: Sphinx) -> None:

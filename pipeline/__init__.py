@@ -8,14 +8,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.api import run_pipeline
+    from pipeline.api import read_config, run_pipeline
     from pipeline.config import StudyConfig
 
     __version__: str
 
-__all__ = ["StudyConfig", "__version__", "run_pipeline"]
+__all__ = ["StudyConfig", "__version__", "read_config", "run_pipeline"]
 
-_HOMES = {"StudyConfig": "pipeline.config", "run_pipeline": "pipeline.api"}
+_HOMES = {
+    "StudyConfig": "pipeline.config",
+    "read_config": "pipeline.api",
+    "run_pipeline": "pipeline.api",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import Layout, StudyConfig
+from pipeline.flags import STUDY_SETTINGS
 from storage_schemas.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -22,6 +23,22 @@ if TYPE_CHECKING:
     from storage_schemas.targets import Targets
 
 # pydicom, scipy and zarr take a second to import, and Dask another: functions import what they use.
+
+
+def read_config(path: Path | str) -> StudyConfig:
+    """Read settings from a TOML file; what it leaves out has its default.
+
+    Parameters
+    ----------
+    path : path
+        File to read.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid``, naming the file and the field; ``localizer-invalid``.
+    """
+    return STUDY_SETTINGS.read_file(Path(path), StudyConfig())
 
 
 def run_pipeline(

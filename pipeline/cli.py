@@ -10,17 +10,15 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline import api
-from pipeline.config import NetworkFile, StudyConfig, check_pattern
+from pipeline.config import StudyConfig, check_pattern
+from pipeline.flags import STUDY_SETTINGS
 from presentation.arguments import integer, number, positive_number, seconds, share
 from presentation.commandline import add_command, build_parser, run_command, tell_summary
 from presentation.output import write_output
 from presentation.progress import StageProgress, say_event, show_table
-from presentation.setting_flags import SettingFlags
 from storage_schemas.errors import RunError, UsageError, reason_of
-from storage_schemas.vertebrae import MASK_LABELS, parse_levels
 
 # pydicom, scipy and zarr take a second to import: each command imports its own stage.
 
@@ -29,47 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every error is one line."""
     api.quiet_dask()
     return run_command(parser(), arguments, stopped="what is committed stays", extra="pipeline")
-
-
-def read_network(value: Any) -> NetworkFile | Any:
-    """The localizer at a path or URL; what is not a text is returned as it is."""
-    if not isinstance(value, str):
-        return value
-    from pipeline.vertebrae.onnx_network import choose_network
-
-    return choose_network(value)
-
-
-def read_levels(value: Any) -> tuple[str, ...]:
-    """Levels in anatomical order, of a text with commas between or of a list."""
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    try:
-        return parse_levels(text)
-    except UsageError as error:
-        raise UsageError(error.kind, f"vertebrae: {error.detail}") from None
-
-
-STUDY_SETTINGS = SettingFlags(
-    StudyConfig,
-    flags={
-        "--masks": "masks",
-        "--mask-labels": "mask_labels",
-        "--localizer": "localizer",
-        "--vertebrae": "vertebrae",
-        "--margin": "margin_mm",
-        "--strict": "strict",
-        "--hash-keys": "hash_keys",
-        "--series": "series",
-    },
-    choices={"mask_labels": MASK_LABELS},
-    readers={"localizer": read_network, "vertebrae": read_levels},
-    metavars={
-        "masks": "URL",
-        "localizer": "model.onnx",
-        "vertebrae": "C1,...",
-        "series": "UID|N|REGEX",
-    },
-)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -131,14 +131,7 @@ class SettingFlags:
         UsageError
             ``config-invalid``, naming the field, what is expected and what was given.
         """
-        found = base
-        if options.config is not None:
-            document = settings_in(read_document(options.config))
-            document = rename(document, self.old_names)
-            try:
-                found = self._apply(found, document)
-            except UsageError as error:
-                raise UsageError(error.kind, error.detail, key=str(options.config)) from None
+        found = base if options.config is None else self.read_file(options.config, base)
         given: dict[str, Any] = {}
         known = settings_of(self.kind)
         for name, text in options.settings:
@@ -152,7 +145,28 @@ class SettingFlags:
             inner[last] = text if path in self.readers else parse_text(text, known[path].hint)
         return self._apply(found, given)
 
-    def _apply(self, base: Kind, document: dict[str, Any]) -> Kind:
+    def read_file(self, path: Path, base: Kind) -> Kind:
+        """The settings with the values of a file in the place of those of `base`.
+
+        Parameters
+        ----------
+        path : Path
+            TOML file, or the ``run.json`` of a run.
+        base : dataclass instance
+            Settings where the file says nothing.
+
+        Raises
+        ------
+        UsageError
+            ``config-invalid``, naming the file and the field.
+        """
+        document = settings_in(read_document(path))
+        try:
+            return self._apply(base, rename(document, self.old_names))
+        except UsageError as error:
+            raise UsageError(error.kind, error.detail, key=str(path)) from None
+
+    def _apply(self, base: Kind, document: Any) -> Kind:
         for path, reader in self.readers.items():
             *parts, name = path.split(".")
             inner: Any = document

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from training.api import boost, evaluate, predict, train_localizer
+    from training.api import boost, evaluate, predict, read_config, train_localizer
     from training.config import PRESETS, RunConfig
     from training.localizer.config import LOCALIZER_PRESETS, LocalizerConfig
 
@@ -23,6 +23,7 @@ __all__ = [
     "boost",
     "evaluate",
     "predict",
+    "read_config",
     "train_localizer",
 ]
 

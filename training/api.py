@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.config import RunConfig
+from training.config import PRESETS, RunConfig
+from training.flags import RUN_SETTINGS
 from training.localizer.config import LocalizerConfig
 
 if TYPE_CHECKING:
@@ -34,6 +35,24 @@ def quiet_libraries() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="torch")
+
+
+def read_config(path: Path | str, *, preset: str = "default") -> RunConfig:
+    """Read settings from a TOML file, or from the ``run.json`` of an earlier run.
+
+    Parameters
+    ----------
+    path : path
+        File to read.
+    preset : str
+        Name of the preset that has the values of what the file leaves out.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid``, naming the file and the field.
+    """
+    return RUN_SETTINGS.read_file(Path(path), PRESETS[preset])
 
 
 def boost(

@@ -28,7 +28,7 @@ DOCUMENTS = sorted(
     path.relative_to(REPOSITORY).as_posix()
     for path in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md")]
 )
-LANGUAGES = {"console", "python", "text", "yaml"}
+LANGUAGES = {"console", "python", "text", "toml", "yaml"}
 NOT_RUN = {
     "make demo": "takes minutes, and its steps run here one by one",
     "make setup": "creates the environment that this test runs in",
@@ -63,7 +63,7 @@ class Block:
 
     @property
     def runs(self) -> bool:
-        return self.words[0] in ("console", "python") and "no-run" not in self.words
+        return self.words[0] in ("console", "python", "toml") and "no-run" not in self.words
 
 
 def blocks(document: str) -> list[Block]:
@@ -99,6 +99,9 @@ def run_blocks(document: str) -> list[dict[str, Any]]:
             names: dict[str, Any] = {"__name__": "__main__"}
             exec(compile(block.text, document, "exec"), names)
             made.append(names)
+            continue
+        if block.words[0] == "toml":
+            Path(block.words[1]).write_text(block.text)
             continue
         for words in command_lines(block):
             main, _ = COMMANDS[words[0]]

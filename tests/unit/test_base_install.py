@@ -89,6 +89,21 @@ def test_help_imports_nothing_slow(program: str) -> None:
     assert result.stdout.splitlines()[-1] == "imported:"
 
 
+@pytest.mark.parametrize("package", COMMANDS)
+def test_a_package_offers_its_functions_and_imports_nothing_slow_until_they_are_used(
+    package: str,
+) -> None:
+    result = run_python(
+        f"import sys, {package}\n"
+        f"offered = [getattr({package}, name) for name in {package}.__all__]\n"
+        f"print(*sorted({SLOW!r} & set(sys.modules)))\n"
+        f"print({package}.__version__ == offered[{package}.__all__.index('__version__')])\n"
+        f"print(hasattr({package}, 'nothing'))\n"
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == ["", "True", "False"]
+
+
 def test_the_test_of_help_would_see_what_a_command_imports() -> None:
     result = run_python("import sys, pipeline.study\nprint(*sorted(sys.modules))")
     assert {"numpy", "pydicom", "zarr"} <= set(result.stdout.split())

@@ -26,6 +26,7 @@ FLOORS = {
     "pipeline": [
         {"cli"},
         {"api"},
+        {"flags"},
         {"report"},
         {"runlog", "executors", "inspection", "verify"},
         {"run"},
@@ -42,6 +43,7 @@ FLOORS = {
     "training": [
         {"cli"},
         {"api"},
+        {"flags"},
         {"report"},
         {"evaluation"},
         {"explanation"},

@@ -7,12 +7,14 @@ import pytest
 from pipeline import api as pipeline_api
 from pipeline import cli as pipeline_cli
 from pipeline.config import NetworkFile, StudyConfig
+from pipeline.flags import STUDY_SETTINGS
 from presentation.setting_flags import SettingFlags
 from presentation.setting_types import is_kind, literals
 from presentation.settings import Setting, settings_of
 from training import api as training_api
 from training import cli as training_cli
 from training.config import RunConfig
+from training.flags import LOCALIZER_SETTINGS, RUN_SETTINGS
 from training.localizer.config import LocalizerConfig
 
 COMMANDS = {
@@ -21,9 +23,9 @@ COMMANDS = {
     StudyConfig: (pipeline_cli.main, pipeline_api, "run_pipeline", "run SOURCE STORE"),
 }
 FLAGS = {
-    RunConfig: training_cli.RUN_SETTINGS,
-    LocalizerConfig: training_cli.LOCALIZER_SETTINGS,
-    StudyConfig: pipeline_cli.STUDY_SETTINGS,
+    RunConfig: RUN_SETTINGS,
+    LocalizerConfig: LOCALIZER_SETTINGS,
+    StudyConfig: STUDY_SETTINGS,
 }
 TOGETHER = {"split.fold": "split.folds=2"}
 """What else must be set for another value of a field to make sense."""

@@ -1,11 +1,16 @@
+import ast
 import json
+import re
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from storage_schemas.targets import COMPETITION, Targets
 from storage_schemas.vertebrae import LUMBAR
+from tests.conftest import REPOSITORY
 
 
 def test_the_competition_has_eight_targets_under_its_own_weights() -> None:
@@ -89,3 +94,42 @@ def test_a_document_of_another_kind_is_refused_with_the_place(document: Any, sai
 def test_hostile_text_is_a_value_error(text: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - any reason will do
         Targets.from_text(text)
+
+
+COUNT = re.compile(
+    r"\((studies|exams|patients|rows|n), [789]\b"  # a shape in a docstring
+    r"|\b(tuple|sequence) of [78] floats\b"
+    r"|\b(seven|eight) (vertebrae|levels|labels|targets|columns|logits|probabilities)\b"
+)
+
+
+def modules() -> Iterator[Path]:
+    for package in ("pipeline", "training", "presentation"):
+        yield from (REPOSITORY / package).rglob("*.py")
+
+
+def test_no_other_package_takes_the_levels_from_anywhere_else() -> None:
+    takers = [
+        path
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == "storage_schemas.vertebrae"
+        if {alias.name for alias in node.names} & {"CERVICAL", "THORACIC", "LUMBAR"}
+    ]
+    assert takers == []
+
+
+def test_no_other_package_writes_the_number_of_the_levels_or_labels_by_itself() -> None:
+    found = [
+        f"{path.relative_to(REPOSITORY)}: {match[0]}"
+        for path in modules()
+        for match in COUNT.finditer(path.read_text())
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "text", ["ndarray, shape (studies, 8), float64", "tuple of 7 floats", "the eight targets"]
+)
+def test_a_number_of_labels_would_be_found(text: str) -> None:
+    assert COUNT.search(text)

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from tests.commandlines import exit_code, flags_of, misfits_of
-from training import api, cli
+from training import api
 from training.cli import main, parser
 from training.config import PRESETS, RunConfig
+from training.flags import RUN_SETTINGS
 from training.report import page as report
+from training.rounds.recipes import RECIPES
 from training.runs import RunFolder
 
 TRAINING = {
@@ -182,8 +184,8 @@ def test_old_names_mean_what_the_new_ones_mean(
 def test_a_recipe_that_is_registered_can_be_chosen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipes = cli.RECIPES | {"mine": cli.RECIPES["seed"]}  # type: ignore[operator]
-    monkeypatch.setitem(cli.RUN_SETTINGS.choices, "recipe", recipes)  # type: ignore[arg-type]
+    recipes = RECIPES | {"mine": RECIPES["seed"]}  # type: ignore[operator]
+    monkeypatch.setitem(RUN_SETTINGS.choices, "recipe", recipes)  # type: ignore[arg-type]
     file = tmp_path / "run.toml"
     file.write_text('recipe = "mine"')
     for line in ("--recipe mine", f"--config {file}", "--set recipe=mine"):
