@@ -4,11 +4,13 @@ A field's type states its range and unit, its description stands in the ``Parame
 its class; flags, configuration files and help are made of both (`presentation.settings`).
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Literal
 
+from pipeline.dicom.limits import Limits
 from presentation.setting_types import convert, invalid, limits
 from presentation.settings import check
+from storage_schemas.canonical import sha256_json
 from storage_schemas.localizer_card import LOCALIZED_LEVELS
 from storage_schemas.targets import COMPETITION
 from storage_schemas.vertebrae import LEVELS, MASK_LABELS
@@ -58,6 +60,8 @@ class StudyConfig:
         paths contain patient names.
     max_bad_share : float
         Largest share of refused files of a study; a study with more is quarantined.
+    limits : Limits
+        Budgets of a study, checked before its headers are trusted.
     """
 
     masks: str | None = None
@@ -68,6 +72,7 @@ class StudyConfig:
     strict: bool = False
     hash_keys: bool = False
     max_bad_share: Annotated[float, limits("share", ge=0, le=1)] = 0.05
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         check(self)
@@ -81,14 +86,13 @@ class StudyConfig:
         """Digest of the settings that decide the result of a study with a mask, or without one.
 
         Masks are identified by content, in a study's inputs, and the localizer by its digest; so a
-        localizer that is added later changes no study that was cropped by its mask.
+        localizer that is added later changes no study that was cropped by its mask. Limits count
+        where they are not the defaults, so that stores made before limits could be set stay valid.
         """
         if masked:
             locating = {"mask_labels": self.mask_labels}
         else:
             locating = {"localizer": self.localizer.sha256 if self.localizer else ""}
-        from storage_schemas.canonical import sha256_json  # numpy, which help does not need
-
         return sha256_json(
             {
                 "version": RESULT_VERSION,
@@ -99,4 +103,5 @@ class StudyConfig:
                 "max_bad_share": self.max_bad_share,
             }
             | locating
+            | ({} if self.limits == Limits() else {"limits": asdict(self.limits)})
         )

@@ -150,7 +150,7 @@ def process_study(
     times = {} if times is None else times
     try:
         study = StudyKey(listing.study)
-        volume = read_volume(inputs.read(), threads=threads)
+        volume = read_volume(inputs.read(), limits=config.limits, threads=threads)
         inputs.note_volume(volume)
         check_identity(study, volume.study)
         check_share((row.outcome for row in inputs.rows()), config.max_bad_share)

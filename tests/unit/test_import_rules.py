@@ -34,10 +34,11 @@ FLOORS = {
         {"study"},
         {"study_rules", "studies"},
         {"vertebrae"},
+        {"config"},
         {"dicom"},
         {"source"},
         {"phantom"},
-        {"config", "cores"},
+        {"cores"},
     ],
     "training": [
         {"cli"},
