@@ -5,11 +5,13 @@ its class; flags, configuration files and help are made of both (`presentation.s
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Literal
 
+from pipeline.dicom.limits import Limits
 from presentation.setting_types import convert, invalid, limits
 from presentation.settings import check
+from storage_schemas.canonical import sha256_json
 from storage_schemas.localizer_card import LOCALIZED_LEVELS
 from storage_schemas.targets import COMPETITION
 from storage_schemas.vertebrae import LEVELS, MASK_LABELS
@@ -62,6 +64,8 @@ class StudyConfig:
         that is searched in description and kernel; by default the rule chooses.
     max_bad_share : float
         Largest share of refused slices of the stack that is read; a study with more is quarantined.
+    limits : Limits
+        Budgets of a study, checked before its headers are trusted.
     """
 
     masks: str | None = None
@@ -73,6 +77,7 @@ class StudyConfig:
     hash_keys: bool = False
     series: str = ""
     max_bad_share: Annotated[float, limits("share", ge=0, le=1)] = 0.05
+    limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         check(self)
@@ -87,14 +92,13 @@ class StudyConfig:
         """Digest of the settings that decide the result of a study with a mask, or without one.
 
         Masks are identified by content, in a study's inputs, and the localizer by its digest; so a
-        localizer that is added later changes no study that was cropped by its mask.
+        localizer that is added later changes no study that was cropped by its mask. Limits count
+        where they are not the defaults, so that stores made before limits could be set stay valid.
         """
         if masked:
             locating = {"mask_labels": self.mask_labels}
         else:
             locating = {"localizer": self.localizer.sha256 if self.localizer else ""}
-        from storage_schemas.canonical import sha256_json  # numpy, which help does not need
-
         return sha256_json(
             {
                 "version": RESULT_VERSION,
@@ -106,6 +110,7 @@ class StudyConfig:
                 "max_bad_share": self.max_bad_share,
             }
             | locating
+            | ({} if self.limits == Limits() else {"limits": asdict(self.limits)})
         )
 
 

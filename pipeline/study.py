@@ -162,7 +162,7 @@ def process_study(
             StudyKey(listing.study)
         mask = _read_mask(listing, times)
         rule = SeriesRule(listing.series or config.series, find_focus(mask))
-        volume = read_volume(inputs.read(), threads=threads, rule=rule)
+        volume = read_volume(inputs.read(), limits=config.limits, threads=threads, rule=rule)
     except StudyError as error:
         inputs.note_error(error)
         return quarantine(listing, config, error, inputs.rows(error)), {}

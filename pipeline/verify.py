@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.dicom.crosscheck import cross_check
+from pipeline.dicom.limits import ACCEPTED
 from pipeline.source.listing import StudyListing
 from storage_schemas.errors import CspineError, RunError, StoreError, reason_of
 from storage_schemas.objects import ObjectFolder
@@ -117,7 +118,7 @@ def _check_source(
             changed = StoreError("source-changed", "its content has changed", key=key)
             yield StudyCheck(record.study, damage=(changed,))
         elif entry.outcome == STORED and _is_chosen(entry.sha256, share):
-            other = cross_check(key, data)
+            other = cross_check(key, data, ACCEPTED)
             yield StudyCheck(record.study, decoded_twice=1, damage=(other,) if other else ())
         else:
             yield StudyCheck(record.study)

@@ -153,7 +153,7 @@ class SettingFlags:
         path : Path
             TOML file, or the ``run.json`` of a run.
         base : dataclass instance
-            Settings where the file sets nothing.
+            Settings that the file leaves out.
 
         Raises
         ------

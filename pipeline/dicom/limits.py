@@ -5,35 +5,50 @@ allocation sees it: a 6 kB file that claims 40,000 x 40,000 pixels costs a few m
 """
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from presentation.setting_types import limits
+from presentation.settings import check
 
 SAFETY_INFLATION = 1 << 24
 """Bytes that a deflated object may always grow to, however small it is."""
+Pixels = Annotated[int, limits("pixels", ge=1)]
+Bytes = Annotated[int, limits("bytes", ge=1)]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Budgets of one study; the defaults hold every CT that a scanner makes today.
+    """Budgets of one study; the defaults are enough for every CT that a scanner makes today.
 
     Parameters
     ----------
     frame_pixels : int
-        Rows x Columns of one frame. The largest CT matrix in clinical use is 2048 x 2048.
+        Largest number of pixels of one frame, Rows x Columns. The largest CT matrix in clinical use
+        is 2048 x 2048.
     object_pixels : int
-        Rows x Columns x frames of one object.
+        Largest number of pixels of one object, Rows x Columns x frames.
     volume_bytes : int
-        The whole stack as int16. 2 GiB hold 4,096 slices of 512 x 512.
+        Largest size of the whole stack as int16, in bytes. 2 GiB hold 4,096 slices of 512 x 512.
     header_bytes : int
-        Of a deflated data set before its pixel data. Enhanced CT has about 2 kB a frame.
+        Largest size of a deflated data set before its pixel data, in bytes. Enhanced CT has about
+        2 kB a frame.
     inflation : int
-        How many times its own size a deflated object may grow to (but see `SAFETY_INFLATION`).
-        CT reaches 2 to 3, an empty image 60; deflate itself ends at 1,032.
+        Largest size of a deflated object after inflation, as a multiple of its own size (but see
+        `SAFETY_INFLATION`). CT reaches 2 to 3, an empty image 60; deflate itself ends at 1,032.
     child_seconds : float
-        How long a decoder in a sacrificial process may take for one frame.
+        Time limit of one frame, in seconds, for a decoder in a process of its own.
     """
 
-    frame_pixels: int = 1 << 24
-    object_pixels: int = 1 << 30
-    volume_bytes: int = 1 << 31
-    header_bytes: int = 1 << 23
-    inflation: int = 64
-    child_seconds: float = 30.0
+    frame_pixels: Pixels = 1 << 24
+    object_pixels: Pixels = 1 << 30
+    volume_bytes: Bytes = 1 << 31
+    header_bytes: Bytes = 1 << 23
+    inflation: Annotated[int, limits("factor", ge=1)] = 64
+    child_seconds: Annotated[float, limits("s", gt=0)] = 30.0
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+ACCEPTED = Limits(1 << 62, 1 << 62, 1 << 62, 1 << 62, 1 << 20, 3600.0)
+"""Budgets of an object that a run accepted before, whatever limits that run had."""

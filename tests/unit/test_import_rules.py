@@ -35,10 +35,11 @@ FLOORS = {
         {"study"},
         {"study_inputs", "study_rules", "studies"},
         {"vertebrae"},
+        {"config"},
         {"dicom"},
         {"source"},
         {"phantom"},
-        {"config", "cores"},
+        {"cores"},
     ],
     "training": [
         {"cli"},

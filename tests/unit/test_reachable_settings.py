@@ -88,7 +88,7 @@ def value_of(settings: Any, path: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"), [(RunConfig, 58), (LocalizerConfig, 21), (StudyConfig, 9)]
+    ("kind", "count"), [(RunConfig, 58), (LocalizerConfig, 21), (StudyConfig, 15)]
 )
 def test_every_field_can_be_set_from_the_command_line(
     kind: type, count: int, given: list[Any]
