@@ -137,7 +137,7 @@ class StudyError(CspineError):
         "no-axial-stack": "none of the series is an axial CT stack of two slices or more",
         "too-many-bad-slices": "see the study's slices in the quarantine table",
         "geometry-irregular": "run without --strict to keep such studies",
-        "volume-over-budget": "raise the memory budget if the study is really that large",
+        "volume-over-budget": "use --set limits.volume_bytes=BYTES if the study is that large",
         "mask-unreadable": "the mask is no three-dimensional NIfTI label image",
         "mask-outside-volume": "the mask belongs to another study, or its affine is wrong",
         "mask-off-bone": "the mask's affine does not fit the CT",
