@@ -147,7 +147,7 @@ class StudyError(CspineError):
         "series-not-found": "give --series a UID, a number or a pattern of one of the series above",
         "too-many-bad-slices": "see the study's slices in the quarantine table",
         "geometry-irregular": "run without --strict to keep such studies",
-        "volume-over-budget": "raise the memory budget if the study is really that large",
+        "volume-over-budget": "use --set limits.volume_bytes=BYTES if the study is that large",
         "mask-unreadable": "the mask is no three-dimensional NIfTI label image",
         "mask-outside-volume": "the mask belongs to another study, or its affine is wrong",
         "mask-off-bone": "the mask's affine does not fit the CT",

@@ -90,6 +90,7 @@ HEAT = "expected a number above 0 and at most 300"
         ({"oven": {"lamps": "x"}}, 'oven.lamps: expected a whole number or none, got "x"'),
         ({"oven": {"mode": "fann"}}, 'oven.mode: expected one of fan, grill, got "fann"; did you'),
         ({"oven": {"times": [1, -1]}}, "oven.times: expected a list, each a number above 0, got ["),
+        ({"oven": {"times": [float("inf")]}}, "oven.times: expected a list, each a number above 0"),
         ({"oven": {"clean": 1}}, "oven.clean: expected true or false, got 1"),
         ({"oven": {"mode": "grill", "clean": True}}, "oven: a grill cannot be clean"),
         ({"oven": {"heet": 3}}, "oven.heet: no such setting; did you mean oven.heat?"),
