@@ -16,11 +16,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from pipeline.config import Layout, StudyConfig
-from pipeline.dicom.elements import DEFLATED
 from pipeline.dicom.headers import CT_CLASSES, read_header
 from pipeline.dicom.hounsfield import check_rescale
 from pipeline.dicom.limits import Limits
-from pipeline.dicom.pixeldata import NATIVE, check_length
+from pipeline.dicom.pixeldata import check_length
 from pipeline.dicom.selection import (
     Candidate,
     NoVolumeError,
@@ -33,6 +32,7 @@ from pipeline.dicom.series.image_type import Origin
 from pipeline.dicom.series.parts import SeriesPart, find_parts
 from pipeline.dicom.series.preference import SeriesRule, choose_part
 from pipeline.dicom.stack import Stack, make_geometry
+from pipeline.dicom.syntaxes import DEFLATED, NATIVE
 from pipeline.source.listing import HEAD_BYTES
 from pipeline.study_rules import check_identity, check_share
 from presentation.progress import result_console

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 EOI = b"\xff\xd9"
 """End of image; JPEG 2000 writes its end of codestream alike."""
-LOSSLESS = 0xC3
-"""The process of JPEG Lossless, in its frame marker."""
 
 _SOI = b"\xff\xd8"
 _SOC = b"\xff\x4f\xff\x51"

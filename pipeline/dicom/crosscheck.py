@@ -12,12 +12,12 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from pipeline.dicom import pixeldata as px
 from pipeline.dicom.decoders import LADDERS, Words, decode_frame, decode_with
 from pipeline.dicom.headers import Header, read_header
 from pipeline.dicom.limits import Limits
 from pipeline.dicom.pixeldata import read_frames
 from pipeline.dicom.precision import find_bits
+from pipeline.dicom.syntaxes import NATIVE
 from storage_schemas.errors import CspineError, SliceError, StoreError
 
 GDCM = "gdcm"
@@ -66,7 +66,7 @@ def _decode_again(
     limits: Limits,
     bits: int,
 ) -> tuple[NDArray[np.unsignedinteger], str]:
-    if header.syntax in px.NATIVE:
+    if header.syntax in NATIVE:
         return _by_pydicom(data, frame), "pydicom"
     library = name.partition(".")[0]
     others = [rung for rung in LADDERS[header.syntax] if rung.partition(".")[0] != library]

@@ -19,10 +19,9 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.dicom import pixeldata as px
+from pipeline.dicom import syntaxes as uids
 from pipeline.dicom.codestreams import (
     EOI,
-    LOSSLESS,
     CodestreamError,
     FrameForm,
     check_rle,
@@ -99,7 +98,7 @@ def decode_frame(
         ``codestream-mismatch``, ``codestream-truncated`` or ``decode-failed``.
     """
     frame = _frame_of(header)
-    if header.syntax in px.NATIVE:
+    if header.syntax in uids.NATIVE:
         words = np.frombuffer(piece, frame.words)
         if header.elements.big_endian != (sys.byteorder == "big"):
             words = words.byteswap()
@@ -121,11 +120,8 @@ def decode_frame(
 
 
 def read_form(header: Header, piece: memoryview) -> FrameForm:
-    """What a compressed frame that was decoded says of itself; RLE knows no precision (0)."""
-    if header.syntax == px.RLE:
-        return FrameForm(header.rows, header.columns, 1, 0)
-    is_jpeg2000 = header.syntax in px.JPEG_2000S or header.syntax in px.HTJ2KS
-    return read_jpeg2000(piece) if is_jpeg2000 else read_jpeg(piece)
+    """What a compressed frame that was decoded says of itself; precision 0 where it says none."""
+    return CODINGS[uids.SYNTAXES[header.syntax].coding](piece, _frame_of(header))
 
 
 def decode_with(
@@ -164,11 +160,8 @@ def _frame_of(header: Header) -> Frame:
 
 def check_frame(frame: Frame, piece: memoryview) -> None:
     """Hold the codestream's own form against the header; raises CodestreamError."""
-    if frame.syntax == px.RLE:
-        check_rle(piece, frame.bits_allocated // 8)
-        return
-    is_jpeg2000 = frame.syntax in px.JPEG_2000S or frame.syntax in px.HTJ2KS
-    form = read_jpeg2000(piece) if is_jpeg2000 else read_jpeg(piece)
+    syntax = uids.SYNTAXES[frame.syntax]
+    form = CODINGS[syntax.coding](piece, frame)
     found = (form.rows, form.columns, form.components)
     if found != (frame.rows, frame.columns, 1):
         raise CodestreamError(
@@ -177,15 +170,17 @@ def check_frame(frame: Frame, piece: memoryview) -> None:
                 *found, frame.rows, frame.columns
             ),
         )
-    if form.precision > frame.bits_allocated or not _sign_is_known(frame, form):
+    if form.precision and (
+        form.precision > frame.bits_allocated or not _sign_is_known(frame, form)
+    ):
         raise CodestreamError(
             "codestream-mismatch",
             f"{form.precision} bits {'' if form.signed else 'un'}signed inside,"
             f" {frame.bits_stored} bits {'' if frame.signed else 'un'}signed in the header",
         )
-    if form.process not in _PROCESSES.get(frame.syntax, (0,)):
+    if syntax.processes and form.process not in syntax.processes:
         raise CodestreamError("codestream-mismatch", f"JPEG process 0x{form.process:02X} inside")
-    if frame.syntax in px.LOSSLESS_JPEGS and len(piece) * 8 < frame.rows * frame.columns:
+    if form.process == uids.LOSSLESS_PROCESS and len(piece) * 8 < frame.rows * frame.columns:
         # Huffman codes have one bit a pixel or more.
         raise CodestreamError("codestream-truncated", f"{len(piece)} bytes for {found} pixels")
 
@@ -195,14 +190,18 @@ def _sign_is_known(frame: Frame, form: FrameForm) -> bool:
     return not frame.signed or form.signed or form.precision >= frame.bits_stored
 
 
-_PROCESSES: Mapping[str, tuple[int, ...]] = {
-    px.JPEG_BASELINE: (0xC0,),
-    px.JPEG_EXTENDED: (0xC0, 0xC1),
-    px.JPEG_LOSSLESS: (LOSSLESS,),
-    px.JPEG_LOSSLESS_SV1: (LOSSLESS,),
-    px.JPEG_LS: (0xF7,),
-    px.JPEG_LS_NEAR: (0xF7,),
+def _read_rle(piece: memoryview, frame: Frame) -> FrameForm:
+    """RLE has neither size nor precision of its own; its segments are checked (PS3.5 annex G)."""
+    check_rle(piece, frame.bits_allocated // 8)
+    return FrameForm(frame.rows, frame.columns, 1, 0)
+
+
+CODINGS: Mapping[str, Callable[[memoryview, Frame], FrameForm]] = {
+    "rle": _read_rle,
+    "jpeg": lambda piece, _: read_jpeg(piece),
+    "jpeg2000": lambda piece, _: read_jpeg2000(piece),
 }
+"""For each coding what reads the form of a frame, and refuses a frame that is cut short."""
 
 
 def _as_words(decoded: NDArray[Any], frame: Frame) -> Words:
@@ -240,7 +239,9 @@ def _may_have_run_dry(image: NDArray[Any], form: FrameForm) -> bool:
     That is half of the range (T.81 H.1.2.1), a value that a whole last row of a CT hardly has.
     Rows of a lossy frame are filled in ways that depend on their content, so all of them count.
     """
-    return form.process != LOSSLESS or bool((image[-1] == 1 << (form.precision - 1)).all())
+    return form.process != uids.LOSSLESS_PROCESS or bool(
+        (image[-1] == 1 << (form.precision - 1)).all()
+    )
 
 
 def _ran_dry(piece: memoryview, image: NDArray[Any]) -> bool:
@@ -321,10 +322,17 @@ _JPEG_2000 = {"imagecodecs.jpeg2k": _jpeg2k, "pylibjpeg.openjpeg": _openjpeg}
 _HTJ2K = {"imagecodecs.jpeg2k": _jpeg2k, "imagecodecs.htj2k": _htj2k}
 
 LADDERS: Mapping[str, Mapping[str, Rung]] = {
-    px.RLE: {"imagecodecs.dicomrle": _dicomrle, "pylibjpeg.rle": _pylibjpeg_rle},
-    **dict.fromkeys(px.JPEGS, _JPEG),
-    **dict.fromkeys(px.JPEG_LSS, _JPEG_LS),
-    **dict.fromkeys(px.JPEG_2000S, _JPEG_2000),
-    **dict.fromkeys(px.HTJ2KS, _HTJ2K),
+    uids.RLE: {"imagecodecs.dicomrle": _dicomrle, "pylibjpeg.rle": _pylibjpeg_rle},
+    uids.JPEG_BASELINE: _JPEG,
+    uids.JPEG_EXTENDED: _JPEG,
+    uids.JPEG_LOSSLESS: _JPEG,
+    uids.JPEG_LOSSLESS_SV1: _JPEG,
+    uids.JPEG_LS: _JPEG_LS,
+    uids.JPEG_LS_NEAR: _JPEG_LS,
+    uids.JPEG_2000_LOSSLESS: _JPEG_2000,
+    uids.JPEG_2000: _JPEG_2000,
+    uids.HTJ2K_LOSSLESS: _HTJ2K,
+    uids.HTJ2K_RPCL: _HTJ2K,
+    uids.HTJ2K: _HTJ2K,
 }
 """For each compressed transfer syntax its rungs, in the order in which they are asked."""

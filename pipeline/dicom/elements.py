@@ -20,11 +20,8 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 
 from pipeline.dicom.limits import SAFETY_INFLATION, Limits
+from pipeline.dicom.syntaxes import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE
 from storage_schemas.errors import SliceError
-
-IMPLICIT_LITTLE = "1.2.840.10008.1.2"
-EXPLICIT_BIG = "1.2.840.10008.1.2.2"
-DEFLATED = "1.2.840.10008.1.2.1.99"
 
 PIXEL_DATA = 0x7FE00010
 PREAMBLE = 132

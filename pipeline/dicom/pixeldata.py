@@ -5,33 +5,13 @@ Nothing is decoded here; what a compressed piece says about itself is read in
 """
 
 import struct
-from typing import Final
 
 from pipeline.dicom.codestreams import ends, starts, unwrap_jp2
-from pipeline.dicom.elements import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE, UNDEFINED
+from pipeline.dicom.elements import UNDEFINED
 from pipeline.dicom.headers import Header
 from pipeline.dicom.limits import Limits
+from pipeline.dicom.syntaxes import NATIVE, SYNTAXES
 from storage_schemas.errors import SliceError
-
-EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
-RLE = "1.2.840.10008.1.2.5"
-_JPEG = "1.2.840.10008.1.2.4."
-JPEG_BASELINE, JPEG_EXTENDED = _JPEG + "50", _JPEG + "51"
-JPEG_LOSSLESS, JPEG_LOSSLESS_SV1 = _JPEG + "57", _JPEG + "70"
-JPEG_LS, JPEG_LS_NEAR = _JPEG + "80", _JPEG + "81"
-JPEG_2000_LOSSLESS, JPEG_2000 = _JPEG + "90", _JPEG + "91"
-HTJ2K_LOSSLESS, HTJ2K_RPCL, HTJ2K = _JPEG + "201", _JPEG + "202", _JPEG + "203"
-
-NATIVE: Final = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
-JPEGS: Final = frozenset({JPEG_BASELINE, JPEG_EXTENDED, JPEG_LOSSLESS, JPEG_LOSSLESS_SV1})
-LOSSLESS_JPEGS: Final = frozenset({JPEG_LOSSLESS, JPEG_LOSSLESS_SV1})
-JPEG_LSS: Final = frozenset({JPEG_LS, JPEG_LS_NEAR})
-JPEG_2000S: Final = frozenset({JPEG_2000_LOSSLESS, JPEG_2000})
-HTJ2KS: Final = frozenset({HTJ2K_LOSSLESS, HTJ2K_RPCL, HTJ2K})
-LOSSY: Final = frozenset({JPEG_BASELINE, JPEG_EXTENDED, JPEG_LS_NEAR, JPEG_2000})
-"""Syntaxes whose values may lie beyond the range that was coded, by the coding itself."""
-SUPPORTED: Final = NATIVE | JPEGS | JPEG_LSS | JPEG_2000S | HTJ2KS | {RLE}
-"""The transfer syntaxes that are read (PS3.5 annex A); all others are refused."""
 
 _MOST_PADDING = 1 << 16
 _GREY = ("MONOCHROME1", "MONOCHROME2")
@@ -48,7 +28,7 @@ def check_pixels(header: Header, limits: Limits) -> None:
         ``syntax-unsupported``, ``pixel-format-unsupported`` or ``size-over-budget``.
     """
     key = header.key
-    if header.syntax not in SUPPORTED:
+    if header.syntax not in NATIVE and header.syntax not in SYNTAXES:
         raise SliceError("syntax-unsupported", f"transfer syntax {header.syntax}", key=key)
     if (
         header.samples != 1
@@ -147,8 +127,9 @@ def _encapsulated_frames(header: Header) -> list[memoryview]:
         why = f"{len(fragments)} fragments make {len(frames)} frames, not {header.frames}"
         raise SliceError("length-mismatch", why, key=header.key)
     pieces = [f[0] if len(f) == 1 else memoryview(b"".join(f)) for f in frames]
-    is_jpeg2000 = header.syntax in JPEG_2000S or header.syntax in HTJ2KS
-    return [unwrap_jp2(piece) for piece in pieces] if is_jpeg2000 else pieces
+    if SYNTAXES[header.syntax].coding != "jpeg2000":
+        return pieces
+    return [unwrap_jp2(piece) for piece in pieces]
 
 
 def _fragments(header: Header) -> tuple[bytes, list[tuple[int, memoryview]]]:
@@ -179,7 +160,7 @@ def _group(
 ) -> list[list[memoryview]]:
     """Fragments by frame: one each, else by the offset table, else by their own end marks."""
     pieces = [piece for _, piece in fragments]
-    if header.syntax == RLE or len(pieces) == header.frames:
+    if not SYNTAXES[header.syntax].marked or len(pieces) == header.frames:
         return [[piece] for piece in pieces]
     if len(table) == 4 * header.frames:
         begin = set(struct.unpack(f"<{header.frames}L", table))

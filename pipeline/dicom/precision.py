@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.dicom.decoders import read_form
 from pipeline.dicom.headers import Header
 from pipeline.dicom.hounsfield import find_padding, stored_range
-from pipeline.dicom.pixeldata import LOSSY, NATIVE
+from pipeline.dicom.syntaxes import NATIVE, SYNTAXES
 from storage_schemas.errors import SliceError
 
 Words = NDArray[np.unsignedinteger[Any]]
@@ -58,7 +58,7 @@ def find_bits(header: Header, words: Words, piece: memoryview) -> int:
     if inside.size == 0 or _fits(inside, bits, signed):
         return bits
     high = inside >> np.uint16(bits)
-    if (high == high.flat[0]).all() and not (signed and header.syntax in LOSSY):
+    if (high == high.flat[0]).all() and not (signed and form and SYNTAXES[header.syntax].lossy):
         return bits  # the same in every pixel: no part of the values
     if header.syntax not in NATIVE:
         return width
