@@ -143,6 +143,7 @@ def run_pipeline(
     from pipeline.source.series_table import read_series_table
     from pipeline.tables import build_tables, count_unplaced, refresh_tables
     from pipeline.verify import verify_store
+    from pipeline.vertebrae.locate import find_locator
     from pipeline.vertebrae.onnx_network import choose_network
     from presentation.progress import StageProgress, say_event
     from storage_schemas.store import StudyStore
@@ -160,6 +161,8 @@ def run_pipeline(
         raise UsageError("config-invalid", "--only-masked needs --masks")
     if serial and performance_report:
         raise UsageError("config-invalid", "--performance-report is Dask's, not for --serial")
+    if config.locate_by:
+        find_locator(config.locate_by)
     series = read_series_table(series_table) if series_table else {}
     opened = StudyStore.create(store)
     if repair:

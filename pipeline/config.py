@@ -50,6 +50,9 @@ class StudyConfig:
         Convention by which masks number the vertebrae.
     localizer : NetworkFile or None
         Network that finds the vertebrae of studies without a mask; without one they get no crops.
+    locate_by : str
+        Another way of finding the vertebrae of studies without a mask, in place of the localizer: a
+        name from `pipeline.vertebrae.locate.LOCATORS`; empty for none.
     vertebrae : tuple of str
         Levels to crop, with commas between; by default those of the targets.
     margin_mm : float
@@ -71,6 +74,7 @@ class StudyConfig:
     masks: str | None = None
     mask_labels: str = "rsna"
     localizer: NetworkFile | None = None
+    locate_by: str = ""
     vertebrae: tuple[str, ...] = COMPETITION.levels
     margin_mm: Annotated[float, limits("mm", ge=0, le=100)] = 8.0
     strict: bool = False
@@ -85,6 +89,8 @@ class StudyConfig:
         for level in self.vertebrae:
             convert(level, str, "vertebrae", LEVELS)
         check_pattern(self.series)
+        if self.localizer and self.locate_by:
+            raise invalid("locate_by", "a run has a localizer or another way, not both")
         if self.localizer and not set(self.vertebrae) & set(LOCALIZED_LEVELS):
             raise invalid("vertebrae", "the localizer finds C1 to C7, of which none is named")
 
@@ -99,6 +105,8 @@ class StudyConfig:
             locating = {"mask_labels": self.mask_labels}
         else:
             locating = {"localizer": self.localizer.sha256 if self.localizer else ""}
+            if self.locate_by:
+                locating = {"locate_by": self.locate_by}
         return sha256_json(
             {
                 "version": RESULT_VERSION,

@@ -28,6 +28,7 @@ from pipeline.vertebrae.locate import (
     LocatedVertebra,
     Overview,
     find_focus,
+    find_locator,
     locate_by_mask,
     locate_by_network,
 )
@@ -239,6 +240,8 @@ def _locate(
         raise mask
     if mask is not None:
         return locate_by_mask(*sight, mask, config.mask_labels, config.vertebrae)
+    if config.locate_by:
+        return find_locator(config.locate_by)(*sight, config.vertebrae)
     if config.localizer is not None:
         return locate_by_network(*sight, open_network(config.localizer), config.vertebrae)
     reason = "the study has no mask and the run no localizer"

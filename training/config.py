@@ -14,7 +14,6 @@ from presentation.setting_types import limits
 from presentation.settings import check, read_settings
 from storage_schemas.errors import UsageError
 
-Family = Literal["vit", "resnet"]
 Order = Literal["shuffled", "site"]
 Pooling = Literal["lstm", "attention"]
 Window = tuple[float, float]
@@ -128,9 +127,9 @@ class ModelConfig:
 
     Parameters
     ----------
-    family : {"vit", "resnet"}
-        Family of the image encoder. A ViT needs pretraining or many inputs; a residual network
-        learns thin fracture lines from few.
+    family : str
+        Family of the image encoder, from `training.models.families.FAMILIES`. A ViT needs
+        pretraining or many inputs; a residual network learns thin fracture lines from few.
     patch : int
         Side of the image area that one feature represents, in pixels; divides the input's size. A
         residual network takes 8, 16 or 32.
@@ -142,7 +141,7 @@ class ModelConfig:
         Attention heads of a ViT; they divide the width.
     """
 
-    family: Family = "vit"
+    family: str = "vit"
     patch: Pixels = 16
     width: Annotated[int, limits("features", ge=1)] = 192
     depth: Annotated[int, limits("layers", ge=1)] = 6

@@ -5,7 +5,7 @@ Both give the voxels of each level on the grid of the volume. Not here: boxes of
 and the interpretation of a network's output (`pipeline.vertebrae.anatomy`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +23,7 @@ from pipeline.vertebrae.maskparts import (
 from pipeline.vertebrae.nifti import LabelMask
 from pipeline.vertebrae.onnx_network import Network
 from pipeline.vertebrae.overview import overview_geometry
+from presentation.setting_types import convert
 from storage_schemas.cubes import shrink_cube
 from storage_schemas.errors import StudyError
 from storage_schemas.geometry import Box, StackGeometry
@@ -303,6 +304,23 @@ def locate_by_network(
     for level in set(levels) - set(LOCALIZED_LEVELS):
         missing[level] = (_NOT_FOUND, f"{level}: the localizer knows C1 to C7 only")
     return Localization(network.name, *_of_levels(levels, located, missing, "the localizer finds"))
+
+
+Locator = Callable[[NDArray[np.int16], StackGeometry, Overview, Sequence[str]], Localization]
+"""Finds levels in a volume (z, y, x) in HU, given its geometry, its overview and the levels."""
+LOCATORS: dict[str, Locator] = {}
+"""Other ways of finding vertebrae, by the name that the setting ``locate_by`` takes."""
+
+
+def find_locator(name: str) -> Locator:
+    """Return another way of finding vertebrae.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` where `LOCATORS` has none of that name.
+    """
+    return LOCATORS[convert(name, str, "locate_by", LOCATORS)]
 
 
 def _locate(

@@ -8,7 +8,6 @@ of new models.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal
 
 from transformers import (
@@ -19,6 +18,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from presentation.setting_types import convert
 from training.config import InputConfig, ModelConfig
 
 
@@ -78,12 +78,33 @@ def _build_resnet(
     )
 
 
-FAMILIES: Mapping[str, EncoderFamily] = MappingProxyType(
-    {
-        "vit": EncoderFamily("token", _build_vit, boxes=True),
-        "resnet": EncoderFamily("mean", _build_resnet, boxes=True),
-        "dinov2": EncoderFamily("token"),
-        "swin": EncoderFamily("mean"),
-    }
-)
-"""Families by ``model_type``; `training.config.Family` lists those that can be built."""
+FAMILIES: dict[str, EncoderFamily] = {
+    "vit": EncoderFamily("token", _build_vit, boxes=True),
+    "resnet": EncoderFamily("mean", _build_resnet, boxes=True),
+    "dinov2": EncoderFamily("token"),
+    "swin": EncoderFamily("mean"),
+}
+"""Families by ``model_type``."""
+
+
+def build_encoder(
+    config: ModelConfig, inputs: InputConfig, head: Mapping[str, Any]
+) -> PreTrainedModel:
+    """Build a slice classifier with random weights.
+
+    Parameters
+    ----------
+    config : ModelConfig
+        Family and size of the model.
+    inputs : InputConfig
+        Size and channels of the input.
+    head : mapping
+        Options of the head, for the configuration of transformers.
+
+    Raises
+    ------
+    UsageError
+        ``config-invalid`` if the family is unknown, or new models of it are not supported.
+    """
+    known = {name: family.build for name, family in FAMILIES.items() if family.build}
+    return known[convert(config.family, str, "model.family", known)](config, inputs, head)

@@ -4,10 +4,9 @@ The ``model_type`` in config.json identifies the kind of a saved model; unknown 
 models. Rounds, candidates, validation, calibration and folders are the same for all kinds.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 from transformers import PreTrainedModel
 
@@ -85,7 +84,7 @@ SEQUENCE = Kind(
     score=score_patients,
 )
 
-KINDS: Mapping[str, Kind] = MappingProxyType({"slice": SLICE, MODEL_TYPE: SEQUENCE})
+KINDS: dict[str, Kind] = {"slice": SLICE, MODEL_TYPE: SEQUENCE}
 """Kinds by the name that recipes use; for all but slice models it is the ``model_type``."""
 
 

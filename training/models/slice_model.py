@@ -26,7 +26,7 @@ from transformers import (
 from storage_schemas.errors import UsageError
 from training.config import InputConfig, ModelConfig, inputs_from_json
 from training.durable import write_folder
-from training.models.families import FAMILIES
+from training.models.families import build_encoder
 
 LABEL = "fractured"
 PRIOR = 0.05
@@ -71,9 +71,7 @@ def build_model(config: ModelConfig, inputs: InputConfig, seed: int) -> PreTrain
             "config-invalid", f"patches of {config.patch} px do not fill {inputs.size} px"
         )
     torch.manual_seed(seed)
-    build = FAMILIES[config.family].build
-    assert build is not None, "each `Family` of the settings can be made"
-    model = build(config, inputs, _ONE_LOGIT)
+    model = build_encoder(config, inputs, _ONE_LOGIT)
     *_, bias = model.classifier.parameters()
     torch.nn.init.constant_(bias, math.log(PRIOR / (1 - PRIOR)))
     return _declare_mean_loss(model)

@@ -16,6 +16,7 @@ from training.config import BoostConfig, RunConfig
 from training.data.cohort import Study
 from training.data.splits import Splits, split_patients
 from training.models.kinds import KINDS, Kind
+from training.rounds.candidates import Decision, decide
 from training.rounds.recipes import find_recipe
 from training.runs import ROUNDS, SETTINGS, SPLITS, TARGETS, RunFolder
 
@@ -204,6 +205,9 @@ class RunPlan:
         Plans of the rounds, in order.
     targets : Targets
         Targets of the store.
+    decide : callable
+        Function that accepts a candidate or none, with the parameters of
+        `training.rounds.candidates.decide`.
     """
 
     config: RunConfig
@@ -214,6 +218,7 @@ class RunPlan:
     splits: Splits
     rounds: tuple[RoundPlan, ...]
     targets: Targets
+    decide: Callable[..., Decision] = decide
 
     def documents(self) -> dict[str, Any]:
         """Return the documents of the plan in the run folder: JSON values by file name."""
@@ -257,6 +262,8 @@ def plan_run(
     """
     recipe = find_recipe(config.recipe)
     kind, policy = KINDS[recipe.kind], recipe.policy(config)
+    if recipe.train is not None:
+        kind = replace(kind, train=recipe.train)
     model, inputs = kind.start(config, start, targets)
     splits = split_patients(studies, config.split, config.seed)
     config = replace(config, inputs=inputs)
@@ -267,7 +274,8 @@ def plan_run(
         replay=policy.replay,
         one_round=recipe.one_round,
     )
-    return RunPlan(config, kind, policy, store, start, splits, rounds, targets), model
+    plan = RunPlan(config, kind, policy, store, start, splits, rounds, targets)
+    return replace(plan, decide=recipe.decide or plan.decide), model
 
 
 def write_plan(run: RunFolder, plan: RunPlan) -> None:

@@ -1,11 +1,15 @@
 """Recipes: how rounds are planned, trained and validated, each one value with a name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from presentation.setting_types import convert
 from training.config import BoostConfig, RunConfig
+
+if TYPE_CHECKING:  # the command line reads the names of the recipes without torch
+    from training.optimization.trainer import Trained
+    from training.rounds.candidates import Decision
 
 
 @dataclass(frozen=True)
@@ -20,11 +24,19 @@ class Recipe:
         Maps the settings of the run to the boosting settings that the recipe uses.
     one_round : bool
         Whether all patients are trained on in one round, with the steps of all rounds.
+    train : callable or None
+        Function that trains the model on a round, with the parameters of
+        `training.models.kinds.Kind.train`; None for that of the kind.
+    decide : callable or None
+        Function that accepts a candidate or none, with the parameters of
+        `training.rounds.candidates.decide`; None for that function.
     """
 
     kind: str
     policy: Callable[[RunConfig], BoostConfig]
     one_round: bool = False
+    train: Callable[..., "Trained"] | None = None
+    decide: Callable[..., "Decision"] | None = None
 
 
 PLAIN = BoostConfig(
@@ -53,9 +65,12 @@ SEQUENCE = Recipe(kind="cspine-sequence", policy=lambda config: config.boost)
 A vertebra is a sequence of slice positions, and a patient a sequence of vertebrae; see
 `training.models.sequence_model`."""
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {"boost": BOOST, "seed": SEED, "joint": JOINT, "sequence": SEQUENCE}
-)
+RECIPES: dict[str, Recipe] = {
+    "boost": BOOST,
+    "seed": SEED,
+    "joint": JOINT,
+    "sequence": SEQUENCE,
+}
 """Recipes by the name that ``--recipe`` takes."""
 
 
