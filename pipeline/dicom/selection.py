@@ -121,7 +121,7 @@ def _sort_object(
             found.unused.append(other)
             return
         header = make_header(key, elements)
-        if header.samples != 1 or header.photometric in _COLOURS:
+        if _is_colour(header):
             why = f"{header.samples} samples a pixel, {header.photometric}"
             found.unused.append(UnusedObject(key, "page", why))
             return
@@ -144,6 +144,12 @@ def _sort_object(
             found.frames.append(Candidate(header, frame, plane))
 
 
+def _is_colour(header: Header) -> bool:
+    """Whether a header describes colours without contradicting itself, as damage would."""
+    samples = 1 if header.photometric == "PALETTE COLOR" else 3
+    return header.photometric in _COLOURS and header.samples == samples
+
+
 def _is_copy(elements: Elements, seen: dict[object, list[bytes]]) -> bool:
     """Whether an object of the same bytes came before; the first in the listing is kept."""
     names = ("sop_instance", "position", "instance_number")
@@ -160,6 +166,11 @@ def _other_object(key: str, elements: Elements) -> UnusedObject | None:
     sop_class = class_of(key, elements)
     if not sop_class or sop_class in CT_CLASSES:
         return None
+    is_registered = sop_class == _DIRECTORY or (
+        sop_class.startswith(_STORAGE) and len(sop_class) > len(_STORAGE)
+    )
+    if elements.pixel_start is None and not elements.whole and not is_registered:
+        return None  # the object may end within the UID of its class
     if sop_class == _DIRECTORY:
         return UnusedObject(key, "directory", f"SOP class {sop_class}")
     if sop_class.startswith(_SECONDARY_CAPTURE):

@@ -60,14 +60,15 @@ def read(objects: list[bytes]) -> list[str]:
     try:
         volume = read_volume(made_dicom.name_objects(objects), threads=1)
     except StudyError as error:
-        refused = error.refused  # type: ignore[attr-defined]
-        assert {e.key for e in refused} == {name for name, _ in made_dicom.name_objects(objects)}
+        found = (*error.refused, *error.unused)  # type: ignore[attr-defined]
+        assert {e.key for e in found} == {name for name, _ in made_dicom.name_objects(objects)}
         return [error.kind]
-    keys = {s.key for s in volume.slices} | {e.key for e in volume.refused}
+    found = (*volume.refused, *volume.unused)
+    keys = {s.key for s in volume.slices} | {e.key for e in found}
     assert keys == {name for name, _ in made_dicom.name_objects(objects)}
     assert all(isinstance(e, SliceError) for e in volume.refused)
-    assert not any("secret" in str(e) for e in volume.refused)
-    kinds = [e.kind for e in volume.refused]
+    assert not any("secret" in str(e) for e in found)
+    kinds = [e.kind for e in found]
     return kinds or ["ok"]
 
 
