@@ -53,6 +53,13 @@ WORDS: Mapping[str, str] = {
     r"those who": "patients, users",
     r"contestants?": "reader, loader",
     r"guess(es)?": "baseline",
+    r"asked for": "requested, expected",
+    r"what (becomes|became|would become) of": "outcome",
+    r"sights?": "output, prediction",
+    r"believe[sd]?": "accept, trust",
+    r"(that|somebody) stands": "existing",
+    r"dear(er)?": "expensive",
+    r"(its|their|the) very": "the same, exactly",
 }
 """Terms that texts do not use, as patterns of whole words, and what they use instead."""
 
