@@ -1,10 +1,9 @@
-"""What each slice of a crop shows of its vertebra's fracture, by the study's labels and boxes.
+"""Derive the labels of slices from the labels and the bounding boxes of a study.
 
-A label says that a vertebra is fractured, and a box in which slice, and where, a fracture is seen;
-no box names a level. A slice is 1 where a box lies on its vertebra, and 0 only where that is known:
-where the vertebra is intact, or has boxes, all of which are accounted for, and none here. Whatever
-else a box may mean is unknown, and reported. Not here: the tables' other columns
-(`pipeline.tables`).
+A label tells whether a vertebra is fractured; a box marks a fracture in a slice, without a level. A
+slice is 1 if a box is on its vertebra. It is 0 only if the vertebra is intact, or if it has boxes,
+all boxes of the study are assigned, and none is in this slice. Otherwise it is unknown, and the box
+is reported. Not here: other columns of the tables (`pipeline.tables`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from storage_schemas.annotations import FractureBox
 from storage_schemas.records import CROPPED, STORED, StudyRecord, StudyVolumeRecord, Vertebra
 
 BOX_UNPLACED = "box-unplaced"
-"""The kind under which a box that lies on no vertebra stands in the table ``quarantine``."""
+"""Kind of a box that is on no vertebra, in the table ``quarantine``."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,9 @@ class UnplacedBox:
     Parameters
     ----------
     key : str
-        Key of its slice's object, or its slice number where there is no such slice.
+        Key of the object of the slice, or the slice number if there is no such slice.
     reason : str
-        Why, in one line.
+        Reason, one line.
     """
 
     key: str
@@ -37,19 +36,20 @@ class UnplacedBox:
 
 @dataclass
 class PlacedBoxes:
-    """The boxes of a study on its vertebrae.
+    """Boxes of a study, assigned to its vertebrae.
 
     Parameters
     ----------
     of : dict of (str, int) to list of FractureBox
-        For each level and slice of the volume (z) the boxes there, in pixels of the volume.
+        Boxes by level and slice of the volume (z), in pixels of the volume.
     levels : set of str
         Levels that have a box in some slice.
     doubtful : set of int
         Slices (z) with a box that is on no vertebra.
     lost : bool
-        Whether a box is in a slice that nobody knows, so that it may be any.
+        Whether the slice of a box is unknown, so that it may be any slice.
     unplaced : list of UnplacedBox
+        Boxes that are on no vertebra.
     """
 
     of: dict[tuple[str, int], list[FractureBox]] = field(default_factory=dict)
@@ -59,16 +59,16 @@ class PlacedBoxes:
     unplaced: list[UnplacedBox] = field(default_factory=list)
 
     def label(self, level: str, z: int, fractured: int | None) -> int | None:
-        """Return whether a slice shows its vertebra's fracture; None where that is unknown.
+        """Return whether a slice shows the fracture of its vertebra; None if unknown.
 
         Parameters
         ----------
         level : str
-            The vertebra.
+            Level of the vertebra.
         z : int
-            The slice in the volume.
+            Index of the slice in the volume.
         fractured : int or None
-            The vertebra's own label.
+            Label of the vertebra; None if unknown.
         """
         if fractured is None:
             return None
@@ -84,22 +84,22 @@ class PlacedBoxes:
 def place_boxes(
     record: StudyRecord, labels: Mapping[str, int | None], boxes: Sequence[FractureBox]
 ) -> PlacedBoxes:
-    """Put the boxes of a study on its vertebrae.
+    """Assign the boxes of a study to its vertebrae.
 
     Parameters
     ----------
     record : StudyRecord
-        A committed study.
+        Record of a committed study.
     labels : mapping
-        Its labels by level; None or absent where unknown.
+        Labels of the study by level; None or absent if unknown.
     boxes : sequence of FractureBox
-        In pixels of the stored images.
+        Boxes in pixels of the stored images.
 
     Returns
     -------
     PlacedBoxes
-        Each box is on one fractured vertebra, in one whose label is unknown, or unplaced. A box
-        that fits several fractured vertebrae belongs to the one whose middle is nearest along z.
+        Each box is on a fractured vertebra, on one whose label is unknown, or unplaced. Of several
+        fractured vertebrae, it is the one whose centre is nearest along z.
     """
     placed = PlacedBoxes()
     volume = record.volume
@@ -136,10 +136,10 @@ def place_boxes(
 
 
 class _SliceNumbers:
-    """Slices by the competition's slice number, which is that of the file's name.
+    """Slices by the competition's slice number, which is the name of the file.
 
-    Where no file is so named, it is the instance number: those are equal in the competition's set,
-    and where keys are hashed only the latter is left. A number that several slices have finds none.
+    If no file has this name, it is the instance number: the two are equal in the competition's data
+    set, and only the latter is known if keys are hashed. A number of several slices finds none.
     """
 
     def __init__(self, volume: StudyVolumeRecord) -> None:
@@ -162,7 +162,7 @@ def _name(key: str) -> str:
 
 
 def _on_volume(box: FractureBox, volume: StudyVolumeRecord) -> FractureBox:
-    """A box in pixels of the canonical volume."""
+    """Convert a box to pixels of the canonical volume."""
     orientation = Orientation(volume.transposed, volume.flipped)
     rows, columns = volume.geometry.shape[1:]
     stored_shape = (columns, rows) if volume.transposed else (rows, columns)
@@ -172,7 +172,7 @@ def _on_volume(box: FractureBox, volume: StudyVolumeRecord) -> FractureBox:
 
 
 def _owner(box: FractureBox, vertebrae: Sequence[Vertebra], z: int) -> str | None:
-    """Of the vertebrae whose extent holds the box's centre, the one whose middle is nearest."""
+    """Vertebra with the nearest centre along z, of those whose extent contains the box's centre."""
     x, y = box.x + box.width / 2, box.y + box.height / 2
     around = []
     for vertebra in vertebrae:

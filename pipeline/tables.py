@@ -117,7 +117,7 @@ def refresh_tables(store: StudyStore, annotations: Annotations, records: str) ->
 
 
 def _folder_names(record: StudyRecord) -> list[str]:
-    """The folder of a study whose key is a stand-in, since its folder is named by no UID."""
+    """Folder of a study whose key was made from its URL, since the folder's name is not a UID."""
     if not record.study.startswith(_STAND_IN):
         return []
     folders = {entry.key.partition("/")[0] for entry in record.inputs if "/" in entry.key}
@@ -125,14 +125,14 @@ def _folder_names(record: StudyRecord) -> list[str]:
 
 
 def known_names(store: StudyStore) -> set[str]:
-    """Return the names under which a csv may know the studies of a store: key, or folder."""
+    """Return the names that csv files may use for the studies of a store: keys and folders."""
     keys = store.studies()
     folders = (_folder_names(store.record(key)) for key in keys if key.startswith(_STAND_IN))
     return {str(key) for key in keys} | {name for names in folders for name in names}
 
 
 def count_unplaced(store: StudyStore) -> int:
-    """Return the number of boxes that are on no fractured vertebra, by the store's tables."""
+    """Return the number of boxes that are on no fractured vertebra, from the tables of a store."""
     kinds: list[str] = store.read_table("quarantine")["kind"].to_pylist()
     return kinds.count(BOX_UNPLACED)
 
@@ -219,7 +219,7 @@ def _quarantine_rows(record: StudyRecord, boxes: PlacedBoxes) -> list[Row]:
 
 
 def _as_int64(number: int | None) -> int | None:
-    """A number from a header that fits its column, else null: it is a label and no more."""
+    """Return a number from a header if it fits the column, else None; it is informative only."""
     return number if number is not None and -(1 << 63) <= number < 1 << 63 else None
 
 

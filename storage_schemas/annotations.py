@@ -83,9 +83,9 @@ def read_labels(
     targets : Targets
         Targets whose `Targets.columns` are read.
     overall : {"refuse", "mend"}
-        What is done where the patient's label contradicts the levels'. ``mend`` believes whichever
-        says that there is a fracture: the patient's label becomes 1 where a level is 1, and the
-        levels become unknown where the patient's label is 1 and all of them are 0.
+        Handling of a patient's label that contradicts the levels. ``mend`` assumes the fracture:
+        the patient's label becomes 1 if a level is 1, and the levels become unknown if the
+        patient's label is 1 and all of them are 0.
 
     Returns
     -------

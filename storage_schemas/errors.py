@@ -85,7 +85,7 @@ class UsageError(CspineError):
         "store-unwritable": "choose a STORE that this user may write to",
         "csv-invalid": "give the competition's csv with the columns named above",
         "csv-unknown-study": "give the csv of these studies",
-        "labels-contradictory": "correct the row, or give --overall mend to believe the fracture",
+        "labels-contradictory": "correct the row, or give --overall mend to assume the fracture",
         "mask-unreadable": "give a folder of <study>.nii or <study>.nii.gz label masks",
         "model-invalid": "give a local folder written by save_pretrained",
         "localizer-invalid": "give an ONNX file that cspine-training localizer wrote",

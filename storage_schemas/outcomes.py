@@ -1,9 +1,9 @@
-"""What becomes of one object of the source: stored, unused or refused.
+"""Outcomes of an object of the source: stored, unused or refused.
 
-A refused object is one that should have been a slice and is not; its outcome is the kind of a
-`storage_schemas.errors.SliceError`, or of the StudyError that its whole study is refused for. An
-unused object is in order: it is no part of the stack that was read. Its outcome is ``unused:`` and
-one of `UNUSED_KINDS`.
+A refused object should have been a slice; its outcome is the kind of a
+`storage_schemas.errors.SliceError`, or of the StudyError that refused the whole study. An unused
+object is valid, but not part of the stack that was read; its outcome is ``unused:`` and one of
+`UNUSED_KINDS`.
 """
 
 from collections.abc import Mapping

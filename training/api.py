@@ -227,7 +227,7 @@ class Written:
     predictions : Predictions
         Probabilities of the studies.
     counts : mapping of str to int
-        Rows of the submission, where one was asked for.
+        Rows of the submission, where one was requested.
     files : mapping of str to Path
         Files and folders that were written, by what they are.
     """

@@ -1,7 +1,7 @@
-"""Files that lie beside the studies: masks and tables, found by a path relative to SOURCE.
+"""Find masks and tables by a path relative to SOURCE or to the folder that contains it.
 
-The competition's archive holds ``train_images``, ``segmentations`` and its csv files side by side,
-so that ``--masks segmentations`` means the folder next to the images, wherever one stands.
+The archive of the competition has ``train_images``, ``segmentations`` and csv files in one folder,
+so ``--masks segmentations`` finds the masks from any working directory.
 """
 
 import re
@@ -17,7 +17,7 @@ _UID = re.compile(r"[0-9]+(?:\.[0-9]+)+")
 
 
 def find_beside(path: str | None, source: str) -> str | None:
-    """Return where a file or folder is: as given, else below SOURCE, else beside it.
+    """Find a file or folder: as given, else inside SOURCE, else next to it.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def find_beside(path: str | None, source: str) -> str | None:
     Raises
     ------
     UsageError
-        ``source-not-found`` with the places that were searched.
+        ``source-not-found`` with the paths that were searched.
     """
     if not path or split_protocol(path)[0] or Path(path).is_absolute() or Path(path).exists():
         return path
@@ -53,9 +53,9 @@ def _exists(url: str) -> bool:
 
 
 def check_mask_names(masks: Collection[str], studies: Collection[str], url: str) -> None:
-    """Check that masks are named as their studies are, so that none is left aside unseen.
+    """Check that masks have the names of their studies, so that none is overlooked.
 
-    Masks of studies that the source does not hold are normal where it holds a part of a set.
+    Masks of studies that are not in the source are normal if it is a part of a data set.
 
     Parameters
     ----------
@@ -69,8 +69,8 @@ def check_mask_names(masks: Collection[str], studies: Collection[str], url: str)
     Raises
     ------
     UsageError
-        ``mask-unreadable`` where a mask's name holds the UID of a study that has no mask, and
-        something else.
+        ``mask-unreadable`` where the name of a mask contains the UID of a study without a mask, and
+        other text.
     """
     bare = set(studies) - set(masks)
     for name in sorted(set(masks) - set(studies)):

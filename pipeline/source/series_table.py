@@ -1,4 +1,4 @@
-"""Read the user's table of which series to read of which study."""
+"""Read the table of the series to use for single studies."""
 
 import csv
 import io
@@ -21,8 +21,8 @@ def read_series_table(url: str) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        For each study the series: a SeriesInstanceUID, a SeriesNumber, or a regular expression, as
-        ``--series`` takes them.
+        Series of each study: a SeriesInstanceUID, a SeriesNumber, or a regular expression, as for
+        ``--series``.
 
     Raises
     ------

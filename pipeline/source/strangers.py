@@ -1,8 +1,8 @@
-"""Files beside DICOM objects that are none, recognized by their names or their first bytes.
+"""Recognise files that are not DICOM, by their names or their first bytes.
 
-A slice that was damaged is no stranger: what is named like a DICOM file, or is binary and of no
-format that is known here, may be one, and is refused by whoever reads it. Not here: what DICOM
-objects hold (`pipeline.dicom.selection`).
+A damaged slice is not such a file: a file with the name of a DICOM file, or a binary file of no
+format known here, may be one, and is refused when it is read. Not here: the content of DICOM
+objects (`pipeline.dicom.selection`).
 """
 
 from pathlib import PurePosixPath
@@ -50,7 +50,7 @@ _BLANK = frozenset(b"\t\n\r\f\x1b")
 
 
 def is_junk(key: str) -> bool:
-    """Whether a name is one that an operating system or a tool gives to files of its own."""
+    """Whether a file was written by an operating system or a tool, by its name."""
     *folders, name = PurePosixPath(key).parts or ("",)
     lower = name.lower()
     return (
@@ -62,12 +62,12 @@ def is_junk(key: str) -> bool:
 
 
 def is_named_slice(key: str) -> bool:
-    """Whether a name ends as those of DICOM objects do."""
+    """Whether a name has a suffix of DICOM files."""
     return PurePosixPath(key).suffix.lower() in _SLICE_ENDINGS
 
 
 def find_format(key: str, head: bytes) -> str:
-    """The format of a file that is no DICOM file.
+    """Return the format of a file that is not DICOM.
 
     Parameters
     ----------
@@ -96,5 +96,5 @@ def find_format(key: str, head: bytes) -> str:
 
 
 def is_text(head: bytes) -> bool:
-    """Whether bytes are text: no control character in them, and some character."""
+    """Whether bytes are text: not empty, and without control characters."""
     return bool(head) and not any(byte < 32 and byte not in _BLANK for byte in head)

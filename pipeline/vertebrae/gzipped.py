@@ -1,8 +1,7 @@
-"""Gzip files of several members, decompressed within bounds.
+"""Decompress gzip files, including those of several members, with a size limit.
 
-A gzip file may hold several members one after the other (RFC 1952, 2.2): bgzip writes one for each
-64 kB. What follows the last member and is no member is ignored, as gzip does. Not here: what the
-bytes mean (`pipeline.vertebrae.nifti`).
+A gzip file may have several members (RFC 1952, 2.2): bgzip writes one for each 64 kB. Bytes after
+the last member are ignored, as by gzip. Not here: parsing (`pipeline.vertebrae.nifti`).
 """
 
 import zlib
@@ -13,15 +12,20 @@ import numpy as np
 
 _MAGIC = b"\x1f\x8b"
 _START = 1 << 12
-"""Bytes that hold the header of a NIfTI file."""
+"""Number of bytes that contain the header of a NIfTI file."""
 _STEP = 1 << 20
 _INPUT = 1 << 16
 MAX_EXCESS = 1 << 24
-"""Maximum number of bytes after those that were asked for; they are checked and dropped."""
+"""Maximum number of bytes after the requested ones, which are checked and dropped."""
 
 
 def read_start(data: bytes) -> bytes:
-    """Return the first bytes of a file, decompressed where it is gzipped.
+    """Return the first bytes of a file, decompressed if it is gzipped.
+
+    Parameters
+    ----------
+    data : bytes
+        Content of the file.
 
     Raises
     ------
@@ -39,14 +43,14 @@ def read_start(data: bytes) -> bytes:
 
 
 def read_all(data: bytes, size: int) -> bytes | memoryview:
-    """Return a file of `size` bytes, decompressed where it is gzipped; what follows is dropped.
+    """Return the first `size` bytes of a file, decompressed if it is gzipped.
 
     Parameters
     ----------
     data : bytes
-        The file; a plain one is returned as it is.
+        Content of the file; without gzip, it is returned unchanged.
     size : int
-        Number of bytes that its header asks for; no more are allocated.
+        Number of bytes according to the header; no more are allocated.
 
     Returns
     -------
@@ -56,18 +60,18 @@ def read_all(data: bytes, size: int) -> bytes | memoryview:
     Raises
     ------
     ValueError
-        Where the gzip stream is damaged, or holds `MAX_EXCESS` bytes more than were asked for.
+        Where the gzip stream is damaged, or exceeds `size` by more than `MAX_EXCESS` bytes.
     """
     if not data.startswith(_MAGIC):
         return data
     if int.from_bytes(data[-4:], "little") == size:  # RFC 1952, 2.3.1: the size of the last member
-        # libdeflate writes straight to its place, in a third of the time of zlib.
+        # libdeflate needs a third of the time of zlib, and no copy.
         inflated = np.empty(size, np.uint8)
         try:
             if len(imagecodecs.gzip_decode(data, out=inflated.data)) == size:
                 return inflated.data
         except imagecodecs.GzipError:
-            pass  # several members, or damaged: zlib tells which
+            pass  # several members or damage, which zlib distinguishes
     found, excess = bytearray(), 0
     for piece in _pieces(data, _STEP):
         wanted = size - len(found)
@@ -81,7 +85,7 @@ def read_all(data: bytes, size: int) -> bytes | memoryview:
 
 
 def _pieces(data: bytes, step: int) -> Iterator[bytes]:
-    """The decompressed bytes, at most `step` at once; every member is checked to its end."""
+    """Yield the decompressed bytes in pieces of at most `step`; all checksums are verified."""
     at = 0
     while data.startswith(_MAGIC, at):
         stream = zlib.decompressobj(wbits=31)

@@ -36,9 +36,9 @@ cortical bone much more, muscle 50 (sources as for the phantom)."""
 MIN_SHARE_INSIDE = 0.5
 """Minimum fraction of a mask's volume that is inside the CT."""
 CLEARLY_HU = 30.0
-"""Minimum difference of mean HU at which one of two affines fits the CT better than the other."""
+"""Minimum difference of mean HU for one of two affines to fit the CT better than the other."""
 _WHOLE = 0.9
-"""Share of a vertebra's volume in the CT below which the scan ends in it."""
+"""Fraction of a vertebra's volume in the CT below which the vertebra is truncated."""
 _SHOWN = 24
 _NOT_FOUND = "vertebra-not-found"
 
@@ -95,12 +95,17 @@ class Localization:
 
 
 def find_focus(mask: LabelMask | StudyError | None) -> NDArray[np.float64] | None:
-    """The corners of the box around a mask's labels, by which the series to read is chosen.
+    """Return the corners of the bounding box of a mask's labels, for the choice of the series.
+
+    Parameters
+    ----------
+    mask : LabelMask or StudyError or None
+        Mask of the study, or the reason why it cannot be read.
 
     Returns
     -------
-    ndarray, shape (8, 3), or None
-        LPS mm; None where there is no mask, or nothing in it.
+    ndarray, shape (8, 3), float64, or None
+        Corners in LPS mm; None without a mask, or if the mask is empty.
     """
     if not isinstance(mask, LabelMask) or not mask.labels.any():
         return None
@@ -156,18 +161,18 @@ def locate_by_mask(
         if part.level not in fit.located
     }
     reasons |= fit.missing
-    believed = [found for level, found in fit.located.items() if level not in fit.missing]
-    drawn = None
+    accepted = [found for level, found in fit.located.items() if level not in fit.missing]
+    resampled = None
     if not fit.missing:
-        drawn = resample_levels(fit.mask, fit.parts, overview_geometry(overview[1]))
+        resampled = resample_levels(fit.mask, fit.parts, overview_geometry(overview[1]))
     return Localization(
-        f"mask:{convention}", *_of_levels(levels, believed, reasons, "the mask holds"), drawn
+        f"mask:{convention}", *_of_levels(levels, accepted, reasons, "the mask holds"), resampled
     )
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """A mask on the CT by one of its affines: its levels there, and those not believed."""
+    """A mask aligned by one of its affines, with its accepted and its rejected levels."""
 
     mask: LabelMask
     parts: list[MaskPart]
@@ -183,7 +188,7 @@ def _fit(
     convention: str,
     levels: Sequence[str],
 ) -> _Fit:
-    """Put the mask on the CT by its affine; of two that disagree by the one that fits."""
+    """Align the mask by its affine; if two affines disagree, by the one that fits the CT."""
     if mask.other_affine is None:
         return _fit_by(hu, geometry, mask, convention, levels)
     fits, errors = [], []
@@ -212,7 +217,7 @@ def _fit_by(
     convention: str,
     levels: Sequence[str],
 ) -> _Fit:
-    """Put the mask on the CT by its first affine, and check all of its levels."""
+    """Align the mask by its first affine, and check all of its levels."""
     parts = split_mask(mask, convention)
     found = {part.level: _locate(hu, geometry, mask.index_from_lps, part) for part in parts}
     located = {level: vertebra for level, vertebra in found.items() if vertebra}
@@ -233,7 +238,7 @@ def _fit_by(
 def _is_cut(
     part: MaskPart, found: LocatedVertebra | None, mask: LabelMask, geometry: StackGeometry
 ) -> bool:
-    """Whether the CT or the mask ends in a vertebra, along the CT's slices or the mask's."""
+    """Whether a vertebra is truncated by the CT or by the mask, along the slices of either."""
     along = int(abs(np.linalg.inv(mask.index_from_lps)[2, :3]).argmax())
     side = part.extent[along]
     if side.start == 0 or side.stop == mask.labels.shape[along] or found is None:
@@ -246,7 +251,7 @@ def _is_cut(
 
 
 def _absence(mask: LabelMask, convention: str) -> str:
-    """Say which labels a mask holds, and whose convention they fit, to go after a level's name."""
+    """Describe the labels of a mask, and the conventions that have them, for a message."""
     values = label_values(mask)
     if not values:
         return ": the mask is empty"
@@ -367,7 +372,7 @@ def _check_overlap(
 
 
 def _check_bone(located: list[LocatedVertebra]) -> float:
-    """Mean HU inside the levels asked for; 0 where there is none."""
+    """Mean HU inside the requested levels; 0 if there are none."""
     if not located:
         return 0.0
     voxels = [np.count_nonzero(found.inside) for found in located]

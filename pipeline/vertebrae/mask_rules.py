@@ -1,14 +1,14 @@
-"""Whether the levels of a label mask stand as the vertebrae of one spine do.
+"""Check that the levels of a label mask are plausible as the vertebrae of one spine.
 
-Masks are made by people and programs, and both make mistakes: a numbering that begins at the feet,
-two levels exchanged, a level skipped, a blob under a wrong label. The steps between the vertebrae
-of one person are in proportion, and so are their sizes. A level that is not is left out with its
-reason, and a mask in which most are not is refused. Not here: whether a mask lies on bone
-(`pipeline.vertebrae.locate`), and what is believed of a network (`pipeline.vertebrae.anatomy`).
+Masks have mistakes: levels numbered from the feet, two levels exchanged, a level skipped, a wrong
+label. The distances between the vertebrae of one person are in proportion, and so are their sizes.
+A level that is not in proportion is rejected with a reason, and a mask in which most levels are
+rejected is refused. Not here: whether a mask is on bone (`pipeline.vertebrae.locate`), and the
+output of a network (`pipeline.vertebrae.anatomy`).
 
-Steps are those of adults: heights of bodies and discs after Panjabi et al., Spine 16(8), 1991
-(cervical and thoracic) and Spine 17(3), 1992 (lumbar). Volumes are those of masks that people drew:
-C1 to T5 of a VerSe patient keep within 8 % of their proportions, and L1 to L5 of another.
+Distances are those of adults: heights of bodies and discs after Panjabi et al., Spine 16(8), 1991
+(cervical and thoracic) and Spine 17(3), 1992 (lumbar). Volumes are those of manually drawn masks:
+C1 to T5 of one patient of VerSe, and L1 to L5 of another, are within 8 % of these proportions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,31 +28,31 @@ STEPS_MM = (
     *(20.0, 22.0, 23.0, 24.0, 24.0, 24.5, 25.0, 26.0, 27.0, 28.0, 29.0, 31.0),
     *(33.0, 34.0, 35.0, 34.0),
 )
-"""From the middle of each of `LEVELS` to that of the next one below, in an adult."""
+"""Distance in mm from the centre of each of `LEVELS` to the next one below, in an adult."""
 VOLUMES_CM3 = (
     *(11.0, 16.0, 10.5, 10.5, 11.0, 12.0, 14.0),
     *(17.0, 18.0, 18.0, 20.0, 21.0, 23.0, 25.0, 28.0, 31.0, 34.0, 37.0, 40.0),
     *(45.0, 49.0, 53.0, 56.0, 58.0),
 )
-"""Volume of each of `LEVELS` in an adult, arch and processes included."""
+"""Volume of each of `LEVELS` in an adult, including arch and processes."""
 SCALE = (0.3, 1.7)
-"""A person's steps as a share of the adult's: from a newborn's neck to more than a giant's."""
+"""Range of a person's distances relative to an adult's, from newborns to very tall patients."""
 STEP_SHARE = (0.6, 1.6)
-"""A step against that person's other steps, in proportion; a skipped level gives 0.5 or 2."""
+"""Range of a distance relative to the person's other distances; a skipped level gives 0.5 or 2."""
 SIZE_SHARE = (0.15, 1.8)
-"""A volume against that person's other volumes, in proportion; two vertebrae in one give 2."""
+"""Range of a volume relative to the person's other volumes; two vertebrae in one give 2."""
 MIN_STEP_FOR_SIZE = 0.62
-"""Minimum scale of the steps divided by the scale of the sizes: vertebrae do not overlap."""
+"""Minimum ratio of the scale of distances to the scale of sizes, since vertebrae do not overlap."""
 MIN_STEP_SHARE_CUT = 0.1
-"""The same as the first of `STEP_SHARE` where the scan cuts a vertebra, whose middle then moves."""
+"""Minimum of `STEP_SHARE` for a truncated vertebra, whose centre is shifted."""
 CUT_SHARE = 0.5
-"""Maximum share of a step by which the middle of a vertebra moves where the scan cuts it."""
+"""Maximum shift of the centre of a truncated vertebra, relative to the distance."""
 MAX_INVERTED = 0.75
-"""Maximum share of pairs of levels in the wrong order, for the numbering to run to the feet."""
+"""Maximum fraction of pairs of levels in reverse order; above it, levels run from the feet."""
 GRID_SHARE = 0.5
-"""Share of the coarsest voxel side by which a middle may be off."""
+"""Tolerance of a centre, relative to the largest side of a voxel."""
 MIN_KEPT = 0.5
-"""Minimum share of a mask's levels that keep the rules, for these to be believed."""
+"""Minimum fraction of a mask's levels that must be plausible for any of them to be accepted."""
 _NOT_FOUND = "vertebra-not-found"
 _OUT_OF_ORDER = "vertebra-out-of-order"
 
@@ -74,27 +74,27 @@ class _Level:
 def check_levels(
     parts: Sequence[MaskPart], lps_from_index: NDArray[np.float64], cut: Mapping[str, bool]
 ) -> Missing:
-    """Find the levels of a mask that cannot be what they are called.
+    """Find the levels of a mask whose labels are implausible.
 
     Parameters
     ----------
     parts : sequence of MaskPart
         All levels of the mask.
-    lps_from_index : ndarray, shape (4, 4)
-        Affine from the mask's homogeneous indices to LPS mm.
+    lps_from_index : ndarray, shape (4, 4), float64
+        Affine from homogeneous indices of the mask to LPS mm.
     cut : mapping of str to bool
-        For each level whether the scan or the mask ends in it.
+        Whether the scan or the mask truncates the level.
 
     Returns
     -------
     dict of str to (str, str)
-        For each such level its kind, ``vertebra-not-found`` or ``vertebra-out-of-order``, and why.
+        Kind, ``vertebra-not-found`` or ``vertebra-out-of-order``, and reason of each such level.
 
     Raises
     ------
     StudyError
-        ``vertebra-out-of-order`` where the levels run from the feet to the head, are too far apart
-        or too near for a spine, skip a level, or contradict each other for the most part.
+        ``vertebra-out-of-order`` where the levels are numbered from the feet, are too far apart or
+        too close, skip a level, or most of them contradict each other.
     """
     missing: Missing = {part.level: (_NOT_FOUND, part.fault) for part in parts if part.fault}
     levels = _measure([part for part in parts if not part.fault], lps_from_index, cut)
@@ -113,11 +113,11 @@ def check_levels(
 def _measure(
     parts: Sequence[MaskPart], lps_from_index: NDArray[np.float64], cut: Mapping[str, bool]
 ) -> list[_Level]:
-    """Where each level is and how large, from head to feet by name."""
+    """Measure position and size of each level, from head to feet by label."""
     parts = sorted(parts, key=lambda part: LEVELS.index(part.level))
     middles, sizes = [], []
     for part in parts:
-        # Axis by axis, which needs no list of all voxels.
+        # Axis by axis, which needs no list of voxels.
         counts = [part.inside.sum(axis=others) for others in ((1, 2), (0, 2), (0, 1))]
         index = [
             side.start + float(np.average(np.arange(len(count)), weights=count))
@@ -134,14 +134,14 @@ def _measure(
 
 
 def _check_sizes(levels: Sequence[_Level]) -> Missing:
-    """Levels that are no vertebra by their volume."""
+    """Levels with an implausible volume."""
     whole = [level.cm3 / VOLUMES_CM3[level.place] for level in levels if not level.cut]
     typical = float(np.median(whole)) if len(whole) > 2 else None
     missing: Missing = {}
     for level in levels:
         adult = VOLUMES_CM3[level.place]
         least, most = TRUNCATED_MM3 / 1000, SCALE[1] ** 3 * adult
-        if typical is not None:  # of two levels neither tells that the other one is wrong
+        if typical is not None:  # with two levels, it is unknown which one is wrong
             most = min(most, SIZE_SHARE[1] * typical * adult)
             least = least if level.cut else max(least, SIZE_SHARE[0] * typical * adult)
         if not least <= level.cm3 <= most:
@@ -151,7 +151,7 @@ def _check_sizes(levels: Sequence[_Level]) -> Missing:
 
 
 def _check_steps(levels: Sequence[_Level], slack_mm: float) -> Missing:
-    """Levels that contradict the others by their distances along the spine."""
+    """Levels at implausible distances from the others along the spine."""
     pairs = list(combinations(levels, 2))
     if sum(upper.height < lower.height for upper, lower in pairs) > MAX_INVERTED * len(pairs):
         first, last = levels[0], levels[-1]
@@ -166,18 +166,20 @@ def _check_steps(levels: Sequence[_Level], slack_mm: float) -> Missing:
     if not conflicts:
         return {}
     _check_skips(levels, conflicts)
-    # A wrong name spoils the steps by name, not those between neighbours in space.
+    # A wrong label affects distances in the order of labels, not those in the order of heights.
     scale = _scale(sorted(levels, key=lambda level: -level.height), in_space=True)
     missing: Missing = {}
     while conflicts := _conflicts(levels, scale, slack_mm):
-        for name in _most_accused(levels, conflicts):
+        for name in _most_conflicting(levels, conflicts):
             missing[name] = (_OUT_OF_ORDER, next(iter(conflicts[name].values())))
         levels = [level for level in levels if level.name not in missing]
     return missing
 
 
-def _most_accused(levels: Sequence[_Level], conflicts: Mapping[str, Mapping[str, str]]) -> set[str]:
-    """The levels with most conflicts, and those exchanged with them, which have as good as many."""
+def _most_conflicting(
+    levels: Sequence[_Level], conflicts: Mapping[str, Mapping[str, str]]
+) -> set[str]:
+    """The levels with the most conflicts, and those exchanged with them with almost as many."""
     most = max(len(others) for others in conflicts.values())
     accused = {name for name, others in conflicts.items() if len(others) == most}
     for upper, lower in combinations(levels, 2):
@@ -189,7 +191,7 @@ def _most_accused(levels: Sequence[_Level], conflicts: Mapping[str, Mapping[str,
 
 
 def _scale(levels: Sequence[_Level], *, in_space: bool = False) -> float | None:
-    """The person's steps as a share of the adult's; None where each of them is cut."""
+    """Median distance relative to an adult's; None if all distances have a truncated end."""
     shares = [
         (upper.height - lower.height)
         / (STEPS_MM[min(upper.place, 22)] if in_space else _adult_mm(upper, lower))
@@ -204,7 +206,7 @@ def _adult_mm(upper: _Level, lower: _Level) -> float:
 
 
 def _check_scale(levels: Sequence[_Level], scale: float | None, *, whole: bool) -> None:
-    """Refuse steps that no person has, and vertebrae that would lie in each other."""
+    """Refuse distances that are implausible for any person, or too small for the volumes."""
     if scale is None:
         return
     step = scale * float(np.mean([STEPS_MM[min(level.place, 22)] for level in levels]))
@@ -221,7 +223,7 @@ def _check_scale(levels: Sequence[_Level], scale: float | None, *, whole: bool) 
 def _conflicts(
     levels: Sequence[_Level], scale: float | None, slack_mm: float
 ) -> dict[str, dict[str, str]]:
-    """For each level the others that it cannot stand beside, nearest names first, and why."""
+    """For each level, the levels at implausible distances with reasons, adjacent levels first."""
     conflicts: dict[str, dict[str, str]] = {}
     pairs = combinations(levels, 2)
     for upper, lower in sorted(pairs, key=lambda pair: pair[1].place - pair[0].place):
@@ -245,10 +247,10 @@ def _conflicts(
 
 
 def _check_skips(levels: Sequence[_Level], conflicts: Mapping[str, Mapping[str, str]]) -> None:
-    """Refuse a mask with a single wrong step between right ones: the numbering is off from there.
+    """Refuse a mask with a single wrong distance, from which on the numbering is wrong.
 
-    A level in a wrong place is another matter: it spoils the steps on both its sides, or, where it
-    is the first or the last level, it contradicts more levels than its neighbour does.
+    A misplaced level is different: it affects the distances on both sides, or, if it is the first
+    or the last level, it contradicts more levels than the adjacent one.
     """
     wrong = [lower.name in conflicts.get(upper.name, {}) for upper, lower in pairwise(levels)]
     for at, (upper, lower) in enumerate(pairwise(levels)):

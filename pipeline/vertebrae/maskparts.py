@@ -1,8 +1,8 @@
-"""The vertebrae of a label mask, separated, and resampled onto other grids.
+"""Split a label mask into vertebrae, and resample them on other grids.
 
-Everything goes through positions in mm, so grids may be finer, coarser, turned or sheared. Not
-here: whether the levels stand as vertebrae do (`pipeline.vertebrae.mask_rules`), and whether a mask
-fits its CT (`pipeline.vertebrae.locate`).
+Resampling uses positions in mm, so grids may be finer, coarser, rotated or sheared. Not here:
+whether the levels are plausible (`pipeline.vertebrae.mask_rules`), and whether a mask matches its
+CT (`pipeline.vertebrae.locate`).
 """
 
 from collections.abc import Iterable
@@ -17,16 +17,17 @@ from storage_schemas.geometry import Box, StackGeometry
 from storage_schemas.vertebrae import LEVEL_NUMBERS, MASK_LABELS
 
 STRAY_SHARE = 0.01
-"""Pieces below this share of a level's largest piece are specks, kept only where near it."""
+"""Size of components, relative to the largest one of the level, below which they are kept only near
+it."""
 STRAY_MM = 8.0
-"""Maximum gap between pieces of one vertebra: coarse masks lose laminae, which are thin."""
+"""Maximum gap in mm between components of one vertebra: coarse masks lose the thin laminae."""
 TWICE_SHARE = 0.4
-"""A second body of this share of the largest one or more is a second vertebra, and no stray."""
+"""Minimum size of a second body, relative to the largest one, to count as a second vertebra."""
 ACROSS_MM = 45.0
-"""Maximum gap across the spine between pieces of one vertebra at the same height: the two sides of
-C1 where a mask lacks its arches, or the processes of a vertebra that the scan truncates."""
+"""Maximum gap in mm across the spine between components of one vertebra at the same height: the two
+sides of C1 if a mask has no arches, or the processes of a truncated vertebra."""
 _COARSE_MM = 1.5
-"""Voxel size at which pieces are separated; smaller voxels would only take longer."""
+"""Voxel size in mm at which components are separated; smaller voxels would only take longer."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,9 @@ class MaskPart:
     extent : Box
         Box of the mask that contains the vertebra, (i, j, k).
     inside : ndarray, shape of the extent, bool
-        Voxels of the part.
+        True for the voxels of the vertebra.
     fault : str
-        Why the voxels are no single vertebra; empty where they may be one.
+        Reason why the voxels are not one vertebra; empty if they may be one.
     """
 
     level: str
@@ -78,7 +79,7 @@ def split_mask(mask: LabelMask, convention: str) -> list[MaskPart]:
 
 
 def label_values(mask: LabelMask) -> list[int]:
-    """Return the values that a mask holds, background left out, sorted."""
+    """Return the values of a mask except background, sorted."""
     return sorted(_extents(mask.labels))
 
 
