@@ -7,24 +7,29 @@ and are never stored.
 """
 
 import errno
-import glob
-import os
 import random
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
+from fsspec.asyn import sync
+
+from storage_schemas.local_files import check_regular, remove_tree, replace_file, sync_files
 
 T = TypeVar("T")
 
 REQUESTS = 16
 """Number of concurrent requests where many objects are read or written."""
+
+_STALL_SECONDS = 30.0
+_SLOWEST_BYTES_PER_SECOND = 64 << 10
+"""A write that takes longer than both together is given up, and tried again."""
 
 _LASTING = (
     FileNotFoundError,
@@ -160,7 +165,7 @@ class ObjectFolder:
 
         def read(path: str) -> bytes:
             if self._local:
-                _check_regular(path)
+                check_regular(path)
             data: bytes = self.fs.cat_file(path, start=start, end=end)
             return data
 
@@ -179,15 +184,43 @@ class ObjectFolder:
             yield from pool.map(get, keys)
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object atomically; raises OSError."""
-        write = _write_atomically if self._local else self.fs.pipe_file
-        self._ask("put", key, lambda path: write(path, data))
+        """Write an object so that it appears whole or not at all; raises OSError."""
+        self._ask("put", key, lambda path: self._write(path, data))
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Write an object only where there is none; of several writers at once, one succeeds.
+
+        On S3 that is a conditional write (``If-None-Match: *``), on a disk an exclusive creation.
+
+        Returns
+        -------
+        bool
+            False where there was an object already.
+        """
+
+        def write(path: str) -> bool:
+            if self._local:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._send(path, data, mode="create")
+            except FileExistsError:
+                return False
+            if self._local:
+                sync_files([path], self.root)
+            return True
+
+        return self._ask("put", key, write)
 
     def put_all(self, objects: Mapping[str, bytes]) -> None:
         """Write objects, `REQUESTS` at once, each atomically; raises OSError."""
         with ThreadPoolExecutor(1 if self._local else REQUESTS) as pool:
             for _ in pool.map(self.put, objects, objects.values()):
                 pass
+
+    def sync(self, keys: Iterable[str]) -> None:
+        """See objects that were put on the disk; an object store has them when it answers."""
+        if self._local:
+            sync_files(map(self._path, keys), self.root)
 
     def find(self, prefix: str = "") -> dict[str, dict[str, Any]]:
         """List all objects below a prefix: fsspec's details of each by key, sorted by key."""
@@ -211,9 +244,52 @@ class ObjectFolder:
         return bool(self._ask("list", key, self.fs.isdir))
 
     def remove(self, key: str) -> None:
-        """Remove an object, or all below it; does nothing where there is none."""
-        if self.exists(key):
-            self._ask("remove", key, lambda path: self.fs.rm(path, recursive=True))
+        """Remove an object, or all below it; nothing there is fine.
+
+        Names are literal: a ``*``, ``?`` or ``[`` in the folder's URL or in the key is a character
+        and never a pattern.
+
+        Raises
+        ------
+        ValueError
+            For a key that is empty or leads out of the folder.
+        OSError
+        """
+        if not all(part not in ("", ".", "..") for part in key.split("/")):
+            raise ValueError(f"{key!r} is no key below {self.url}")
+        if not self.exists(key):
+            return
+        if self._local:
+            self._ask("remove", key, remove_tree)
+            self.sync([key])
+            return
+        # fsspec's own recursive removal takes names for patterns.
+        below = [name for name in self.find(key) if name == key or name.startswith(f"{key}/")]
+        with ThreadPoolExecutor(REQUESTS) as pool:
+            for _ in pool.map(self._remove_object, below):
+                pass
+
+    def _remove_object(self, key: str) -> None:
+        with suppress(FileNotFoundError):
+            self._ask("remove", key, self.fs.rm_file)
+
+    def _write(self, path: str, data: bytes) -> None:
+        if self._local:
+            replace_file(path, data)
+        else:
+            self._send(path, data)
+
+    def _send(self, path: str, data: bytes, **options: Any) -> None:
+        """Write an object within a time that grows with its size.
+
+        A server that accepts a connection and then reads nothing stalls no read, so the time-outs
+        of the network libraries never end such a request.
+        """
+        if not getattr(self.fs, "async_impl", False):
+            self.fs.pipe_file(path, data, **options)
+            return
+        seconds = _STALL_SECONDS + len(data) / _SLOWEST_BYTES_PER_SECOND
+        sync(self.fs.loop, self.fs._pipe_file, path, data, timeout=seconds, **options)
 
     def url_of(self, key: str) -> str:
         """Return the URL of an object, with its protocol."""
@@ -261,26 +337,6 @@ def _as_os_error(error: Exception, key: str, prefix: str = "") -> OSError:
     text = " ".join(str(error).split())
     code = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
     return OSError(code, f"{prefix}{type(error).__name__}: {text}", key)
-
-
-def _check_regular(path: str) -> None:
-    """Refuse pipes, sockets and devices, because reading from one may never end."""
-    mode = os.stat(path).st_mode  # noqa: PTH116 - making a Path takes longer than the call
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise OSError(errno.EINVAL, "no regular file", path)
-
-
-def _write_atomically(path: str, data: bytes) -> None:
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(target)
-    finally:
-        # Also those of writers that were killed.
-        for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-            left.unlink(missing_ok=True)
 
 
 def _options(url: str) -> dict[str, Any]:

@@ -149,8 +149,11 @@ class StudyStore:
         if strays := [key for key in objects if not key.startswith(f"{study}/")]:
             raise ValueError(f"{study} must not write {strays[0]}")
         self.discard(study)
-        self.objects.put_all({f"{VOLUMES}/{key}": data for key, data in objects.items()})
+        arrays = {f"{VOLUMES}/{key}": data for key, data in objects.items()}
+        self.objects.put_all(arrays)
+        self.objects.sync(arrays)  # no record may be there before what it vouches for
         self.objects.put(_record_key(study), record.to_bytes())
+        self.objects.sync([_record_key(study)])
 
     def discard(self, study: str) -> None:
         """Remove a study's record, then its arrays; does nothing where there are none."""

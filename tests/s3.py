@@ -35,13 +35,16 @@ class S3Server:
     counts : Counter
         Number of requests by method, including failed ones.
     fault : callable
-        Function that decides whether a request fails.
+        Function that decides whether a request fails; "silence" never answers.
+    released : Event
+        Event that ends all silences.
     """
 
     endpoint: str
     bucket: str = ""
     counts: Counter[str] = field(default_factory=Counter)
     fault: Fault = lambda method, path: None
+    released: threading.Event = field(default_factory=threading.Event)
 
     def url(self, path: str) -> str:
         return f"s3://{self.bucket}/{path}"
@@ -59,6 +62,9 @@ def serve_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
         status = server.fault(method, path)
         if status is None:
             return list(service(environ, start))
+        if status == "silence":  # as long as the client waits
+            server.released.wait(60)
+            return []
         if status == "stall":
             time.sleep(1.5)
         if status in ("reset", "stall"):
@@ -92,6 +98,7 @@ def serve_s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     try:
         yield server
     finally:
+        server.released.set()
         fsspec.get_filesystem_class("s3").clear_instance_cache()
         http.shutdown()
         thread.join()
