@@ -11,10 +11,13 @@ import glob
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+_TRIES = 20
+"""Times that a write is tried where other processes interfere."""
 _SYNCS = 8
 """Files that are synced at once, so that a journalling file system can do them in one commit."""
 
@@ -35,18 +38,24 @@ def check_regular(path: str) -> None:
 def replace_file(path: str, data: bytes) -> None:
     """Write a file so that it appears whole or not at all, in place of any other.
 
-    Not durable by itself: see `sync_files`.
+    Not durable by itself: see `sync_files`. Where another process writes the same file, or removes
+    its folder, at the same moment, the write is tried again.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(target)
-    finally:
-        # Those of writers that were killed as well.
-        for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-            left.unlink(missing_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.partial")
+    for attempt in range(_TRIES):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(data)
+            partial.replace(target)
+            break
+        except FileNotFoundError:
+            if attempt + 1 == _TRIES:
+                raise
+        finally:
+            # Those of writers that were killed as well; one that still writes tries again.
+            for left in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
+                left.unlink(missing_ok=True)
 
 
 def sync_files(paths: Iterable[str], root: str) -> None:
@@ -73,12 +82,20 @@ def sync_files(paths: Iterable[str], root: str) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a file, or a folder with all below it; a link is removed, never followed."""
+    """Remove a file, or a folder with all below it; a link is removed, never followed.
+
+    What another process removed meanwhile is fine.
+    """
     target = Path(path)
     if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
+        shutil.rmtree(target, onerror=_fail_unless_gone)
     else:
         target.unlink(missing_ok=True)
+
+
+def _fail_unless_gone(_: object, path: str, error: tuple[object, BaseException, object]) -> None:
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]
 
 
 def _sync(path: Path) -> None:

@@ -134,7 +134,9 @@ class StudyStore:
         Parameters
         ----------
         record : StudyRecord
-            Record of the study.
+            An earlier record of the same study is removed first, and whatever of its arrays the
+            study no longer has. Two processes that commit the same bytes at the same moment leave
+            them whole.
         objects : mapping of str to bytes
             Objects by key below ``volumes.zarr``; every key begins with the study.
 
@@ -148,12 +150,26 @@ class StudyStore:
         study = record.study
         if strays := [key for key in objects if not key.startswith(f"{study}/")]:
             raise ValueError(f"{study} must not write {strays[0]}")
-        self.discard(study)
         arrays = {f"{VOLUMES}/{key}": data for key, data in objects.items()}
+        self.objects.remove(_record_key(study))
         self.objects.put_all(arrays)
+        self._remove_strays(study, arrays)
         self.objects.sync(arrays)  # no record may be there before what it vouches for
         self.objects.put(_record_key(study), record.to_bytes())
         self.objects.sync([_record_key(study)])
+
+    def _remove_strays(self, study: str, arrays: Mapping[str, bytes]) -> None:
+        """Remove what lies below a study's folder and is not of its arrays."""
+        folder = f"{VOLUMES}/{study}"
+        parts = len(folder.split("/")) + 1
+        mine = {"/".join(key.split("/")[:parts]) for key in arrays}
+        found = [key for key in self.objects.find(folder) if key not in arrays]
+        # Whole levels at once, so that a disk keeps no empty folders.
+        tops = {"/".join(key.split("/")[:parts]) for key in found}
+        for key in sorted(tops - mine) + [
+            k for k in found if "/".join(k.split("/")[:parts]) in mine
+        ]:
+            self.objects.remove(key)
 
     def discard(self, study: str) -> None:
         """Remove a study's record, then its arrays; does nothing where there are none."""
