@@ -103,6 +103,8 @@ class RunError(CspineError):
         "run-incomplete": "run the same command again; finished studies are skipped",
         "object-unreadable": "check that it is there and may be read, then run again",
         "scheduler-unreachable": "check the address, or run with --serial",
+        "store-in-use": "wait until the other run has ended, or write to another STORE",
+        "lease-lost": "another run has taken over the store; let it finish",
         "training-diverged": "the last accepted round is intact; lower the learning rate",
         "export-differs": "report it with the versions of torch, onnx and onnxruntime",
         "run-unwritable": "free space on the disk, then run again; accepted rounds are intact",
