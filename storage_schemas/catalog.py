@@ -6,9 +6,11 @@ no array. The metadata of each table hold the version of the schema and, where t
 competition's, the `Targets` whose labels the tables hold.
 """
 
+import hashlib
 import io
 from collections.abc import Mapping
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -135,7 +137,7 @@ _FIXED: Mapping[str, pa.Schema] = {
 }
 TABLES = tuple(_FIXED)
 """Names of the tables, in the order in which they are written."""
-_SCHEMA, _TARGETS = b"schema", b"targets"
+_SCHEMA, _TARGETS, _DIGEST = b"schema", b"targets", b"sha256"
 
 
 def table_schema(name: str, targets: Targets) -> pa.Schema:
@@ -251,7 +253,8 @@ def check_table(name: str, table: pa.Table, key: str) -> pa.Table:
 def encode_table(name: str, table: pa.Table) -> bytes:
     """Check a table with `check_table`, and encode it as a Parquet file."""
     buffer = io.BytesIO()
-    pq.write_table(check_table(name, table, name), buffer, compression="zstd")
+    sealed = seal_table(check_table(name, table, name))
+    pq.write_table(sealed, buffer, compression="zstd", write_page_checksum=True)
     return buffer.getvalue()
 
 
@@ -275,7 +278,66 @@ def decode_table(name: str, data: bytes, key: str) -> pa.Table:
     try:
         # In this thread alone: a thread of Arrow that still holds the file when the interpreter
         # exits aborts the process.
-        table = pq.ParquetFile(io.BytesIO(data)).read(use_threads=False)
-    except (pa.ArrowInvalid, OSError) as error:
+        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        return check_table(name, unseal_table(file.read(use_threads=False), key), key)
+    except (pa.ArrowException, OSError, ValueError, KeyError, MemoryError) as error:
         raise StoreError("table-invalid", f"no Parquet file: {error}", key=key) from None
-    return check_table(name, table, key)
+
+
+def seal_table(table: pa.Table) -> pa.Table:
+    """Add a digest of a table's rows and metadata to its metadata; `unseal_table` checks it."""
+    metadata = table.schema.metadata or {}
+    return table.replace_schema_metadata({**metadata, _DIGEST: _digest(table)})
+
+
+def unseal_table(table: pa.Table, key: str) -> pa.Table:
+    """Return a table without its digest, which is checked.
+
+    Page checksums of Parquet find damaged pages; the digest also finds what they do not cover, such
+    as metadata and statistics. A table of an older version has no digest and is returned as it is.
+
+    Parameters
+    ----------
+    table : pyarrow.Table
+        As it was read, with its metadata.
+    key : str
+        The table's file, for the message.
+
+    Raises
+    ------
+    StoreError
+        ``table-invalid`` where the rows or the metadata are others than those that were written.
+    """
+    metadata = dict(table.schema.metadata or {})
+    expected = metadata.pop(_DIGEST, None)
+    bare = table.replace_schema_metadata(metadata)
+    if expected is not None and _digest(bare) != expected:
+        raise StoreError("table-invalid", "its digest does not match its content", key=key)
+    return bare
+
+
+def _digest(table: pa.Table) -> bytes:
+    """SHA-256 of a table's metadata, and of each column's name, type, nulls and values.
+
+    It depends on the values alone, not on how Arrow happens to lay them out in memory.
+    """
+    digest = hashlib.sha256()
+    for key, value in sorted((table.schema.metadata or {}).items()):
+        digest.update(b"%d:%s=%d:%s;" % (len(key), key, len(value), value))
+    for field in table.schema:
+        column = table[field.name].combine_chunks()
+        digest.update(f"{field.name}:{field.type}:{len(column)};".encode())
+        digest.update(np.packbits(column.is_null().to_numpy(zero_copy_only=False)).data)
+        if pa.types.is_string(field.type):
+            text = column.fill_null("").cast(pa.large_binary())
+            text = pa.concat_arrays([text])
+            _, ends, data = text.buffers()
+            offsets = np.frombuffer(ends, np.int64)[text.offset : text.offset + len(text) + 1]
+            digest.update(np.diff(offsets).data)
+            if data is not None:
+                digest.update(memoryview(data)[offsets[0] : offsets[-1]])
+        else:
+            kind = pa.uint8() if pa.types.is_boolean(field.type) else field.type
+            plain = column.cast(kind).fill_null(pa.scalar(0, kind))
+            digest.update(np.ascontiguousarray(plain.to_numpy(zero_copy_only=False)).data)
+    return digest.hexdigest().encode()
