@@ -133,9 +133,11 @@ def run_pipeline(
         ``csv-invalid``, ``csv-unknown-study``, ``labels-contradictory``, ``mask-unreadable`` or
         ``localizer-invalid``.
     RunError
-        ``scheduler-unreachable`` or ``object-unreadable``.
+        ``scheduler-unreachable``, ``object-unreadable``, or ``store-in-use`` where another run writes
+        to the store.
     """
     quiet_dask()
+    from pipeline.lease import coordinate
     from pipeline.run import execute, plan_run
     from pipeline.runlog import RunLog
     from pipeline.source.beside import find_beside
@@ -165,69 +167,79 @@ def run_pipeline(
         find_locator(config.locate_by)
     series = read_series_table(series_table) if series_table else {}
     opened = StudyStore.create(store)
-    if repair:
-        for check in verify_store(opened):
-            if check.damage:
-                opened.discard(check.study)
-                say_event("repair", study=check.study, damage=[str(e) for e in check.damage])
-    plan, listed = plan_run(
-        source,
-        opened,
-        config,
-        layout=layout,
-        series=series,
-        only_masked=only_masked,
-        limit=limit,
-    )
-    unmatched = count_unmatched(annotations, listed, labels)
-    say_event(
-        "plan",
-        todo=len(plan.todo),
-        done=len(plan.done),
-        orphan_masks=plan.orphan_masks,
-        put_off=plan.put_off,
-        ignored=plan.ignored,
-    )
-    # No cluster is worth its start where nothing is to do.
-    here = serial or not (plan.todo or performance_report)
-    executor = _executor(
-        serial=here,
-        workers=workers,
-        scheduler=scheduler,
-        scheduler_file=scheduler_file,
-        insecure=insecure,
-        memory_bytes=memory_bytes,
-        study_seconds=study_seconds,
-        performance_report=performance_report,
-    )
-    log = RunLog()
-    try:
-        with executor as run, StageProgress("run", len(plan.todo), "studies") as progress:
+    with coordinate(opened.objects.url_of(""), report=_report_wait) as lease:
+        if repair:
+            for check in verify_store(opened):
+                if check.damage:
+                    opened.discard(check.study)
+                    say_event("repair", study=check.study, damage=[str(e) for e in check.damage])
+        plan, listed = plan_run(
+            source,
+            opened,
+            config,
+            layout=layout,
+            series=series,
+            only_masked=only_masked,
+            limit=limit,
+        )
+        unmatched = count_unmatched(annotations, listed, labels)
+        say_event(
+            "plan",
+            todo=len(plan.todo),
+            done=len(plan.done),
+            orphan_masks=plan.orphan_masks,
+            put_off=plan.put_off,
+            ignored=plan.ignored,
+        )
+        # No cluster is worth its start where nothing is to do.
+        here = serial or not (plan.todo or performance_report)
+        executor = _executor(
+            serial=here,
+            workers=workers,
+            scheduler=scheduler,
+            scheduler_file=scheduler_file,
+            insecure=insecure,
+            memory_bytes=memory_bytes,
+            study_seconds=study_seconds,
+            performance_report=performance_report,
+        )
+        log = RunLog()
+        try:
+            with executor as run, StageProgress("run", len(plan.todo), "studies") as progress:
 
-            def observe(row: "StudyRow", summary: "RunSummary") -> None:
-                log.add(row)
-                lines = (
-                    [f"{row.outcome}: {row.study}: {row.reason} [{row.kind}]"] if row.kind else []
-                )
-                progress.advance(
-                    f"{summary.committed} committed, {summary.quarantined} quarantined, "
-                    f"{summary.failed} failed, {log.rates(summary)}",
-                    lines,
-                    study=row.study,
-                    outcome=row.outcome,
-                    kind=row.kind,
-                    reason=row.reason,
-                )
+                def observe(row: "StudyRow", summary: "RunSummary") -> None:
+                    log.add(row)
+                    lines = (
+                        [f"{row.outcome}: {row.study}: {row.reason} [{row.kind}]"]
+                        if row.kind
+                        else []
+                    )
+                    progress.advance(
+                        f"{summary.committed} committed, {summary.quarantined} quarantined, "
+                        f"{summary.failed} failed, {log.rates(summary)}",
+                        lines,
+                        study=row.study,
+                        outcome=row.outcome,
+                        kind=row.kind,
+                        reason=row.reason,
+                    )
 
-            summary = execute(plan, run, config, opened, observe, None if serial else 1)
-    finally:
-        opened.write_log(log.name, log.lines)
-    if plan.todo:
-        build_tables(opened, annotations)
-    else:
-        refresh_tables(opened, annotations, plan.records)
-    unplaced = count_unplaced(opened) if boxes else 0
-    return replace(summary, labels_unmatched=unmatched, boxes_unplaced=unplaced)
+                summary = execute(plan, run, config, opened, observe, None if serial else 1, lease)
+        finally:
+            opened.write_log(log.name, log.lines)
+        if plan.todo:
+            build_tables(opened, annotations)
+        else:
+            refresh_tables(opened, annotations, plan.records)
+        unplaced = count_unplaced(opened) if boxes else 0
+        return replace(summary, labels_unmatched=unmatched, boxes_unplaced=unplaced)
+
+
+def _report_wait(holder: str) -> None:
+    """Say that the store is in use by another run, which may have ended without a word."""
+    from presentation.progress import say_event
+
+    say_event("wait", reason="another run writes to STORE", run=holder)
 
 
 def quiet_dask() -> None:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dask
-from dask.distributed import Client, LocalCluster, as_completed, performance_report
+from dask.distributed import Client, LocalCluster, Security, as_completed, performance_report
 from distributed.scheduler import KilledWorker
 
-from pipeline.run import Executor, Task
+from pipeline.run import Executor, StudyTask
 from pipeline.source.listing import StudyListing
 from pipeline.study import StudyRow
-from storage_schemas.errors import RunError, StudyError, UsageError, reason_of
+from storage_schemas.errors import RunError, UsageError, reason_of
 
 CONNECT_SECONDS = 30
 
@@ -36,7 +36,7 @@ class TaskLimits:
     seconds: float = 3600.0
 
 
-def limited(task: Task, study: StudyListing, limits: TaskLimits) -> StudyRow:
+def limited(task: StudyTask, study: StudyListing, limits: TaskLimits) -> StudyRow:
     """Run a task in a worker process that exits at the time limit.
 
     The watchdog of `faulthandler` is a native thread that does not need the GIL, so a decoder that
@@ -74,7 +74,7 @@ _SETTINGS = {
 
 
 def run_serially(
-    task: Task, studies: list[StudyListing]
+    task: StudyTask, studies: list[StudyListing]
 ) -> Iterator[tuple[StudyListing, StudyRow | Exception]]:
     """Run the studies one after the other in this process."""
     for study in studies:
@@ -116,6 +116,8 @@ def local_cluster(
             memory_limit=memory_bytes,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
+            # Loopback is open to every user of this machine, and a worker runs what it is sent.
+            security=Security.temporary(),
         ) as cluster,
         Client(cluster) as client,
         performance_report(report) if report else nullcontext(),
@@ -181,11 +183,11 @@ def scheduler(
 
 def _on(client: Client, limits: TaskLimits) -> Executor:
     def run(
-        task: Task, studies: list[StudyListing]
+        task: StudyTask, studies: list[StudyListing]
     ) -> Iterator[tuple[StudyListing, StudyRow | Exception]]:
         futures = {
             client.submit(
-                limited, task, study, limits, key=f"study-{study.key}", priority=-number, pure=False
+                limited, task, study, limits, key=task.key(study), priority=-number, pure=False
             ): study
             for number, study in enumerate(studies)
         }
@@ -194,8 +196,8 @@ def _on(client: Client, limits: TaskLimits) -> Executor:
             try:
                 yield study, future.result()
             except KilledWorker:
-                reason = "its worker was lost twice"
-                yield study, StudyError("worker-lost", reason, key=study.study)
+                reason = "its worker was lost twice, to memory, time or a decoder"
+                yield study, RunError("worker-lost", reason, key=study.study)
             except Exception as error:  # noqa: BLE001  # one study's failure must not end the run
                 yield study, error
             future.release()

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from storage_schemas.errors import RunError
+from storage_schemas.errors import RunError, UsageError, reason_of
 from storage_schemas.objects import ObjectFolder
 
 FOLDER = "lease"
@@ -91,10 +91,15 @@ def coordinate(
     ------
     RunError
         ``store-in-use`` where another run holds the lease for longer than `times.wait`.
+    UsageError
+        ``store-unwritable`` where the lease cannot be written.
     """
     times = times or LeaseTimes()
     folder = ObjectFolder(store)
-    lease = _acquire(folder, store, times, report)
+    try:
+        lease = _acquire(folder, store, times, report)
+    except OSError as error:
+        raise UsageError("store-unwritable", reason_of(error), key=store) from None
     ended = threading.Event()
     renewal = threading.Thread(target=_renew, args=(folder, lease, times, ended), daemon=True)
     renewal.start()

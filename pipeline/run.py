@@ -6,24 +6,77 @@ DICOM. Not here: processing one study (`pipeline.study`), and where tasks run
 (`pipeline.executors`).
 """
 
+import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline.config import Layout, StudyConfig
+from pipeline.lease import Lease, is_current
 from pipeline.source.beside import check_mask_names
 from pipeline.source.listing import StudyListing, list_masks
 from pipeline.studies import guess_layout, sort_source
-from pipeline.study import StudyRow, quarantine, run_study
+from pipeline.study import StudyRow, run_study
 from pipeline.tables import records_sha256
-from storage_schemas.errors import CspineError, StoreError, StudyError, UsageError
+from storage_schemas.canonical import sha256_json
+from storage_schemas.errors import CspineError, RunError, StoreError, UsageError
 from storage_schemas.records import RecordHead, StudyRecord
 from storage_schemas.store import StudyStore
 from storage_schemas.study_key import StudyKey
 
-Task = Callable[[StudyListing], StudyRow]
-Executor = Callable[[Task, list[StudyListing]], Iterable[tuple[StudyListing, StudyRow | Exception]]]
+
+@dataclass(frozen=True)
+class StudyTask:
+    """What all tasks of one run do: call it with a study.
+
+    Schedulers are shared, and Dask takes two tasks of one key for the same task. So the key holds
+    everything that decides a result and where it goes, and the run that asks for it.
+
+    Parameters
+    ----------
+    config : StudyConfig
+        Settings of the run.
+    store_url : str
+        Absolute URL of the store, since workers have working directories of their own.
+    threads : int, optional
+        Number of decoding threads in each task; all usable cores by default.
+    lease : Lease, optional
+        Lease of the run on the store, checked before each commit.
+    run : str
+        Random name of the run; rows of any other run are not believed.
+    """
+
+    config: StudyConfig
+    store_url: str
+    threads: int | None = None
+    lease: Lease | None = None
+    run: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def __call__(self, listing: StudyListing) -> StudyRow:
+        """Process one study and commit the result; returns its row, which names the run."""
+        row = run_study(listing, self.config, self.store_url, self.threads, self._check_lease)
+        return replace(row, run=self.run)
+
+    def key(self, listing: StudyListing) -> str:
+        """Key of the task for one study, for Dask."""
+        decides = {
+            "run": self.run,
+            "store": self.store_url,
+            "root": listing.root,
+            "study": listing.study,
+            "input": listing.sha256,
+            "config": self.config.digest(masked=listing.mask is not None),
+        }
+        return f"study-{listing.key}-{sha256_json(decides)[:32]}"
+
+    def _check_lease(self) -> None:
+        if self.lease is not None and not is_current(self.lease):
+            raise RunError("lease-lost", "another run writes to the store", key=self.store_url)
+
+
+Executor = Callable[
+    [StudyTask, list[StudyListing]], Iterable[tuple[StudyListing, StudyRow | Exception]]
+]
 
 
 @dataclass(frozen=True)
@@ -173,7 +226,8 @@ def plan_run(
     todo, done = [], []
     for listing in chosen[: limit or None]:
         record = known.get(listing.key)
-        if record and _fits(record, listing, config):
+        # Stores of before hold lost workers as quarantined; today's limits may be others.
+        if record and record.kind != "worker-lost" and _fits(record, listing, config):
             done.append(_row(record, record.objects))
         else:
             todo.append(listing)
@@ -196,6 +250,7 @@ def execute(
     store: StudyStore,
     observe: Callable[[StudyRow, RunSummary], None],
     threads: int | None = None,
+    lease: Lease | None = None,
 ) -> RunSummary:
     """Execute a plan. A study that fails does not end the run.
 
@@ -213,6 +268,8 @@ def execute(
         Function that is called with each finished study and the summary so far.
     threads : int, optional
         Number of decoding threads in each task; all usable cores by default.
+    lease : Lease, optional
+        Lease of the run on the store, checked before each commit.
 
     Returns
     -------
@@ -222,9 +279,15 @@ def execute(
     summary = RunSummary()
     for row in plan.done:
         summary = summary.add(row, unchanged=True)
-    task = partial(run_study, config=config, store_url=store.url, threads=threads)
+    task = StudyTask(config, store.objects.url_of(""), threads, lease)
     for listing, result in executor(task, list(plan.todo)):
-        row = result if isinstance(result, StudyRow) else _handle(listing, result, config, store)
+        if isinstance(result, Exception):
+            row = _handle(listing, result)
+        elif (result.study, result.run) == (listing.key, task.run):
+            row = result
+        else:
+            error = RunError("row-foreign", f"{result.study} of run {result.run or '?'}")
+            row = _handle(listing, error)
         summary = summary.add(row)
         observe(row, summary)
     if summary.listed != plan.listed:
@@ -232,16 +295,13 @@ def execute(
     return summary
 
 
-def _handle(
-    listing: StudyListing, error: Exception, config: StudyConfig, store: StudyStore
-) -> StudyRow:
-    """Quarantine a study that ended its worker; any other failed study is left to the next run."""
+def _handle(listing: StudyListing, error: Exception) -> StudyRow:
+    """Count a study that could not be processed as failed; the next run tries it again.
+
+    A worker that was lost to memory or time is a failure of the machine, not of the study.
+    """
     if isinstance(error, UsageError):
         raise error
-    if isinstance(error, StudyError):
-        record = quarantine(listing, config, error)
-        store.commit(record, {})
-        return _row(record, len(record.inputs))
     reason = str(error) if isinstance(error, CspineError) else f"{type(error).__name__}: {error}"
     kind = error.kind if isinstance(error, CspineError) else "study-failed"
     return StudyRow(listing.key, "failed", kind, " ".join(reason.split()), len(listing.objects))

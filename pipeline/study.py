@@ -8,7 +8,7 @@ import hashlib
 import hmac
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -75,6 +75,8 @@ class StudyRow:
         Wall time of the task.
     locate_seconds : float
         Of these, what finding the vertebrae took, by mask or by network.
+    run : str
+        Random name of the run that asked for the study.
     """
 
     study: str
@@ -90,10 +92,15 @@ class StudyRow:
     bytes_out: int = 0
     seconds: float = 0.0
     locate_seconds: float = 0.0
+    run: str = ""
 
 
 def run_study(
-    listing: StudyListing, config: StudyConfig, store_url: str, threads: int | None = None
+    listing: StudyListing,
+    config: StudyConfig,
+    store_url: str,
+    threads: int | None = None,
+    may_commit: Callable[[], None] | None = None,
 ) -> StudyRow:
     """Process one study and commit what came of it, be it crops or a quarantine record.
 
@@ -107,10 +114,14 @@ def run_study(
         Where to; opened here, so that no credential travels with the task.
     threads : int, optional
         For decoding; all cores by default.
+    may_commit : callable, optional
+        Called before the commit; raises where this run may no longer write to the store.
     """
     started = time.perf_counter()
     times: dict[str, float] = {}
     record, objects = process_study(listing, config, threads, times)
+    if may_commit is not None:
+        may_commit()
     StudyStore(store_url).commit(record, objects)
     return StudyRow(
         study=record.study,

@@ -3,18 +3,22 @@
 import os
 import signal
 import time
+from dataclasses import dataclass
 
-from pipeline.config import StudyConfig
+from pipeline.run import StudyTask
 from pipeline.source.listing import StudyListing
-from pipeline.study import StudyRow, run_study
+from pipeline.study import StudyRow
 
 KILLER, HANGER = "1.2.1", "1.2.2"
 
 
-def hostile(listing: StudyListing, store_url: str) -> StudyRow:
-    """Process a study, or end or hang the worker if the study is one of the chosen ones."""
-    if listing.study == KILLER:
-        os.kill(os.getpid(), signal.SIGKILL)
-    if listing.study == HANGER:
-        time.sleep(3600)
-    return run_study(listing, StudyConfig(), store_url, 1)
+@dataclass(frozen=True)
+class HostileTask(StudyTask):
+    """Processes a study, or ends or hangs the worker if the study is one of the chosen ones."""
+
+    def __call__(self, listing: StudyListing) -> StudyRow:
+        if listing.study == KILLER:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if listing.study == HANGER:
+            time.sleep(3600)
+        return super().__call__(listing)
