@@ -133,8 +133,8 @@ def run_pipeline(
         ``csv-invalid``, ``csv-unknown-study``, ``labels-contradictory``, ``mask-unreadable`` or
         ``localizer-invalid``.
     RunError
-        ``scheduler-unreachable``, ``object-unreadable``, or ``store-in-use`` where another run writes
-        to the store.
+        ``scheduler-unreachable``, ``object-unreadable``, or ``store-in-use`` where another run
+        writes to the store.
     """
     quiet_dask()
     from pipeline.lease import coordinate

@@ -43,7 +43,7 @@ class StudyTask:
     lease : Lease, optional
         Lease of the run on the store, checked before each commit.
     run : str
-        Random name of the run; rows of any other run are not believed.
+        Random name of the run; rows of any other run are refused.
     """
 
     config: StudyConfig

@@ -299,7 +299,7 @@ def unseal_table(table: pa.Table, key: str) -> pa.Table:
     Parameters
     ----------
     table : pyarrow.Table
-        As it was read, with its metadata.
+        Table as it was read, with its metadata.
     key : str
         The table's file, for the message.
 

@@ -1,4 +1,4 @@
-"""Objects as files of a local disk: written whole and durably, removed by their literal names.
+"""Objects as files of a local disk: written atomically and durably, removed by their literal names.
 
 A store on a disk keeps its order through a loss of power: what `sync_files` has returned for is on
 the disk, and a rename that `replace_file` made is on the disk once its folder was synced (POSIX
@@ -36,7 +36,7 @@ def check_regular(path: str) -> None:
 
 
 def replace_file(path: str, data: bytes) -> None:
-    """Write a file so that it appears whole or not at all, in place of any other.
+    """Write a file atomically, in place of any other.
 
     Not durable by itself: see `sync_files`. Where another process writes the same file, or removes
     its folder, at the same moment, the write is tried again.

@@ -184,7 +184,7 @@ class ObjectFolder:
             yield from pool.map(get, keys)
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object so that it appears whole or not at all; raises OSError."""
+        """Write an object atomically; raises OSError."""
         self._ask("put", key, lambda path: self._write(path, data))
 
     def put_new(self, key: str, data: bytes) -> bool:

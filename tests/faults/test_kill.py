@@ -26,7 +26,7 @@ def tree(root: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in root.rglob("*")
-        if path.is_file() and path.parent.name != "logs"
+        if path.is_file() and path.parent.name not in ("logs", "lease")
     }
 
 
