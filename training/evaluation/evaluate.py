@@ -279,8 +279,13 @@ def _known_losses(
     labels: Floats, probabilities: Floats, targets: Targets
 ) -> dict[str, float | None]:
     losses = target_losses(labels, probabilities, targets)
-    known = dict(zip(losses, (~np.isnan(labels)).any(axis=0).tolist(), strict=True))
+    known = dict(zip(losses, _have_labels(labels), strict=True))
     return {name: loss if known[name] else None for name, loss in losses.items()}
+
+
+def _have_labels(labels: Floats) -> list[bool]:
+    """Return whether each target has a known label."""
+    return [bool(column.any()) for column in ~np.isnan(labels).T]
 
 
 def _groups(targets: Targets) -> dict[str, list[int]]:
@@ -335,7 +340,7 @@ def _loss_intervals(
     with np.errstate(invalid="ignore"):  # a resample may hold no known label of a target
         each = (weights @ losses) / (weights @ exams)
     resampled |= dict(zip(targets.columns, each.T, strict=True))
-    known = [True, *(~np.isnan(labels)).any(axis=0).tolist()]
+    known = [True, *_have_labels(labels)]
     return {
         name: _quantiles(values) if any_known else None
         for (name, values), any_known in zip(resampled.items(), known, strict=True)
