@@ -157,7 +157,7 @@ def test_unknown_labels_of_a_target_are_not_calibrated_as_intact(target: int) ->
 
 
 def test_ensemble_weights_do_not_depend_on_what_is_predicted_for_unknown_targets() -> None:
-    scores, labels = make_exams()
+    _, labels = make_exams()
     random = np.random.default_rng(3)
     tables = [
         1 / (1 + np.exp(-(3 * labels - 2 + noise * random.normal(size=labels.shape))))
