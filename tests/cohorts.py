@@ -40,14 +40,21 @@ def make_study(
     scanner: str = "",
     slices: int = 5,
     targets: Targets = COMPETITION,
+    unknown: Sequence[str] = (),
 ) -> Study:
-    """A study with a crop of each level, each with this number of slices."""
-    labels = tuple(int(level in fractured) for level in targets.levels)
+    """A study with a crop of each level, each with this number of slices.
+
+    The labels of the targets in `unknown` are not known.
+    """
+    labels = tuple(
+        None if level in unknown else int(level in fractured) for level in targets.levels
+    )
     vertebrae = tuple(
         make_vertebra((slices, 8, 8), study=study, level=level, fractured=label)
         for level, label in zip(targets.levels, labels, strict=True)
     )
-    return Study(study, patient or study, scanner, (int(bool(fractured)), *labels), vertebrae)
+    overall = None if targets.patient in unknown else int(bool(fractured))
+    return Study(study, patient or study, scanner, (overall, *labels), vertebrae)
 
 
 def make_patients(count: int, seed: int = 0, targets: Targets = COMPETITION) -> tuple[Study, ...]:

@@ -16,7 +16,7 @@ from storage_schemas.store import StudyStore
 from storage_schemas.targets import COMPETITION
 from storage_schemas.vertebrae import CERVICAL
 from tests.studies import SLICES, write_cohort
-from training.data.cohort import VertebraCrop, labelled, read_cohort
+from training.data.cohort import VertebraCrop, label_table, labelled, read_cohort
 
 TRAIN = "StudyInstanceUID,patient_overall,C1,C2,C3,C4,C5,C6,C7\n"
 BOXES = "StudyInstanceUID,x,y,width,height,slice_number\n"
@@ -278,7 +278,13 @@ def test_one_unknown_level_is_unlabelled_for_that_level_alone(tmp_path: Path) ->
     assert set(vertebra(tmp_path, "C4").targets(0.5).tolist()) == {0.0}
     store = StudyStore.open(str(tmp_path / "s"))
     scored = labelled(read_cohort(store, COMPETITION), store.url)
-    assert [s.study for s in scored] == ["1.2.2"], "no study is scored with a level taken for 0"
+    assert [s.study for s in scored] == [STUDY, "1.2.2"]
+    unknown = np.nan
+    np.testing.assert_array_equal(
+        label_table(scored),
+        [[1, 0, 1, unknown, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 0]],
+        "the study takes part with its known levels, and the unknown one is not taken for 0",
+    )
 
 
 @pytest.mark.usefixtures("source")

@@ -100,7 +100,8 @@ def test_scores_of_every_target_are_listed_with_every_constant(
         for row, values in zip(
             table(page, f"Metrics of the {title(name)}"), groups.values(), strict=True
         ):
-            assert [cell.split(" ")[0] for cell in row[1:]] == [
+            assert row[1] == str(len(found["exams"]) * (7 if row[0] == "levels" else 1))
+            assert [cell.split(" ")[0] for cell in row[2:]] == [
                 fixed(value and value[0]) for value in values.values()
             ]
 

@@ -116,8 +116,8 @@ class Study:
         Patient key; studies of one patient share it.
     scanner : str
         Scanner name, empty where unknown.
-    labels : tuple of int, or None
-        Labels in the order of `Targets.columns`; None where any of them is unknown.
+    labels : tuple of (int or None)
+        Labels in the order of `Targets.columns`: 1 fractured, 0 intact, None unknown.
     vertebrae : tuple of VertebraCrop
         Crops of the study's vertebrae, in the order of `Targets.levels`.
     """
@@ -125,13 +125,18 @@ class Study:
     study: StudyKey
     patient: str
     scanner: str
-    labels: tuple[int, ...] | None
+    labels: tuple[int | None, ...]
     vertebrae: tuple[VertebraCrop, ...]
 
     @property
     def fractured_levels(self) -> int:
-        """Number of fractured levels, 0 where the labels are unknown."""
-        return sum(self.labels[1:]) if self.labels else 0
+        """Number of levels that are known to be fractured."""
+        return self.labels[1:].count(1)
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether at least one label is known."""
+        return any(label is not None for label in self.labels)
 
 
 def read_cohort(store: StudyStore, targets: Targets) -> tuple[Study, ...]:
@@ -142,7 +147,7 @@ def read_cohort(store: StudyStore, targets: Targets) -> tuple[Study, ...]:
     store : StudyStore
         Store whose tables are read.
     targets : Targets
-        Levels and labels to read. Studies have no labels if the store's tables lack any of them.
+        Levels and labels to read. A label that the store's tables lack is unknown.
 
     Raises
     ------
@@ -158,7 +163,7 @@ def read_cohort(store: StudyStore, targets: Targets) -> tuple[Study, ...]:
             study=StudyKey(row["study"]),
             patient=row["patient"],
             scanner=row["scanner"] or "",
-            labels=_labels(row, targets),
+            labels=tuple(row.get(name) for name in targets.columns),
             vertebrae=tuple(vertebrae.get(row["study"], ())),
         )
         for row in table.to_pylist()
@@ -168,7 +173,7 @@ def read_cohort(store: StudyStore, targets: Targets) -> tuple[Study, ...]:
 
 
 def labelled(cohort: Iterable[Study], url: str) -> tuple[Study, ...]:
-    """Return the studies that have all labels and at least one crop.
+    """Return the studies that have at least one known label and at least one crop.
 
     Parameters
     ----------
@@ -182,20 +187,20 @@ def labelled(cohort: Iterable[Study], url: str) -> tuple[Study, ...]:
     UsageError
         ``labels-missing`` if no study qualifies.
     """
-    chosen = tuple(study for study in cohort if study.labels and study.vertebrae)
+    chosen = tuple(study for study in cohort if study.has_labels and study.vertebrae)
     if not chosen:
         raise UsageError("labels-missing", "no study has both labels and crops", key=url)
     return chosen
 
 
-def label_table(studies: Iterable[Study]) -> NDArray[np.int64]:
-    """Stack the labels of labelled studies, shape (studies, targets), int64."""
-    return np.array([study.labels for study in studies], np.int64)
+def label_table(studies: Iterable[Study]) -> NDArray[np.float64]:
+    """Stack the labels of studies: 0 or 1, NaN where unknown.
 
-
-def _labels(row: dict[str, Any], targets: Targets) -> tuple[int, ...] | None:
-    values: list[Any] = [row.get(name) for name in targets.columns]
-    return None if None in values else tuple(values)
+    Returns
+    -------
+    ndarray, shape (studies, targets), float64
+    """
+    return np.array([study.labels for study in studies], np.float64)
 
 
 def _read_vertebrae(store: StudyStore, targets: Targets) -> dict[str, list[VertebraCrop]]:

@@ -2,7 +2,8 @@
 
 Multi-label stratification assigns the patients of the rarest label first, each to the split that
 lacks that label most (Sechidis, Tsoumakas and Vlahavas, On the Stratification of Multi-label Data,
-ECML PKDD 2011). The labels are the targets and the number of fractured levels.
+ECML PKDD 2011). The labels are the targets, whether each of them is unknown, and the number of
+fractured levels.
 """
 
 from collections.abc import Iterable, Mapping
@@ -63,10 +64,13 @@ class Splits:
 def split_patients(studies: Iterable[Study], config: SplitConfig, seed: int) -> Splits:
     """Split the patients of labelled studies.
 
+    A patient's target is fractured if it is fractured in any study, intact if it is known in some
+    study and fractured in none, and else unknown.
+
     Parameters
     ----------
     studies : iterable of Study
-        Labelled studies, in any order.
+        Studies with at least one known label each, in any order.
     config : SplitConfig
         Size of each split, or the cross-validation fold.
     seed : int
@@ -75,28 +79,31 @@ def split_patients(studies: Iterable[Study], config: SplitConfig, seed: int) -> 
     Raises
     ------
     UsageError
-        ``cohort-too-small`` if a split lacks fractured or intact patients.
+        ``cohort-too-small`` if a split lacks patients that are known to be fractured or intact.
     """
     by_patient: dict[str, list[Study]] = {}
     for study in studies:
         by_patient.setdefault(study.patient, []).append(study)
     patients = np.array(sorted(by_patient))
-    labels = np.stack([label_table(by_patient[patient]).max(axis=0) for patient in patients])
-    fractured_levels = labels[:, 1:].sum(axis=1)
+    # fmax ignores unknown labels (NaN) unless all are unknown.
+    labels = np.stack([np.fmax.reduce(label_table(by_patient[patient])) for patient in patients])
+    fractured = labels == 1
+    levels = fractured[:, 1:].sum(axis=1)
     strata = np.column_stack(
-        [labels, fractured_levels >= 2, fractured_levels >= 3, np.ones_like(fractured_levels)]
+        [fractured, np.isnan(labels), levels >= 2, levels >= 3, np.ones_like(levels, bool)]
     )
     shares = np.array([0.0, config.guard, config.calibration, config.test])
     shares[0] = 1 - shares.sum()
-    sides = _stratify(strata.astype(bool), shares, np.random.default_rng(seed))
+    sides = _stratify(strata, shares, np.random.default_rng(seed))
     if config.fold:
-        sides = _hold_out(strata.astype(bool), sides, config, seed)
+        sides = _hold_out(strata, sides, config, seed)
     for number, side in enumerate(SIDES):
-        intact, fractured = np.bincount(labels[sides == number, 0], minlength=2)
-        if not intact or not fractured:
+        here = labels[sides == number, 0]
+        intact, broken = int((here == 0).sum()), int((here == 1).sum())
+        if not intact or not broken:
             raise UsageError(
                 "cohort-too-small",
-                f"{side} has {fractured} fractured and {intact} intact of {len(patients)} patients",
+                f"{side} has {broken} fractured and {intact} intact of {len(patients)} patients",
             )
     return Splits(
         **{side: tuple(patients[sides == number].tolist()) for number, side in enumerate(SIDES)}

@@ -99,8 +99,8 @@ def blend(store: StudyStore, out: RunFolder, runs: Sequence[RunFolder]) -> RunEn
     studies = labelled(read_cohort(store, targets), store.url)
     known = [held_out_predictions(run, studies) for run in runs]
     common = [study for study in studies if all(study.study in each for each in known)]
-    labels = label_table(common) if common else np.zeros((0, len(targets)), np.int64)
-    if len(common) < FEWEST or labels[:, 0].min() == labels[:, 0].max():
+    labels = label_table(common) if common else np.zeros((0, len(targets)))
+    if len(common) < FEWEST or not {0, 1} <= set(labels[:, 0].tolist()):
         reason = (
             f"{len(common)} studies are held out by all runs; {FEWEST} or more are needed, with"
             " and without fractures"
@@ -120,7 +120,7 @@ def blend(store: StudyStore, out: RunFolder, runs: Sequence[RunFolder]) -> RunEn
 
 
 def weigh_runs(
-    labels: NDArray[np.int64],
+    labels: Floats,
     tables: Sequence[Floats],
     patients: Sequence[str],
     targets: Targets,
@@ -133,7 +133,7 @@ def weigh_runs(
     Parameters
     ----------
     labels : ndarray, shape (studies, targets)
-        Labels of the studies, 0 or 1.
+        Labels of the studies: 0 or 1, NaN where unknown.
     tables : sequence of ndarray, shape (studies, targets)
         Probabilities of each run.
     patients : sequence of str

@@ -1,9 +1,9 @@
 """Test-set evaluation of a run's model and its ensemble, beside constant baselines.
 
 Metrics are computed for each level, for all levels pooled and for the patient, with 95 % confidence
-intervals by bootstrap over patients. Baselines are the constant 0.5, the class prior and the best
-constants of the training labels; the best constants of the test labels are the lower bound of any
-constant.
+intervals by bootstrap over patients. Only known labels count. Baselines are the constant 0.5, the
+class prior and the best constants of the training labels; the best constants of the test labels are
+the lower bound of any constant.
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,10 +30,10 @@ from training.metrics.competition import (
     bootstrap_difference,
     class_prior,
     competition_loss,
-    cross_entropy,
     exam_losses,
     exam_weights,
     target_losses,
+    weighted_losses,
 )
 from training.metrics.rank_metrics import SPECIFICITY, brier_score, rank_metrics
 from training.rounds.cards import renew_card
@@ -78,18 +78,19 @@ class Evaluation:
         Number of test studies with a fracture.
     losses : mapping
         For the model, the ensemble and each baseline: the competition's loss under ``all``, and the
-        loss of each target.
+        loss of each target, None if no test study has a known label for it.
     intervals : mapping
-        For the model, the ensemble and each baseline: 95 % interval of each entry of `losses`.
+        For the model, the ensemble and each baseline: 95 % interval of each entry of `losses`; None
+        where the loss is None.
     figures : mapping
         For the model and the ensemble, by target (and `LEVELS`) and metric: value, and lower and
-        upper end of its 95 % interval; None if the test set lacks one class.
+        upper end of its 95 % interval; None if the test set lacks one class, or any known label.
     curves : mapping
         For the model and the ensemble, for the patient and `LEVELS`: points of three curves.
         ``calibration`` holds mean predicted probability and observed fracture rate in up to ten
         quantile bins; ``roc`` holds 1 - specificity and sensitivity, ``precision_recall``
         sensitivity and precision, at every threshold. The last two are None if the test set lacks
-        one class.
+        one class, all three if it has no known label.
     sites : mapping
         For each scanner: number of studies, and loss of the model and of the best constant.
     worst_site : str
@@ -99,14 +100,14 @@ class Evaluation:
     gain_interval : tuple of two floats
         95 % interval of `gain`.
     exams : tuple
-        Labels, probabilities and loss of each study.
+        Labels (None where unknown), probabilities and loss of each study.
     """
 
     patients: int
     studies: int
     broken: int
-    losses: Mapping[str, Mapping[str, float]]
-    intervals: Mapping[str, Mapping[str, tuple[float, float]]]
+    losses: Mapping[str, Mapping[str, float | None]]
+    intervals: Mapping[str, Mapping[str, tuple[float, float] | None]]
     figures: Mapping[str, Mapping[str, Mapping[str, tuple[float, float, float] | None]]]
     curves: Mapping[str, Mapping[str, Mapping[str, Curve | None]]]
     sites: Mapping[str, Mapping[str, float]]
@@ -121,6 +122,13 @@ class Evaluation:
         return tuple(name for name in self.losses[MODEL] if name != "all")
 
     @property
+    def known(self) -> dict[str, int]:
+        """Number of known labels of the test studies: of each target, and of `LEVELS` pooled."""
+        columns = zip(*(exam["labels"] for exam in self.exams), strict=True)
+        counts = [sum(label is not None for label in column) for column in columns]
+        return {**dict(zip(self.targets, counts, strict=True)), LEVELS: sum(counts[1:])}
+
+    @property
     def headline(self) -> str:
         """One line with the losses of the model and of the best constant."""
         model, constant = self.losses[MODEL]["all"], self.losses[BEST]["all"]
@@ -133,10 +141,15 @@ class Evaluation:
             ("test patients", self.patients),
             ("test studies", self.studies),
             ("studies with a fracture", self.broken),
+            *((("unknown labels", unknown),) if (unknown := self._unknown) else ()),
             *((f"loss, {title(name)}", f"{self.losses[name]['all']:.3f}") for name in self.figures),
             ("loss, best constant", f"{self.losses[BEST]['all']:.3f}"),
             ("gain over the best constant", f"{self.gain:.3f} (95 % CI {low:.3f} to {high:.3f})"),
         ]
+
+    @property
+    def _unknown(self) -> int:
+        return sum(label is None for exam in self.exams for label in exam["labels"])
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "Evaluation":
@@ -229,9 +242,9 @@ def _compare(
     return Evaluation(
         patients=len({study.patient for study in test}),
         studies=len(test),
-        broken=int(labels[:, 0].sum()),
+        broken=int((labels[:, 0] == 1).sum()),
         losses={
-            name: {"all": losses[name], **target_losses(labels, p, targets)}
+            name: {"all": losses[name], **_known_losses(labels, p, targets)}
             for name, p in predictors.items()
         },
         intervals={
@@ -253,13 +266,26 @@ def _compare(
             {"study": name, "labels": truth, "probabilities": p, "loss": loss}
             for name, truth, p, loss in zip(
                 predictions.studies,
-                labels.tolist(),
+                (list(study.labels) for study in test),
                 predictions.probabilities.tolist(),
                 exam_losses(labels, predictions.probabilities, targets).tolist(),
                 strict=True,
             )
         ),
     )
+
+
+def _known_losses(
+    labels: Floats, probabilities: Floats, targets: Targets
+) -> dict[str, float | None]:
+    losses = target_losses(labels, probabilities, targets)
+    known = dict(zip(losses, _have_labels(labels), strict=True))
+    return {name: loss if known[name] else None for name, loss in losses.items()}
+
+
+def _have_labels(labels: Floats) -> list[bool]:
+    """Return whether each target has a known label."""
+    return [bool(column.any()) for column in ~np.isnan(labels).T]
 
 
 def _groups(targets: Targets) -> dict[str, list[int]]:
@@ -283,7 +309,7 @@ def _resample(test: tuple[Study, ...], seed: int) -> Floats:
 
 
 def _metrics(
-    labels: NDArray[np.int64],
+    labels: Floats,
     probabilities: Floats,
     weights: Floats,
     groups: Mapping[str, list[int]],
@@ -305,15 +331,20 @@ def _interval(resampled: Floats) -> tuple[float, float, float] | None:
 
 
 def _loss_intervals(
-    labels: NDArray[np.int64], probabilities: Floats, weights: Floats, targets: Targets
-) -> dict[str, tuple[float, float]]:
+    labels: Floats, probabilities: Floats, weights: Floats, targets: Targets
+) -> dict[str, tuple[float, float] | None]:
     """95 % intervals of the competition's loss and of the loss of each target."""
     exams = exam_weights(labels, targets)
-    losses = exams * cross_entropy(labels, probabilities)
+    losses = weighted_losses(labels, probabilities, targets)
     resampled = {"all": weights @ losses.sum(axis=1) / weights.sum(axis=1)}
-    each = (weights @ losses) / (weights @ exams)
+    with np.errstate(invalid="ignore"):  # a resample may hold no known label of a target
+        each = (weights @ losses) / (weights @ exams)
     resampled |= dict(zip(targets.columns, each.T, strict=True))
-    return {name: _quantiles(values) for name, values in resampled.items()}
+    known = [True, *_have_labels(labels)]
+    return {
+        name: _quantiles(values) if any_known else None
+        for (name, values), any_known in zip(resampled.items(), known, strict=True)
+    }
 
 
 def _quantiles(resampled: Floats) -> tuple[float, float]:
@@ -321,7 +352,11 @@ def _quantiles(resampled: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _curves(labels: NDArray[np.int64], probabilities: Floats) -> dict[str, Curve | None]:
+def _curves(labels: Floats, probabilities: Floats) -> dict[str, Curve | None]:
+    known = ~np.isnan(labels)
+    labels, probabilities = labels[known], probabilities[known]
+    if not labels.size:
+        return dict.fromkeys(("calibration", "roc", "precision_recall"))
     observed, predicted = calibration_curve(labels, probabilities, n_bins=10, strategy="quantile")
     found: dict[str, Curve | None] = {"calibration": _points(predicted, observed)}
     if labels.min() == labels.max():
@@ -357,11 +392,12 @@ def show(evaluation: Evaluation) -> list[Table]:
     """Return losses, metrics and sites as tables for a terminal."""
     losses = _table(
         f"Loss on {evaluation.patients} test patients, {evaluation.broken} of"
-        f" {evaluation.studies} studies with a fracture",
+        f" {evaluation.known[evaluation.targets[0]]} studies with a fracture",
         ("all", *evaluation.targets),
     )
     for name, each in evaluation.losses.items():
-        losses.add_row(title(name), *(f"{loss:.3f}" for loss in each.values()))
+        shown = ("-" if loss is None else f"{loss:.3f}" for loss in each.values())
+        losses.add_row(title(name), *shown)
     tables = [losses]
     for name, groups in evaluation.figures.items():
         figures = _table(

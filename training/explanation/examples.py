@@ -72,6 +72,8 @@ class ExampleCases:
         rows = {study.study: row for row, study in enumerate(studies)}
         levels = buffer.targets.levels
         for vertebra in buffer.vertebrae:
+            if vertebra.fractured is None:
+                continue
             score = float(scores.score[rows[vertebra.study], levels.index(vertebra.level)])
             for kind in ("found", "missed") if vertebra.fractured else ("false alarm",):
                 rank = -score if kind == "missed" else score

@@ -4,7 +4,8 @@ A vertebra's probability is Platt's ``sigmoid(slope * score + offset)``. Slope a
 shared pair plus a ridge-penalised deviation for each level, so few patients determine mostly the
 shared pair and many patients give each level its own. The patient's probability is a Platt map of
 the noisy-or of its vertebrae, ridge-penalised towards the noisy-or itself; the model's own patient
-logit is added if there is one. All maps are fitted under the competition's weights.
+logit is added if there is one. All maps are fitted under the competition's weights, on known
+labels.
 """
 
 from collections.abc import Mapping
@@ -105,8 +106,8 @@ class Calibration:
 
 def fit_calibration(
     scores: Floats,
-    labels: NDArray[np.int64],
-    train_labels: NDArray[np.int64],
+    labels: Floats,
+    train_labels: Floats,
     targets: Targets,
     patient: Floats | None = None,
 ) -> Calibration:
@@ -117,16 +118,18 @@ def fit_calibration(
     scores : ndarray, shape (studies, levels)
         Vertebra scores of the calibration patients, NaN without a crop.
     labels : ndarray, shape (studies, targets)
-        Labels of the calibration patients.
+        Labels of the calibration patients: 0 or 1, NaN where unknown. The map of a level is fitted
+        on the known labels of that level, the patient's map on the known labels of patients.
     train_labels : ndarray, shape (studies, targets)
-        Labels of the training patients, whose best constants are the priors.
+        Labels of the training patients, NaN where unknown; their best constants are the priors.
     targets : Targets
         Names and weights of the columns of labels.
     patient : ndarray, shape (studies,), or None
         Patient logits of the calibration patients.
     """
     priors = best_constants(train_labels, targets)
-    known = ~np.isnan(scores)
+    cropped = ~np.isnan(scores)
+    known = cropped & ~np.isnan(labels[:, 1:])
     centre, scale = _centre_and_scale(scores)
     x = (np.where(known, scores, centre) - centre) / scale
     level = np.nonzero(known)[1]
@@ -153,21 +156,21 @@ def fit_calibration(
         head_centre=head_centre,
         head_scale=head_scale,
     )
-    cropped = known.any(axis=1)
-    either = _noisy_or(levels_only._levels(scores))[cropped]
+    patients = cropped.any(axis=1) & ~np.isnan(labels[:, 0])
+    either = _noisy_or(levels_only._levels(scores))[patients]
     head = np.zeros(len(scores)) if patient is None else levels_only._head(patient)
-    columns = np.column_stack([either, np.ones(either.size), head[cropped]])
+    columns = np.column_stack([either, np.ones(either.size), head[patients]])
     # Starts from the noisy-or: slope 1, offset 0, and no patient logit.
     start = either
     penalty = np.array([_PATIENT_SLOPE_PENALTY, _PATIENT_OFFSET_PENALTY, _PENALTY])
     found = _fit_logistic(
-        columns, labels[cropped, 0], weights[cropped, 0], start=start, penalty=penalty
+        columns, labels[patients, 0], weights[patients, 0], start=start, penalty=penalty
     )
     if found[2] < 0:
         # A patient logit with a negative slope is dropped, not inverted.
         columns[:, 2] = 0
         found = _fit_logistic(
-            columns, labels[cropped, 0], weights[cropped, 0], start=start, penalty=penalty
+            columns, labels[patients, 0], weights[patients, 0], start=start, penalty=penalty
         )
     slope, offset, head = found.tolist()
     return replace(levels_only, patient_slope=1 + slope, patient_offset=offset, head_slope=head)
@@ -179,7 +182,7 @@ def _centre_and_scale(logits: Floats | None) -> tuple[float, float]:
 
 
 def _fit_logistic(
-    x: Floats, y: NDArray[np.int64], weights: Floats, *, start: Floats, penalty: Floats
+    x: Floats, y: Floats, weights: Floats, *, start: Floats, penalty: Floats
 ) -> Floats:
     """Fit a ridge-penalised, weighted logistic regression with offset `start` by Newton's method.
 

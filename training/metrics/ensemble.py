@@ -61,15 +61,13 @@ def average_predictions(weights: Sequence[float], probabilities: Sequence[Floats
     return cast(Floats, np.tensordot(weights, np.stack(probabilities), 1))
 
 
-def fit_weights(
-    labels: NDArray[np.int64], probabilities: Sequence[Floats], targets: Targets
-) -> Floats:
+def fit_weights(labels: Floats, probabilities: Sequence[Floats], targets: Targets) -> Floats:
     """Fit the ensemble weights with the least loss.
 
     Parameters
     ----------
     labels : ndarray, shape (studies, targets)
-        Labels of the calibration patients.
+        Labels of the calibration patients: 0 or 1, NaN where unknown. Unknown labels do not count.
     probabilities : sequence of ndarray, shape (studies, targets)
         Probabilities of each round.
     targets : Targets
@@ -82,7 +80,8 @@ def fit_weights(
     """
     table = np.clip(np.stack(probabilities), CLIP, 1 - CLIP)
     given = np.where(labels == 1, table, 1 - table).reshape(len(table), -1)
-    exams = exam_weights(labels, targets).reshape(-1) / len(labels)
+    known = int((~np.isnan(labels)).any(axis=1).sum())
+    exams = exam_weights(labels, targets).reshape(-1) / known
     weights = _maximise(given, exams)
     kept = weights >= min(_ENOUGH, weights.max())
     weights = np.zeros(len(table))

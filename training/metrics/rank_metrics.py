@@ -20,8 +20,8 @@ def rank_metrics(labels: ArrayLike, scores: ArrayLike, weights: Floats) -> dict[
 
     Parameters
     ----------
-    labels : array_like, shape (exams,), 0 or 1
-        Labels of the exams.
+    labels : array_like, shape (exams,)
+        Labels of the exams: 0 or 1, NaN where unknown. Exams with an unknown label do not count.
     scores : array_like, shape (exams,)
         Scores of the exams.
     weights : ndarray, shape (resamples, exams)
@@ -34,7 +34,13 @@ def rank_metrics(labels: ArrayLike, scores: ArrayLike, weights: Floats) -> dict[
         sensitivity at a specificity of at least `SPECIFICITY`. NaN for resamples that lack one
         class.
     """
-    truth, values = np.asarray(labels) == 1, np.asarray(scores, np.float64)
+    known, values, weights = _known_exams(labels, scores, weights)
+    if not known.size:
+        return {
+            name: np.full(len(weights), np.nan)
+            for name in ("auc", "average_precision", "sensitivity")
+        }
+    truth = known == 1
     order = np.argsort(-values, kind="stable")
     # Tied scores share a threshold.
     last = np.flatnonzero(np.append(np.diff(values[order]) != 0, True))
@@ -59,9 +65,22 @@ def rank_metrics(labels: ArrayLike, scores: ArrayLike, weights: Floats) -> dict[
 
 
 def brier_score(labels: ArrayLike, probabilities: ArrayLike, weights: Floats) -> dict[str, Floats]:
-    """Compute ``brier``, the mean squared error of the probabilities, for each resample."""
-    truth, p = np.asarray(labels, np.float64), np.asarray(probabilities, np.float64)
-    return {"brier": cast(Floats, weights @ (p - truth) ** 2 / weights.sum(axis=1))}
+    """Compute ``brier``, the mean squared error of the probabilities, for each resample.
+
+    Exams with an unknown label (NaN) do not count; NaN for resamples without a known label.
+    """
+    truth, p, weights = _known_exams(labels, probabilities, weights)
+    with np.errstate(invalid="ignore"):
+        return {"brier": cast(Floats, weights @ (p - truth) ** 2 / weights.sum(axis=1))}
+
+
+def _known_exams(
+    labels: ArrayLike, scores: ArrayLike, weights: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """Return the labels, scores and weights of the exams whose label is known."""
+    truth = np.asarray(labels, np.float64)
+    known = ~np.isnan(truth)
+    return truth[known], np.asarray(scores, np.float64)[known], weights.compress(known, axis=1)
 
 
 def _where(lacking: NDArray[np.bool_], values: Floats) -> Floats:

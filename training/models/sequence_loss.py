@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from training.data.cohort import Study
+from training.data.cohort import Study, label_table
 from training.data.crop_buffer import CropBuffer
 from training.metrics.competition import exam_weights
 from training.models.sequence_inputs import PatientIndex
@@ -31,7 +31,7 @@ class PatientTargets:
     patient : ndarray, shape (patients, targets), float32
         Labels of the patient and the levels, 0 or 1; NaN where unknown.
     patient_weight : ndarray, shape (patients, targets), float32
-        Weight of each target in its exam, see `exam_weights`.
+        Weight of each target in its exam, see `exam_weights`; 0 where the target is unknown.
     vertebra : ndarray, shape (patients, levels), float32
         Label of each vertebra, 0 or 1; NaN without a crop or label, or if all positions are known
         to show no fracture of a fractured vertebra.
@@ -79,13 +79,13 @@ def find_targets(
     index : PatientIndex
         Crops and positions of the patients.
     studies : sequence of Study, optional
-        Labelled studies of the rows; without them the patient targets are NaN.
+        Studies of the rows, with their labels; without them the patient targets are NaN.
     """
     targets = buffer.targets
     patient = np.full((len(index), len(targets)), np.nan, np.float32)
     weight = np.zeros_like(patient)
     if studies:
-        labels = np.array([study.labels for study in studies])
+        labels = label_table(studies)
         patient[:], weight[:] = labels, exam_weights(labels, targets)
     vertebra = np.full(index.crop.shape, np.nan, np.float32)
     position = np.full(index.z.shape, np.nan, np.float32)

@@ -161,7 +161,7 @@ def train_sequences(
         )
     if not config.sequence.head_epochs:
         return trained
-    patients = sum(1 for study in buffer.studies if study.labels)
+    patients = sum(1 for study in buffer.studies if study.has_labels)
     steps = max(1, round(config.sequence.head_epochs * patients / config.sequence.head_batch))
     quiet = replace(work, steps=steps, log=lambda line: None, checkpoint=None, ema=0.0)
     _train_heads(model, inputs, buffer, config, quiet)
@@ -266,7 +266,7 @@ def _train_heads(
 ) -> Trained:
     """Train the heads on encoder features of whole patients."""
     settings = config.sequence
-    known = [study for study in buffer.studies if study.labels]
+    known = [study for study in buffer.studies if study.has_labels]
     index = index_patients(
         buffer, [study.study for study in known], model.config.positions, inputs.trim_mm
     )

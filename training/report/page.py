@@ -88,6 +88,7 @@ def render_report(run: RunFolder) -> tuple[str, Evaluation]:
             candidate_title=candidate_title,
             metrics=METRIC_TITLES,
             targets=evaluation.targets,
+            known=evaluation.known,
             sides={side: len(splits[side]) for side in SIDES},
             config=settings["config"],
             start=settings["start"],

@@ -1,9 +1,10 @@
 """Plots of the training report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from presentation.figures import (
     BLUE,
@@ -30,13 +31,15 @@ def plot_losses(evaluation: Evaluation) -> str:
         names = ["all", *evaluation.targets]
         places = np.arange(len(names))
         for name, colour, width in ((BEST, ORANGE, 0.7), (PRIOR, GREY, 0.5)):
-            losses = [evaluation.losses[name][target] for target in names]
+            losses = _floats(evaluation.losses[name][target] for target in names)
             axes.hlines(losses, places - width / 2, places + width / 2, color=colour, label=name)
         for number, (name, colour) in enumerate(
             zip(evaluation.figures, (BLUE, GREEN), strict=False)
         ):
-            values = np.array([evaluation.losses[name][target] for target in names])
-            ends = np.array([evaluation.intervals[name][target] for target in names]).T
+            values = _floats(evaluation.losses[name][target] for target in names)
+            ends = np.array(
+                [evaluation.intervals[name][target] or (np.nan, np.nan) for target in names]
+            ).T
             # A percentile interval need not contain the value.
             reach = np.clip([values - ends[0], ends[1] - values], 0, None)
             axes.errorbar(
@@ -53,6 +56,11 @@ def plot_losses(evaluation: Evaluation) -> str:
         axes.set_ylim(bottom=0)
         figure.legend(loc="outside upper center", ncols=4)
         return svg_of(figure, "losses")
+
+
+def _floats(values: Iterable[float | None]) -> NDArray[np.float64]:
+    """Return the values, NaN for None; matplotlib leaves them out."""
+    return np.array([np.nan if value is None else value for value in values])
 
 
 def plot_candidates(rounds: Sequence[Mapping[str, Any]], name: str) -> str:

@@ -34,11 +34,11 @@ class RoundPlan:
     studies : tuple of str
         Studies of the round's new patients.
     slices : int
-        Number of inputs of the new patients.
+        Number of inputs of the new patients, from vertebrae with a known label.
     replay : tuple of str
         Studies of replayed patients of earlier rounds.
     replay_slices : int
-        Number of inputs of the replayed patients.
+        Number of inputs of the replayed patients, from vertebrae with a known label.
     steps : int
         Optimizer steps, in proportion to the round's new inputs; replay adds no steps.
     """
@@ -91,13 +91,19 @@ def plan_rounds(
         Fraction of a round's slices that comes from patients of earlier rounds.
     one_round : bool
         Whether to merge all rounds into one that has the steps of all of them.
+
+    Raises
+    ------
+    UsageError
+        ``labels-missing`` if no study has a trainable input.
     """
     generator = np.random.default_rng([config.seed, 1])
-    rounds = [
+    parts = [
         part
         for site in _by_site(studies, config, generator)
         for part in _cut(_spread(site, generator), config)
-    ][: config.train.rounds]
+    ]
+    rounds = _join_empty(parts, count)[: config.train.rounds]
     batch = config.train.batch_size * config.train.accumulation
     steps = [
         max(1, round(sum(map(count, _studies(part))) * config.train.epochs / batch))
@@ -145,7 +151,7 @@ def _spread(patients: Patients, generator: np.random.Generator) -> Patients:
     """Shuffle the patients so that every part of the order has the same composition."""
     strata: dict[tuple[str, int], Patients] = {}
     for own in patients:
-        key = (own[0].scanner, min(3, max(study.fractured_levels for study in own)))
+        key = (own[0].scanner, min(3, max(map(_fractured_levels, own))))
         strata.setdefault(key, []).append(own)
     places: list[tuple[float, str, list[Study]]] = []
     for _, mine in sorted(strata.items()):
@@ -156,8 +162,15 @@ def _spread(patients: Patients, generator: np.random.Generator) -> Patients:
     return [own for _, _, own in sorted(places, key=lambda place: place[:2])]
 
 
+def _fractured_levels(study: Study) -> int:
+    """Least number of fractured levels; at least one is in a study that is labelled fractured."""
+    return max(study.fractured_levels, int(study.labels[0] == 1))
+
+
 def _cut(order: Patients, config: RunConfig) -> list[Patients]:
     slices = np.array([_count_slices(own, config) for own in order])
+    if not slices.any():
+        return [order]
     number = max(1, round(slices.sum() / config.train.slices_per_round))
     # A patient belongs to the round that contains its middle slice.
     middles = np.cumsum(slices) - slices / 2
@@ -166,6 +179,23 @@ def _cut(order: Patients, config: RunConfig) -> list[Patients]:
         [own for own, mine in zip(order, rounds, strict=True) if mine == index]
         for index in np.unique(rounds)
     ]
+
+
+def _join_empty(parts: Sequence[Patients], count: Count) -> list[Patients]:
+    """Join rounds without a trainable input, whose vertebrae are unlabelled, to a neighbour."""
+    rounds: list[Patients] = []
+    trainable = True
+    for part in parts:
+        inputs = any(count(study) for study in _studies(part))
+        if rounds and not (inputs and trainable):
+            rounds[-1] = rounds[-1] + part
+            trainable |= inputs
+        else:
+            rounds.append(part)
+            trainable = inputs
+    if not trainable:
+        raise UsageError("labels-missing", "no vertebra of the training patients has a label")
+    return rounds
 
 
 def _first(order: Patients, slices: float, config: RunConfig) -> Patients:
@@ -179,8 +209,14 @@ def _studies(patients: Patients) -> list[Study]:
 
 
 def _count_slices(studies: Sequence[Study], config: RunConfig) -> int:
+    """Count the slices of vertebrae with a known label."""
     trim = config.inputs.trim_mm
-    return sum(len(vertebra.slices(trim)) for study in studies for vertebra in study.vertebrae)
+    return sum(
+        len(vertebra.slices(trim))
+        for study in studies
+        for vertebra in study.vertebrae
+        if vertebra.fractured is not None
+    )
 
 
 @dataclass(frozen=True)
@@ -258,7 +294,7 @@ def plan_run(
     Raises
     ------
     UsageError
-        ``cohort-too-small``, ``config-invalid`` or ``model-invalid``.
+        ``cohort-too-small``, ``config-invalid``, ``labels-missing`` or ``model-invalid``.
     """
     recipe = find_recipe(config.recipe)
     kind, policy = KINDS[recipe.kind], recipe.policy(config)

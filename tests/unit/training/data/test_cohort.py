@@ -64,10 +64,32 @@ def test_crops_lie_in_the_order_of_the_levels_and_not_of_their_names(tmp_path: P
 def test_a_store_without_a_runs_labels_still_has_its_crops(tmp_path: Path) -> None:
     store = make_store(tmp_path, COMPETITION, {"a": {}})
     (study,) = read_cohort(store, THORACIC)
-    assert study.labels is None
+    assert set(study.labels) == {None}
     assert len(study.vertebrae) == 3
     with pytest.raises(UsageError, match="labels-missing"):
         labelled([study], store.url)
+
+
+def test_a_study_takes_part_with_the_labels_that_are_known(tmp_path: Path) -> None:
+    rows: dict[str, dict[str, int]] = {
+        "a": {"any_fracture": 1, "T2": 0, "T11": 1},
+        "b": {"T10": 0},
+        "c": {},
+    }
+    store = make_store(tmp_path, THORACIC, rows)
+    everyone = read_cohort(store, THORACIC)
+    assert [study.has_labels for study in everyone] == [True, True, False]
+    cohort = labelled(everyone, store.url)
+    assert [study.patient for study in cohort] == ["a", "b"], "a study without labels is left out"
+    unknown = np.nan
+    found = label_table(cohort)
+    np.testing.assert_array_equal(
+        found, [[1, 0, unknown, 1], [unknown, unknown, 0, unknown]], "never 0"
+    )
+    assert [study.fractured_levels for study in cohort] == [1, 0]
+    by_level = {vertebra.level: vertebra for vertebra in cohort[0].vertebrae}
+    assert np.isnan(by_level["T10"].targets(0.5)).all()
+    assert set(by_level["T11"].targets(0.5).tolist()) == {0.5}
 
 
 def test_a_table_whose_study_is_no_key_is_refused(tmp_path: Path) -> None:

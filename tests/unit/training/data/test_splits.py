@@ -1,5 +1,6 @@
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -49,6 +50,43 @@ def test_each_level_has_the_same_fracture_rate_in_each_split() -> None:
     for side in SIDES:
         here = np.mean([labels[patient] for patient in getattr(splits, side)], axis=0)
         np.testing.assert_allclose(here, everywhere, atol=0.05)
+
+
+@pytest.mark.parametrize("config", [SplitConfig(), SplitConfig(0.2, 0.15, 0.3)])
+def test_patients_with_unknown_labels_are_spread_over_the_splits(config: SplitConfig) -> None:
+    unknown = {f"patient {number}" for number in range(0, 100, 4)}
+    cohort = [
+        replace(study, labels=(*study.labels[:3], None, *study.labels[4:]))
+        if study.patient in unknown
+        else study
+        for study in COHORT
+    ]
+    splits = split_patients(cohort, config, seed=3)
+    for side in ("guard", "calibration", "test"):
+        here = unknown & set(getattr(splits, side))
+        assert abs(len(here) - getattr(config, side) * len(unknown)) <= 2
+
+
+def test_a_patient_with_an_unknown_label_is_neither_fractured_nor_intact() -> None:
+    fractured = [make_study(f"1.{n}", ["C1"]) for n in range(8)]
+    nobody = [make_study(f"2.{n}", unknown=["patient_overall"]) for n in range(8)]
+    with pytest.raises(UsageError, match="and 0 intact of 16 patients"):
+        split_patients([*fractured, *nobody], SplitConfig(0.2, 0.2, 0.2), 0)
+
+
+def test_a_patients_known_labels_are_those_of_all_studies() -> None:
+    shares = SplitConfig(0.25, 0.25, 0.25)
+    pairs = [
+        make_study(
+            f"1.{n}.{part}", ["C2"] if n % 2 and part else (), patient=f"{n}", unknown=hidden
+        )
+        for n in range(16)
+        for part, hidden in enumerate((["patient_overall", "C2"], []))
+    ]
+    splits = split_patients(pairs, shares, 0)
+    for side in SIDES:
+        patients = getattr(splits, side)
+        assert sum(int(patient) % 2 for patient in patients) == len(patients) / 2 == 2
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,20 @@ def test_intervals_of_losses_are_those_of_the_repeated_exams() -> None:
     assert found["C3"] == pytest.approx(np.quantile(third, [0.025, 0.975]))
 
 
+def test_unknown_labels_are_in_no_interval_and_in_no_curve() -> None:
+    random = np.random.default_rng(0)
+    labels = (random.random((30, 8)) < 0.3).astype(np.float64)
+    predicted, weights = random.random((30, 8)), random.integers(0, 3, (20, 30)).astype(np.float64)
+    labels[::2, 3], labels[:, 5] = np.nan, np.nan
+    found = _loss_intervals(labels, predicted, weights, COMPETITION)
+    assert found["C5"] is None, "no known label"
+    changed = np.where(np.isnan(labels), 1e-9, predicted)
+    assert found == _loss_intervals(labels, changed, weights, COMPETITION)
+    known = labels[1::2, 3], predicted[1::2, 3]
+    assert _curves(labels[:, 3], predicted[:, 3]) == _curves(*known)
+    assert set(_curves(labels[:, 5], predicted[:, 5]).values()) == {None}
+
+
 def test_a_curve_of_both_classes_needs_both() -> None:
     predicted = np.array([0.1, 0.4, 0.8])
     whole = _curves(np.zeros(3, np.int64), predicted)

@@ -1,5 +1,6 @@
 """Positions of a vertebra, their pixels and their targets."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from storage_schemas.targets import COMPETITION
 from tests.cohorts import make_buffer, make_study, make_vertebra
 from training.config import AugmentConfig, InputConfig
+from training.data.cohort import label_table
 from training.data.inputs import (
     gather_slices,
     identity_transforms,
@@ -251,6 +253,38 @@ def test_patients_have_the_competitions_loss() -> None:
     assert found.item() == pytest.approx(
         competition_loss(labels, torch.sigmoid(logits), COMPETITION), rel=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    "unknown", [["C2"], ["patient_overall"], ["patient_overall", "C1", "C5"], COMPETITION.levels]
+)
+def test_unknown_targets_are_in_no_part_of_the_loss(unknown: Sequence[str]) -> None:
+    studies = [make_study("1.0", ["C2"], unknown=unknown), make_study("1.1", ["C1"])]
+    crops = [(v, np.zeros(v.shape)) for study in studies for v in study.vertebrae]
+    buffer = make_buffer(*crops)
+    index = index_patients(buffer, [study.study for study in studies], 5, 0)
+    targets = find_targets(buffer, index, studies)
+    names = [*COMPETITION.columns]
+    hidden = [names.index(name) for name in unknown]
+    assert np.flatnonzero(np.isnan(targets.patient[0])).tolist() == sorted(hidden)
+    assert not targets.patient_weight[0][hidden].any()
+    logits = torch.linspace(-3, 2, 16).view(2, 8).requires_grad_()
+    vertebrae = torch.linspace(-2, 3, 14).view(2, 7).requires_grad_()
+    both = outputs(logits=logits, vertebra_logits=vertebrae)
+    shapes = {"position_logits": (2, 7, 5), "own_logits": (2, 7, 5)}
+    both = replace(both, **{name: torch.zeros(shape) for name, shape in shapes.items()})
+    loss = sequence_loss(both, targets.tensors(), LossWeights(position=0))
+    loss.backward()
+    known = [[i not in hidden for i in range(8)], [True] * 8]
+    assert logits.grad is not None
+    assert vertebrae.grad is not None
+    assert (logits.grad != 0).tolist() == known
+    assert (vertebrae.grad != 0).tolist() == [row[1:] for row in known]
+    shares = LossWeights(patient=1, vertebra=0, position=0)
+    by_hand = competition_loss(
+        label_table(studies), torch.sigmoid(logits).detach().numpy(), COMPETITION
+    )
+    assert sequence_loss(both, targets.tensors(), shares).item() == pytest.approx(by_hand, rel=1e-5)
 
 
 def test_a_fractured_vertebra_counts_twice_and_unknown_ones_not_at_all() -> None:

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cohorts import make_patients, make_vertebra
+from storage_schemas.errors import UsageError
+from storage_schemas.targets import COMPETITION
+from tests.cohorts import make_patients, make_study, make_vertebra
 from training.config import InputConfig, RunConfig, TrainConfig
 from training.data.cohort import Study
 from training.models.slice_training import count_slices
@@ -55,6 +57,39 @@ def test_the_slices_of_a_round_are_those_of_its_studies() -> None:
     size = {study.study: slices_of(study) for study in COHORT}
     for plan in plan_rounds(COHORT, settings(400)):
         assert plan.slices == sum(size[study] for study in plan.studies)
+
+
+def test_slices_of_unlabelled_vertebrae_do_not_count() -> None:
+    known = [make_study(f"1.{n}", ["C1"] if n % 2 else ()) for n in range(8)]
+    partly = [make_study(f"2.{n}", unknown=["C3", "C4"]) for n in range(8)]
+    (plan,) = plan_rounds([*known, *partly], settings(100_000))
+    assert plan.slices == 8 * 7 * 5 + 8 * 5 * 5
+
+
+@pytest.mark.parametrize("order", ["shuffled", "site"])
+def test_every_round_has_a_trainable_input_and_no_study_is_lost(order: str) -> None:
+    cohort = [
+        make_study(
+            f"1.{n}",
+            ["C1"] if n % 2 else (),
+            scanner=f"scanner {n % 4}",
+            unknown=() if n in (3, 8, 13) else COMPETITION.levels,
+        )
+        for n in range(16)
+    ]
+    config = settings(10)
+    config = replace(config, train=replace(config.train, order=order))
+    plans = plan_rounds(cohort, config)
+    size = {study.study: count_slices(study, config) for study in cohort}
+    assert len(plans) > 1
+    assert all(any(size[study] for study in plan.studies) for plan in plans)
+    assert sorted(s for plan in plans for s in plan.studies) == sorted(size)
+
+
+def test_patients_without_a_labelled_vertebra_train_nothing() -> None:
+    cohort = [make_study(f"1.{n}", unknown=COMPETITION.levels) for n in range(4)]
+    with pytest.raises(UsageError, match="labels-missing"):
+        plan_rounds(cohort, settings(100))
 
 
 def test_trimmed_slices_do_not_count() -> None:
