@@ -274,7 +274,8 @@ def _phantom(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from pipeline.inspection import READABLE, inspect_studies, render
+    from pipeline.inspection import READABLE, inspect_studies
+    from pipeline.report.inspection_tables import render
     from pipeline.studies import guess_layout, list_studies
     from storage_schemas.objects import ObjectFolder
 

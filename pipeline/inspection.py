@@ -1,7 +1,7 @@
 """What the pipeline would make of a source, from the headers alone: nothing is decoded or written.
 
-`inspect_studies` looks, `render` prints what it saw, `Inspection.to_json` says it to programs.
-Names and dates of patients are never part of it.
+`inspect_studies` reads, and `Inspection.to_json` gives the result to programs. Not here: how it is
+printed (`pipeline.report.inspection_tables`). Names and dates of patients are never part of it.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,10 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from pydicom.uid import UID
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from pipeline.config import Layout, StudyConfig
 from pipeline.dicom.headers import CT_CLASSES, read_header
@@ -35,7 +31,6 @@ from pipeline.dicom.stack import Stack, make_geometry
 from pipeline.dicom.syntaxes import DEFLATED, NATIVE
 from pipeline.source.listing import HEAD_BYTES
 from pipeline.study_rules import check_identity, check_share
-from presentation.progress import result_console
 from storage_schemas.errors import RunError, SliceError, StudyError
 from storage_schemas.objects import REQUESTS, as_text
 from storage_schemas.outcomes import STORED
@@ -351,53 +346,3 @@ def _gather(entries: Iterable[tuple[str, str, str]]) -> tuple[Problem, ...]:
         Problem(kind, len(found), as_text(found[0][0]), found[0][1])
         for kind, found in by_kind.items()
     )
-
-
-def render(inspection: Inspection, console: Console | None = None) -> None:
-    """Print an inspection for people."""
-    console = console or result_console()
-    for study in inspection.studies:
-        _render_study(study, console)
-
-
-def _render_study(study: StudyView, console: Console) -> None:
-    verdict = "[green]readable[/]" if study.outcome == READABLE else f"[red]{study.outcome}[/]"
-    console.print(
-        f"[bold]{escape(study.study)}[/]  {verdict} {escape(study.reason)}"
-        f"  {study.objects} objects, {study.size / 1e6:.1f} MB"
-        f" -> {study.volume_bytes / 1e6:.1f} MB of voxels"
-    )
-    series = Table("", "no", "series", "image", "kernel", "slices", "size", "spacing mm", "gaps mm",
-                   "tilt", "geometry", "syntax", "why", box=None, pad_edge=False)  # fmt: skip
-    for view in study.series:
-        series.add_row(
-            ">" if view.chosen else "",
-            "" if view.number is None else str(view.number),
-            escape(view.series) or "(no UID)",
-            f"{view.image}, {view.origin}",
-            view.kernel,
-            str(view.slices),
-            f"{view.rows}x{view.columns}",
-            " ".join(f"{mm:.3g}" for mm in view.spacing),
-            " ".join(f"{mm:.3g}" for mm in view.gaps) if view.geometry else "",
-            f"{view.tilt_degrees:.1f}" if view.geometry else "",
-            _name_geometry(view),
-            " ".join(UID(syntax).keyword or escape(syntax) for syntax in view.syntaxes),
-            view.reason,
-        )
-    if study.series:
-        console.print(series)
-    for problem in study.problems:
-        where = escape(f"{problem.key}: {problem.detail}")
-        console.print(f"  [yellow]{problem.kind}[/] x {problem.count}, first {where}")
-    for entry in study.unused:
-        where = escape(f"{entry.key}: {entry.detail}")
-        console.print(f"  unused: {entry.kind} x {entry.count}, first {where}")
-
-
-def _name_geometry(view: SeriesView) -> str:
-    if view.geometry:
-        return "+".join(view.geometry)
-    if view.localizer:
-        return "localizer"
-    return "one slice" if view.axial else "not axial"

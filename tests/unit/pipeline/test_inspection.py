@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pipeline.inspection import Inspection, inspect_studies, render
+from pipeline.inspection import Inspection, inspect_studies
+from pipeline.report.inspection_tables import render
 from pipeline.source.listing import HEAD_BYTES
 from storage_schemas.errors import RunError
 from tests import made_dicom
