@@ -1,4 +1,4 @@
-"""The recipes of CONTRIBUTING.md, followed to the letter: each is an entry in a table, and works."""
+"""The recipes of CONTRIBUTING.md, followed to the letter: each is a table entry, and works."""
 
 import zlib
 from dataclasses import replace
