@@ -24,12 +24,13 @@ from pipeline.dicom.limits import Limits
 
 Values = dict[str, bytes]
 TAGS = list(SPECIFIC.values())
+LIMITS = Limits()
 MOST_FILES = 100
 
 
 def ours(data: bytes) -> Values:
     """Read with our reader; return the raw bytes by element name."""
-    return read_elements("", data, Limits()).values
+    return read_elements("", data, LIMITS).values
 
 
 def pydicom_whole(data: bytes) -> Values:

@@ -29,6 +29,7 @@ _PHOTOMETRIC = {
     "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422",
     "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT",
 }  # fmt: skip
+_LIMITS = Limits()  # made once: checking the settings takes longer than reading a header
 _UID = re.compile(r"[0-9.]{0,64}")
 _IDENTIFIER = re.compile(r"[A-Za-z0-9._:-]{0,256}")
 _INTEGER = re.compile(rb"[+-]?[0-9]{1,10}")
@@ -144,7 +145,7 @@ def read_study_uid(head: bytes) -> str | None:
     An identifier that is no UID is returned as it stands; what is no identifier is none.
     """
     try:
-        text = decode_text(read_elements("", head, Limits()).values.get("study", b""))
+        text = decode_text(read_elements("", head, _LIMITS).values.get("study", b""))
     except SliceError:
         return None
     return text if text and _IDENTIFIER.fullmatch(text) else None

@@ -17,6 +17,7 @@ from pipeline.source.strangers import find_format, is_junk, is_named_slice
 from storage_schemas.errors import SliceError, StudyError
 from storage_schemas.outcomes import UNUSED_KINDS
 
+_LIMITS = Limits()  # made once: checking the settings takes longer than reading a header
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _DIRECTORY = "1.2.840.10008.1.3.10"
 _SECONDARY_CAPTURE = f"{_STORAGE}7"
@@ -186,7 +187,7 @@ def may_be_slice(key: str, head: bytes) -> bool:
     if head[128:132] != b"DICM":
         return is_named_slice(key)
     try:
-        elements = read_elements(key, head, Limits())
+        elements = read_elements(key, head, _LIMITS)
         return _other_object(key, elements) is None
     except SliceError:
         return True
