@@ -1,4 +1,4 @@
-"""Settings of the pipeline on a command line and in files: flags, and readers of values."""
+"""Command-line flags of the pipeline's settings, and parsers of their values."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from storage_schemas.vertebrae import MASK_LABELS, parse_levels
 
 
 def read_network(value: Any) -> NetworkFile | Any:
-    """The localizer at a path or URL; what is not a text is returned as it is."""
+    """Read the localizer at a path or URL; other values are returned unchanged."""
     if not isinstance(value, str):
         return value
     from pipeline.vertebrae.onnx_network import choose_network
@@ -18,7 +18,7 @@ def read_network(value: Any) -> NetworkFile | Any:
 
 
 def read_levels(value: Any) -> tuple[str, ...]:
-    """Levels in anatomical order, of a text with commas between or of a list."""
+    """Parse levels from a comma-separated text or a list, into anatomical order."""
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     try:
         return parse_levels(text)

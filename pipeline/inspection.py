@@ -1,4 +1,4 @@
-"""What the pipeline would make of a source, from the headers alone: nothing is decoded or written.
+"""Predict the outcome of a run from the headers of a source, without decoding or writing.
 
 `inspect_studies` reads, and `Inspection.to_json` gives the result to programs. Not here: how it is
 printed (`pipeline.report.inspection_tables`). Names and dates of patients are never part of it.
@@ -36,7 +36,7 @@ from storage_schemas.objects import REQUESTS, as_text
 from storage_schemas.outcomes import STORED
 
 READABLE = "readable"
-"""The outcome of a study that gives a volume; any other is the kind that refuses it."""
+"""Outcome of a study with a volume; any other outcome is the kind of an error."""
 Head = Callable[[str, int], bytes]
 
 
@@ -51,29 +51,29 @@ class SeriesView:
     number : int or None
         SeriesNumber.
     chosen : bool
-        Whether this is the stack that would be read.
+        Whether the stack would be read.
     reason : str
-        Why it would be read, or not.
+        Reason why it would be read or not.
     axial, localizer : bool
         Whether the frames are near-axial, and whether they are scouts.
     origin, kernel : str
-        How the images were made (``original``, ``derived``, ``reformat``, ``projection``, ...), and
-        how sharp their kernel is (``sharp``, ``medium``, ``soft``, ``unknown``).
+        Origin of the images (``original``, ``derived``, ``reformat``, ``projection``, ...), and
+        sharpness of their kernel (``sharp``, ``medium``, ``soft``, ``unknown``).
     image : str
-        The kind of image, from its SOP class.
+        Kind of image, from the SOP class.
     syntaxes : tuple of str
         Transfer syntax UIDs.
     slices : int
-        Positions; two frames at one position count once.
+        Number of positions; several frames at one position count once.
     rows, columns : int
-        Stored.
+        Matrix of the stored slices.
     spacing : tuple of float
-        mm, canonical (z, y, x); (y, x) as stored where the group is no axial stack.
+        Spacing in mm, canonical (z, y, x); (y, x) as stored if the group is no axial stack.
     gaps : tuple of float
-        Least, median and greatest distance of neighbours along the normal, mm.
+        Minimum, median and maximum distance of neighbours along the normal, mm.
     tilt_degrees : float
     geometry : tuple of str
-        Geometry classes. Empty, as `gaps`, where the group is no axial stack of two slices.
+        Geometry classes. Empty, like `gaps`, if the group is no axial stack of at least two slices.
     """
 
     series: str
@@ -97,7 +97,7 @@ class SeriesView:
 
 @dataclass(frozen=True)
 class Problem:
-    """All objects or frames of a study that are refused for one kind of reason."""
+    """All objects or frames of a study that are refused or unused for the same kind of reason."""
 
     kind: str
     count: int
@@ -107,23 +107,23 @@ class Problem:
 
 @dataclass(frozen=True)
 class StudyView:
-    """One study.
+    """Inspection of one study.
 
     Parameters
     ----------
     study : str
-        As the source names it.
+        Name of the study in the source.
     outcome : str
-        ``readable``, or the kind of the StudyError or RunError that a run would end in.
+        ``readable``, or the kind of the StudyError or RunError that a run would raise.
     reason : str
-        Why it is refused; empty where it is readable.
+        Reason why the study is refused; empty if it is readable.
     objects, size : int
-        Number of objects, and their bytes.
+        Number of objects, and their total size in bytes.
     volume_bytes : int
-        Of the volume in memory; 0 where there is none.
+        Size of the volume in memory, in bytes; 0 if there is none.
     series : tuple of SeriesView
     problems, unused : tuple of Problem
-        What would be refused, and what would not be used; by kind, with the first object of each.
+        Objects that would be refused or unused, by kind, with the first object of each kind.
     """
 
     study: str
@@ -139,13 +139,13 @@ class StudyView:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was seen of a source.
+    """Inspection of a source.
 
     Parameters
     ----------
     studies : tuple of StudyView
     layout : {"study", "scan"}
-        How they were told apart; a run must be given the same.
+        How files are grouped into studies; a run must use the same layout.
     """
 
     studies: tuple[StudyView, ...]
@@ -153,11 +153,11 @@ class Inspection:
 
     @property
     def readable(self) -> int:
-        """Number of studies that give a volume."""
+        """Number of studies with a volume."""
         return sum(study.outcome == READABLE for study in self.studies)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
+        """Return the inspection as plain JSON values."""
         return {
             "layout": self.layout,
             "studies": [asdict(study) for study in self.studies],
@@ -173,25 +173,25 @@ def inspect_studies(
     layout: Layout = "study",
     series: str = "",
 ) -> Inspection:
-    """Look at the headers of a source.
+    """Inspect the studies of a source by their headers.
 
     Parameters
     ----------
     studies : iterable of (str, sequence of (str, int))
-        Each study's name, and the key and size in bytes of each of its objects.
+        Name of each study, with the key and size in bytes of each object.
     head : callable
-        ``head(key, n)`` gives the first n bytes of an object, or fewer where it is shorter. Called
-        from several threads; a RunError that it raises is the study's outcome.
+        ``head(key, n)`` returns the first n bytes of an object, or fewer if it is shorter. Called
+        from several threads; a RunError that it raises becomes the outcome of the study.
     limits : Limits
     layout : {"study", "scan"}
-        How the studies were told apart.
+        How files were grouped into studies.
     series : str
-        The series to read, as `pipeline.config.StudyConfig.series` names it.
+        Series to read, in the format of `pipeline.config.StudyConfig.series`.
 
     Returns
     -------
     Inspection
-        Studies in the order given.
+        Inspection with the studies in the given order.
     """
     with ThreadPoolExecutor(REQUESTS) as pool:
 
@@ -214,7 +214,7 @@ def inspect_study(
     limits: Limits,
     series: str = "",
 ) -> StudyView:
-    """Look at one study, given the heads of its objects."""
+    """Inspect one study, given the first bytes of its objects."""
     sizes, rule = dict(objects), SeriesRule(series)
     found = read_objects(heads, limits)
     stack, outcome, reason = None, READABLE, ""
@@ -247,14 +247,14 @@ def inspect_study(
 
 
 def _view_unreadable(study: str, objects: Sequence[tuple[str, int]], error: RunError) -> StudyView:
-    """A study of which an object cannot be read at all."""
+    """Make the view of a study with an object that cannot be fetched."""
     reason = f"{as_text(error.key)}: {error.detail}"
     size = sum(size for _, size in objects)
     return StudyView(as_text(study), error.kind, reason, len(objects), size, 0, (), ())
 
 
 def _foresee_all(stack: Stack, sizes: Mapping[str, int]) -> list[SliceError]:
-    """The refusals of a stack's frames that their headers tell; of each place one may stay."""
+    """Predict refused frames of a stack from headers; each position keeps one frame."""
     refused = []
     for place in stack.places:
         errors = [_foresee(candidate, sizes.get(candidate.header.key, 0)) for candidate in place]
@@ -268,7 +268,7 @@ def _foresee_all(stack: Stack, sizes: Mapping[str, int]) -> list[SliceError]:
 
 
 def _check_study(study: str, stack: Stack, refused: Sequence[SliceError]) -> None:
-    """Refuse what a run would refuse as a whole, with its own settings left as they are."""
+    """Apply the checks of whole studies, with the default settings of a run."""
     headers = [candidate.header for place in stack.places for candidate in place]
     check_identity(study, max(header.study for header in headers))
     outcomes = {header.key: STORED for header in headers}
@@ -277,7 +277,7 @@ def _check_study(study: str, stack: Stack, refused: Sequence[SliceError]) -> Non
 
 
 def _read_head(head: Head, key: str, size: int, limits: Limits) -> bytes:
-    """As much of an object as holds its header."""
+    """Read enough of an object to contain its header."""
     count = HEAD_BYTES
     while True:
         data = head(key, min(count, size))
@@ -291,7 +291,7 @@ def _read_head(head: Head, key: str, size: int, limits: Limits) -> bytes:
 
 
 def _foresee(candidate: Candidate, size: int) -> SliceError | None:
-    """What the header already tells of a frame that will be refused when it is decoded."""
+    """Predict the error of decoding a frame from its header; None if there is none."""
     header, plane = candidate.header, candidate.plane
     try:
         check_rescale(header.key, plane.slope, plane.intercept)
@@ -338,7 +338,7 @@ def _view_series(part: SeriesPart, chosen: Stack | None, reason: str) -> SeriesV
 
 
 def _gather(entries: Iterable[tuple[str, str, str]]) -> tuple[Problem, ...]:
-    """Kind, key and detail of each object, by kind."""
+    """Group entries (kind, key, detail) by kind."""
     by_kind: dict[str, list[tuple[str, str]]] = {}
     for kind, key, detail in sorted(entries):
         by_kind.setdefault(kind, []).append((key, detail))

@@ -2,9 +2,8 @@
 
 Two layouts: ``study``, where each folder is one study and is named by its StudyInstanceUID, and
 ``scan``, any tree of files, grouped by the StudyInstanceUID in each header, or by folder where the
-header has none. Files that are no slices (a DICOMDIR, csv files, what operating systems leave
-behind) never make a study of their own: they go with the study whose folder they lie in, or with
-none.
+header has none. Files that are no slices (DICOMDIR, CSV, files of operating systems) never form a
+study: they are assigned to the study in the same folder, or ignored.
 """
 
 from collections.abc import Callable, Iterable
@@ -34,7 +33,7 @@ class SourceStudies:
     studies : tuple of StudyListing
         Sorted by key.
     ignored : int
-        Files that belong to no study and are no slices.
+        Number of files that belong to no study and are no slices.
     """
 
     studies: tuple[StudyListing, ...]
@@ -54,7 +53,7 @@ def sort_source(source: str, layout: Layout = "study") -> SourceStudies:
     source : str
         fsspec URL of a folder of studies (or of the folder above ``train_images``).
     layout : {"study", "scan"}
-        Whether folders are studies, or headers say so.
+        Whether studies are grouped by folder or by header.
 
     Raises
     ------
@@ -72,7 +71,7 @@ def sort_source(source: str, layout: Layout = "study") -> SourceStudies:
         try:
             return folder.get(entry.key, 0, min(entry.size, HEAD_BYTES))
         except OSError:
-            return b""  # whoever wants its pixels will say why
+            return b""  # the error is reported when the pixels are read
 
     sort = _by_folder if layout == "study" else _by_header
     groups = sort(objects, read, folder)
@@ -88,23 +87,23 @@ def sort_source(source: str, layout: Layout = "study") -> SourceStudies:
 
 
 def guess_layout(source: str) -> Layout:
-    """``study`` where folders are named as studies are, else ``scan``."""
+    """Return ``study`` if any folder is named by a UID, else ``scan``."""
     folder = open_source(source)
     if folder.is_folder(_COMPETITION_FOLDER):
         return "study"
-    # A number without a dot is a year or a count, though it might be a UID.
+    # A number without a dot is more likely a year or a count than a UID.
     named = (name for name in folder.children() if "." in name)
     return "study" if any(StudyKey.is_valid(name) for name in named) else "scan"
 
 
 def _by_folder(objects: list[ObjectInfo], read: Read, _: ObjectFolder) -> Groups:
-    """Group by the first folder; slices beside the folders form a study without a name."""
+    """Group by the first folder; slices outside any folder form a study without a name."""
     groups: Groups = {}
     for entry in objects:
         study, _slash, rest = entry.key.partition("/")
         if not rest:
             study = ""
-            if not entry.size or is_junk(entry.key):  # some stores mark a folder by an empty file
+            if not entry.size or is_junk(entry.key):  # an empty file may mark a folder
                 continue
         groups.setdefault(study, []).append(entry)
     if not groups.keys() - {""}:
@@ -116,7 +115,7 @@ def _by_folder(objects: list[ObjectInfo], read: Read, _: ObjectFolder) -> Groups
 
 
 def _holds_slices(study: str, members: Iterable[ObjectInfo], read: Read) -> bool:
-    """Whether a folder is a study: it is named as one, or there is a DICOM object in it."""
+    """Whether a folder is a study: it is named by a UID, or contains a possible slice."""
     named = [entry for entry in members if not is_junk(entry.key)]
     if StudyKey.is_valid(study) or not study:
         return bool(named)
@@ -124,7 +123,7 @@ def _holds_slices(study: str, members: Iterable[ObjectInfo], read: Read) -> bool
 
 
 def _by_header(objects: list[ObjectInfo], read: Read, folder: ObjectFolder) -> Groups:
-    """Group by the header's study; objects without one go with the study of their folder."""
+    """Group by the study in the header; objects without one join the study of their folder."""
     groups: Groups = {}
     loose: list[tuple[ObjectInfo, bool]] = []
     homes: dict[str, set[str]] = {}

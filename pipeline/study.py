@@ -1,7 +1,7 @@
-"""One study, from bytes to commit: the way of every slice, readable top to bottom.
+"""Process one study, from fetching its objects to the commit.
 
-Fetch, read the volume, make the overview, find the vertebrae, crop, encode, read back, record. This
-module knows neither Dask nor the command line; `pipeline.run` hands it studies.
+The steps are: fetch, read the volume, make the overview, find the vertebrae, crop, encode, read
+back, record. `pipeline.run` schedules the studies; this module is independent of Dask and the CLI.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ SALT_VARIABLE = "CSPINE_PATIENT_SALT"
 
 @dataclass(frozen=True)
 class StudyRow:
-    """What a task tells about its study: small, without pixels.
+    """Result of a task for one study, without pixels.
 
     Parameters
     ----------
@@ -66,17 +66,17 @@ class StudyRow:
     outcome : str
         ``committed``, ``quarantined`` or ``failed``.
     kind, reason : str
-        Why, where not committed.
+        Kind and reason of the error; empty if committed.
     objects, refused, unused, slices, crops : int
-        Counts.
+        Number of objects, refused objects, unused objects, slices and crops.
     bytes_in, bytes_out : int
-        Fetched and stored.
+        Bytes fetched and stored.
     seconds : float
         Wall time of the task.
     locate_seconds : float
-        Of these, what finding the vertebrae took, by mask or by network.
+        Part of `seconds` spent on finding the vertebrae, by mask or by network.
     run : str
-        Random name of the run that asked for the study.
+        Random name of the run that submitted the study.
     """
 
     study: str
@@ -102,7 +102,7 @@ def run_study(
     threads: int | None = None,
     may_commit: Callable[[], None] | None = None,
 ) -> StudyRow:
-    """Process one study and commit what came of it, be it crops or a quarantine record.
+    """Process one study and commit the result: crops or a quarantine record.
 
     Parameters
     ----------
@@ -111,11 +111,11 @@ def run_study(
     config : StudyConfig
         What to do with them.
     store_url : str
-        Where to; opened here, so that no credential travels with the task.
+        URL of the store. It is opened by the task, so that tasks contain no credentials.
     threads : int, optional
         For decoding; all cores by default.
     may_commit : callable, optional
-        Called before the commit; raises where this run may no longer write to the store.
+        Called before the commit; raises if this run may no longer write to the store.
     """
     started = time.perf_counter()
     times: dict[str, float] = {}
@@ -146,7 +146,7 @@ def process_study(
     threads: int | None = None,
     times: dict[str, float] | None = None,
 ) -> tuple[StudyRecord, dict[str, bytes]]:
-    """Turn one study's objects into its record and the objects to store.
+    """Make the record of a study and the objects to store.
 
     Parameters
     ----------
@@ -157,15 +157,15 @@ def process_study(
     threads : int, optional
         For decoding; all cores by default.
     times : dict, optional
-        Gets the wall time in seconds of ``locate``.
+        Receives the wall time of ``locate`` in seconds.
 
     Returns
     -------
     record : StudyRecord
-        Committed or quarantined; every object of the listing stands in it.
+        Record, committed or quarantined, with every object of the listing.
     objects : dict of str to bytes
-        By key below ``volumes.zarr``; of a quarantined study the overview alone, where there is a
-        volume.
+        Objects to store, by key below ``volumes.zarr``. For a quarantined study only the overview,
+        if it has a volume.
     """
     inputs = StudyInputs(listing, hashed=config.hash_keys)
     times = {} if times is None else times
@@ -179,7 +179,7 @@ def process_study(
         inputs.note_error(error)
         return quarantine(listing, config, error, inputs.rows(error)), {}
     inputs.note_volume(volume)
-    with ThreadPoolExecutor(1) as aside:  # the longest work that nothing else waits for
+    with ThreadPoolExecutor(1) as aside:  # the digest takes long, and only the record needs it
         digest = aside.submit(sha256_voxels, volume.hu)
         overview = make_overview(volume.hu, volume.geometry)
         try:
@@ -211,7 +211,7 @@ def quarantine(
     error: StudyError,
     inputs: tuple[InputObject, ...] | None = None,
 ) -> StudyRecord:
-    """The record of a study that is refused as a whole, under a key that is safe to store."""
+    """Make the record of a refused study, under a key that is safe to store."""
     if inputs is None:
         inputs = StudyInputs(listing, hashed=config.hash_keys).rows(error)
     return StudyRecord(
@@ -227,7 +227,7 @@ def quarantine(
 
 
 def _read_mask(listing: StudyListing, times: dict[str, float]) -> LabelMask | StudyError | None:
-    """The study's mask; an error is kept until there is a volume and an overview to show."""
+    """Read the study's mask; an error is returned, to be raised once there is an overview."""
     if listing.mask is None:
         return None
     began = time.perf_counter()
@@ -245,7 +245,7 @@ def _locate(
     overview: Overview,
     mask: LabelMask | StudyError | None,
 ) -> Localization:
-    """Find the vertebrae that were asked for: by the study's mask, else by the network."""
+    """Find the requested vertebrae by the study's mask, or by the network if it has none."""
     sight = (volume.hu, volume.geometry, overview)
     if isinstance(mask, StudyError):
         raise mask
@@ -276,7 +276,7 @@ def _commit(
     inputs: StudyInputs,
     digest: Future[str],
 ) -> tuple[StudyRecord, dict[str, bytes]]:
-    """Crop, encode and describe; the digest is the whole volume's."""
+    """Crop, encode and make the record; `digest` is the digest of the volume."""
     study = listing.key
     objects = _store_overview(study, overview, localization.overview_levels)
     found = {entry.level: entry for entry in localization.vertebrae}
@@ -308,7 +308,7 @@ def _commit(
 def _store_overview(
     study: StudyKey, overview: Overview, levels: NDArray[np.uint8] | None = None
 ) -> dict[str, bytes]:
-    """The study's group and its overview, with the mask on the overview's grid if given."""
+    """Encode the study's group and overview, and the mask on the overview's grid if given."""
     cube, affine = overview
     objects = crops.create_group(study, {"cspine": {"schema": crops.SCHEMA, "study": study}})
     block = {"cspine": {"study": study, "affine": affine.tolist()}}
@@ -319,7 +319,7 @@ def _store_overview(
 
 
 def _metadata(objects: dict[str, bytes]) -> tuple[tuple[str, str], ...]:
-    """Key and digest of every ``zarr.json``."""
+    """Return key and digest of every ``zarr.json``."""
     return tuple(
         (key, hashlib.sha256(data).hexdigest())
         for key, data in sorted(objects.items())
@@ -360,7 +360,7 @@ def _crop(
 
 
 def _read_back(objects: dict[str, bytes]) -> Iterator[StoredArray]:
-    """Describe each array by what its encoded bytes decode to, not by what was meant."""
+    """Decode each encoded array again and describe the result."""
     for key in sorted(objects):
         path, is_shard, _ = key.partition("/c/0/0/0")
         if not is_shard:
@@ -387,7 +387,7 @@ def _volume_record(volume: StudyVolume, inputs: StudyInputs, hu_sha256: str) -> 
 
 
 def _patient(volume: StudyVolume) -> str:
-    """A salted digest of PatientID; empty where there is no salt or no PatientID."""
+    """Return a salted digest of PatientID; empty without a salt or a PatientID."""
     salt = os.environ.get(SALT_VARIABLE, "")
     if not salt or not volume.patient_id:
         return ""

@@ -1,4 +1,4 @@
-"""What is known of each object of a study while it is processed; in the end each has an outcome."""
+"""Track the outcome of each object of a study while the study is processed."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from storage_schemas.records import InputObject
 
 
 class StudyInputs:
-    """What is known of each listed object so far; in the end every one has an outcome."""
+    """Outcomes of the listed objects; after processing, every object has one."""
 
     def __init__(self, listing: StudyListing, *, hashed: bool) -> None:
         self._listing = listing
@@ -25,18 +25,18 @@ class StudyInputs:
         }
 
     def shown_key(self, key: str) -> str:
-        """An object's key as the record shows it."""
+        """Return an object's key as written in the record."""
         return self._rows[key].key
 
     def read(self) -> Iterator[tuple[str, bytes]]:
-        """Fetch the objects and note their digests."""
+        """Fetch the objects and record their digests."""
         for key, data in fetch(self._listing):
             digest = hashlib.sha256(data).hexdigest()
             self._rows[key] = replace(self._rows[key], size=len(data), sha256=digest)
             yield key, data
 
     def note_volume(self, volume: StudyVolume) -> None:
-        """Note what became of each object; one refused frame refuses no stored neighbour."""
+        """Record the outcome of each object; an object with any stored frame is stored."""
         self._note(volume.unused, volume.refused)
         for origin in volume.slices:
             self._rows[origin.key] = replace(
@@ -50,7 +50,7 @@ class StudyInputs:
             )
 
     def note_error(self, error: StudyError) -> None:
-        """Note what became of each object of a study that gives no volume."""
+        """Record the outcome of each object of a study without a volume."""
         self._note(getattr(error, "unused", ()), getattr(error, "refused", ()))
 
     def _note(self, unused: Iterable[UnusedObject], refused: Iterable[SliceError]) -> None:
@@ -62,7 +62,7 @@ class StudyInputs:
             self._rows[refusal.key] = replace(row, outcome=refusal.kind, reason=refusal.detail)
 
     def rows(self, error: StudyError | None = None) -> tuple[InputObject, ...]:
-        """All objects by key; those without an outcome of their own share the study's."""
+        """Return all objects by key; those without an outcome get that of the study."""
         rows = sorted(self._rows.values(), key=lambda row: row.key)
         if error is None:
             if unknown := [row.key for row in rows if not row.outcome]:

@@ -1,4 +1,4 @@
-"""The rules that a whole study must keep: one identity, and few bad slices."""
+"""Checks of whole studies: consistent identity, and few refused slices."""
 
 from collections.abc import Iterable
 
@@ -8,20 +8,20 @@ from storage_schemas.study_key import StudyKey
 
 
 def check_identity(study: str, found: str) -> None:
-    """Refuse headers of another study than the one asked for; an empty UID is of any.
+    """Refuse headers of another study than the listed one; an empty UID is accepted.
 
     Parameters
     ----------
     study : str
-        As the source names it: a UID, or the identifier that an anonymiser wrote in its place.
+        Name of the study in the source: a UID, or the identifier written by an anonymiser.
     found : str
-        From the headers, where an identifier that is no UID has been replaced by one.
+        StudyInstanceUID of the headers; an identifier that is no UID is replaced by one.
 
     Raises
     ------
     StudyError
-        ``study-key-invalid`` where a folder's name is neither a UID nor what the headers say,
-        ``study-mixed`` where the headers say another study.
+        ``study-key-invalid`` if a folder's name is neither a UID nor the identifier in the
+        headers, ``study-mixed`` if the headers name another study.
     """
     if study and not StudyKey.is_valid(study) and found == StudyKey.from_url(study):
         return
@@ -31,14 +31,14 @@ def check_identity(study: str, found: str) -> None:
 
 
 def check_share(outcomes: Iterable[str], most: float) -> None:
-    """Few bad slices cost themselves alone; many cost the study. Unused objects are not bad.
+    """Refuse a study with too many refused slices. Unused objects are not counted.
 
     Parameters
     ----------
     outcomes : iterable of str
-        The outcome of each object, as `storage_schemas.outcomes` has them.
+        Outcome of each object, as defined in `storage_schemas.outcomes`.
     most : float
-        The greatest share of refused objects in the stored and refused ones.
+        Maximum fraction of refused objects among stored and refused ones.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""From DICOM objects to one volume in Hounsfield units: parse, check, decode, order.
+"""Read DICOM objects into one volume in Hounsfield units: parse, check, decode, order.
 
-Not for sources or stores: objects come as bytes, and the volume goes as an array.
+Objects are passed as bytes and the volume is returned as an array; this package does no I/O.
 """

@@ -1,7 +1,7 @@
-"""What a compressed frame says about itself, read before any decoder sees it.
+"""Read and check the headers of compressed frames before a decoder is called.
 
-The dimensions must be the header's, the end mark must be there, and the parts must be as long as
-they say; nothing else of the frame is understood here.
+The end marker must be present and the stated lengths of the parts must be consistent. Entropy-coded
+data are not parsed.
 
 Markers: JPEG ITU-T T.81 annex B, JPEG-LS T.87 annex C, JPEG 2000 T.800 annex A, RLE PS3.5 annex G.
 """
@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 
 EOI = b"\xff\xd9"
-"""End of image; JPEG 2000 writes its end of codestream alike."""
+"""End of image (EOI); JPEG 2000 uses the same code for end of codestream (EOC)."""
 
 _SOI = b"\xff\xd8"
 _SOC = b"\xff\x4f\xff\x51"
@@ -28,7 +28,7 @@ _long = struct.Struct(">L").unpack_from
 
 
 class CodestreamError(Exception):
-    """A frame that disagrees with its header or with itself; `kind` is one of SliceError's."""
+    """A frame contradicts its header or itself; `kind` is a kind of SliceError."""
 
     def __init__(self, kind: str, detail: str) -> None:
         super().__init__(detail)
@@ -37,16 +37,17 @@ class CodestreamError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class FrameForm:
-    """The form of one compressed frame.
+    """Image parameters in the header of one compressed frame.
 
     Parameters
     ----------
     rows, columns, components : int
     precision : int
-        Bits of a sample.
+        Bits per sample.
     signed : bool
     process : int
-        The JPEG frame marker's low byte (0xC0 baseline, 0xC3 lossless, 0xF7 JPEG-LS), else 0.
+        Low byte of the JPEG start-of-frame marker (0xC0 baseline, 0xC3 lossless, 0xF7 JPEG-LS); 0
+        for other codings.
     """
 
     rows: int
@@ -58,21 +59,21 @@ class FrameForm:
 
 
 def starts(piece: memoryview) -> bool:
-    """Whether a fragment begins a JPEG, JPEG-LS or JPEG 2000 codestream."""
+    """Whether a fragment starts a JPEG, JPEG-LS or JPEG 2000 codestream."""
     return piece[:2] == _SOI or piece[:4] == _SOC or piece[:12] == _JP2
 
 
 def ends(piece: memoryview) -> bool:
-    """Whether a fragment closes one; 0x00 or 0xFF may follow, to make its length even."""
+    """Whether a fragment ends a codestream; padding bytes 0x00 or 0xFF may follow."""
     return bytes(piece[-_PADDING:]).rstrip(b"\0\xff").endswith(EOI)
 
 
 def unwrap_jp2(piece: memoryview) -> memoryview:
-    """The codestream in a JP2 file (T.800 I.4), and any other piece as it is.
+    """Return the codestream inside a JP2 file (T.800 I.4); return other data unchanged.
 
-    DICOM wants the bare codestream (PS3.5 A.4.4), but writers exist that wrap it. A box has its
-    length and its type in four bytes each; length 1 puts the real one into the next eight, and 0
-    reaches to the end.
+    DICOM requires the bare codestream (PS3.5 A.4.4), but some writers wrap it. A box starts with
+    its length and its type, four bytes each. Length 1 means that the length is in the next eight
+    bytes, length 0 that the box extends to the end of the file.
     """
     if piece[:12] != _JP2:
         return piece
@@ -128,7 +129,7 @@ def read_jpeg(piece: memoryview) -> FrameForm:
 
 
 def read_jpeg2000(piece: memoryview) -> FrameForm:
-    """Read the size marker of a JPEG 2000 or HTJ2K codestream and prove its tile-parts' lengths.
+    """Read the SIZ marker of a JPEG 2000 or HTJ2K codestream and check its tile-part lengths.
 
     Raises
     ------
@@ -144,7 +145,7 @@ def read_jpeg2000(piece: memoryview) -> FrameForm:
         _check_tile_parts(piece, 4 + _word(piece, 4)[0])
     except struct.error:
         raise CodestreamError("codestream-truncated", "the frame ends in its header") from None
-    # A decoder reserves some kilobytes for each tile before it reads the first one.
+    # Decoders allocate some kilobytes per tile before they read the first one.
     tiles = -(-width // max(1, tile_width)) * -(-height // max(1, tile_height))
     if tiles > _MAX_TILES:
         raise CodestreamError("codestream-mismatch", f"{tiles} tiles, not up to {_MAX_TILES}")
@@ -161,7 +162,7 @@ def check_rle(piece: memoryview, segments: int) -> None:
     Raises
     ------
     CodestreamError
-        ``codestream-mismatch``, or ``codestream-truncated`` where a segment begins past the end.
+        ``codestream-mismatch``, or ``codestream-truncated`` if a segment starts past the end.
     """
     if len(piece) < 64:
         raise CodestreamError("codestream-truncated", f"{len(piece)} bytes, the header has 64")
@@ -183,7 +184,7 @@ def _check_end(piece: memoryview) -> None:
 
 
 def _check_tile_parts(piece: memoryview, position: int) -> None:
-    """Go from mark to mark: the tile-parts must lead to the end mark exactly."""
+    """Check that the chain of tile-parts ends exactly at the end marker."""
     tail = bytes(piece[-_PADDING:])
     end = len(piece) - len(tail) + len(tail.rstrip(b"\0\xff")) - len(EOI)
     for _ in range(_MAX_MARKERS):
@@ -192,7 +193,7 @@ def _check_tile_parts(piece: memoryview, position: int) -> None:
         (marker,) = _word(piece, position)
         if marker == _SOT:
             (length,) = _long(piece, position + 6)
-            if length == 0:  # "until the end", allowed for the last one
+            if length == 0:  # "until the end", allowed for the last tile-part
                 return
             if length < 14:
                 break

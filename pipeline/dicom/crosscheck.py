@@ -1,9 +1,9 @@
-"""A second opinion on one object: another decoder, every frame, bit by bit.
+"""Decode every frame of an object with a second decoder and compare bit by bit.
 
-Compressed frames are read again by the last rung of the syntax's ladder that stems from another
-library, else by GDCM in a process of its own; native ones by pydicom. For JPEG 2000 and JPEG-LS all
-free decoders share one of two code bases (OpenJPEG, CharLS), so there the second opinion proves the
-binding and the bytes, not the algorithm.
+Compressed frames are decoded again by the last rung of the ladder that belongs to another library,
+or by GDCM in a separate process; native frames by pydicom. All free decoders of JPEG 2000 and
+JPEG-LS share a code base (OpenJPEG and CharLS), so for these the comparison tests the bindings and
+the input bytes, not the algorithm.
 """
 
 import io
@@ -24,21 +24,21 @@ GDCM = "gdcm"
 
 
 def cross_check(key: str, data: bytes, limits: Limits | None = None) -> CspineError | None:
-    """Decode an object twice and compare.
+    """Decode an object with two decoders and compare the results.
 
     Parameters
     ----------
     key : str
-        For the error.
+        Key of the object, used in errors.
     data : bytes
-        The object, one that the pipeline has read before.
+        Content of an object that the pipeline has already read.
     limits : Limits, optional
 
     Returns
     -------
     CspineError or None
-        ``decoders-disagree`` with both names and the number of pixels, or the refusal of one of
-        them; None where they agree.
+        ``decoders-disagree`` with both decoders and the number of differing pixels, or the error
+        of either decoder; None if they agree.
     """
     limits = limits or Limits()
     try:

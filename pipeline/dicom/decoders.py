@@ -1,10 +1,10 @@
-"""From one frame's bytes to its stored values, by a named rung of a fixed ladder.
+"""Decode frames into stored values with a fixed ladder of named decoders.
 
-Every transfer syntax has its own ladder, and the rung that decoded a frame is recorded. The next
-rung is asked only where one says that it does not know the *feature*, or is not installed. Where it
-says that the data are damaged, the frame is refused: a laxer decoder would make pixels up.
+Each transfer syntax has its own ladder, and the rung that decoded a frame is recorded. The next
+rung is tried only if a decoder does not support a *feature* or is not installed. If a decoder
+reports damaged data, the frame is refused: a more lenient decoder would invent pixels.
 
-GDCM can abort its whole process, so it only ever runs in one of its own
+GDCM can abort its whole process, so it always runs in a separate one
 (`pipeline.dicom.gdcm_process`).
 """
 
@@ -35,16 +35,16 @@ from storage_schemas.errors import SliceError
 Words = NDArray[np.unsignedinteger[Any]]
 """Stored words, uint8 or uint16, neither masked nor sign-extended."""
 Piece = Any
-"""A memoryview; imagecodecs reads any buffer, but its types name bytes alone."""
+"""A memoryview; imagecodecs accepts any buffer, but its annotations allow only bytes."""
 
 
 class UnknownFeatureError(Exception):
-    """This rung does not know a feature of the frame, or is not installed."""
+    """The decoder does not support a feature of the frame, or is not installed."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame as its header describes it.
+    """Format of one frame, as described by the DICOM header.
 
     Parameters
     ----------
@@ -78,19 +78,19 @@ def decode_frame(
     Parameters
     ----------
     header : Header
-        Passed by `pipeline.dicom.pixeldata.check_pixels`.
+        Header that `pipeline.dicom.pixeldata.check_pixels` has accepted.
     piece : memoryview
-        The frame, from `pipeline.dicom.pixeldata.read_frames`.
+        Bytes of the frame, as returned by `pipeline.dicom.pixeldata.read_frames`.
     limits : Limits
-        For the decoder that runs in a process of its own.
+        Budgets; `child_seconds` is the time limit of the decoder in a separate process.
     out : ndarray, shape (rows, columns), optional
-        Where a decoder may write to; whether it did is seen in the array returned.
+        Buffer that a decoder may write to. Use the returned array, which may be another one.
 
     Returns
     -------
     (ndarray, str)
         Stored words, shape (rows, columns), uint8 or uint16, neither masked nor sign-extended; and
-        the name of the rung.
+        the name of the decoder.
 
     Raises
     ------
@@ -120,19 +120,19 @@ def decode_frame(
 
 
 def read_form(header: Header, piece: memoryview) -> FrameForm:
-    """What a compressed frame that was decoded says of itself; precision 0 where it says none."""
+    """Read the header of a compressed frame; precision is 0 if the coding does not store one."""
     return CODINGS[uids.SYNTAXES[header.syntax].coding](piece, _frame_of(header))
 
 
 def decode_with(
     name: str, header: Header, piece: memoryview, limits: Limits, bits: int | None = None
 ) -> Words:
-    """Decode one frame that `decode_frame` has read with one named rung, or with GDCM.
+    """Decode a frame that `decode_frame` has accepted with a given decoder, or with GDCM.
 
     Parameters
     ----------
     bits : int, optional
-        Bits of a stored value; GDCM clears those above. BitsStored by default.
+        Bits per stored value, BitsStored by default; GDCM clears the bits above.
 
     Raises
     ------
@@ -159,7 +159,7 @@ def _frame_of(header: Header) -> Frame:
 
 
 def check_frame(frame: Frame, piece: memoryview) -> None:
-    """Hold the codestream's own form against the header; raises CodestreamError."""
+    """Compare the codestream's header with the DICOM header; raises CodestreamError."""
     syntax = uids.SYNTAXES[frame.syntax]
     form = CODINGS[syntax.coding](piece, frame)
     found = (form.rows, form.columns, form.components)
@@ -181,17 +181,17 @@ def check_frame(frame: Frame, piece: memoryview) -> None:
     if syntax.processes and form.process not in syntax.processes:
         raise CodestreamError("codestream-mismatch", f"JPEG process 0x{form.process:02X} inside")
     if form.process == uids.LOSSLESS_PROCESS and len(piece) * 8 < frame.rows * frame.columns:
-        # Huffman codes have one bit a pixel or more.
+        # A Huffman code has at least one bit per pixel.
         raise CodestreamError("codestream-truncated", f"{len(piece)} bytes for {found} pixels")
 
 
 def _sign_is_known(frame: Frame, form: FrameForm) -> bool:
-    """Signed values in fewer, unsigned bits than BitsStored could be read in two ways."""
+    """Whether the sign is unambiguous: not so for signed values in fewer bits than BitsStored."""
     return not frame.signed or form.signed or form.precision >= frame.bits_stored
 
 
 def _read_rle(piece: memoryview, frame: Frame) -> FrameForm:
-    """RLE has neither size nor precision of its own; its segments are checked (PS3.5 annex G)."""
+    """Check the segments of an RLE frame, which stores no size or precision (PS3.5 annex G)."""
     check_rle(piece, frame.bits_allocated // 8)
     return FrameForm(frame.rows, frame.columns, 1, 0)
 
@@ -201,7 +201,7 @@ CODINGS: Mapping[str, Callable[[memoryview, Frame], FrameForm]] = {
     "jpeg": lambda piece, _: read_jpeg(piece),
     "jpeg2000": lambda piece, _: read_jpeg2000(piece),
 }
-"""For each coding what reads the form of a frame, and refuses a frame that is cut short."""
+"""Functions by coding that read a frame's header and refuse truncated frames."""
 
 
 def _as_words(decoded: NDArray[Any], frame: Frame) -> Words:
@@ -234,10 +234,11 @@ def _jpeg8(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[
 
 
 def _may_have_run_dry(image: NDArray[Any], form: FrameForm) -> bool:
-    """libjpeg-turbo only warns when data run out; lossless rows then keep their first prediction.
+    """Whether the decoder may have run out of data, for which libjpeg-turbo only warns.
 
-    That is half of the range (T.81 H.1.2.1), a value that a whole last row of a CT hardly has.
-    Rows of a lossy frame are filled in ways that depend on their content, so all of them count.
+    Missing lossless rows have the initial prediction, half of the range (T.81 H.1.2.1), which
+    hardly ever fills the last row of a CT. The fill of missing lossy rows depends on the image
+    content, so lossy frames are always checked.
     """
     return form.process != uids.LOSSLESS_PROCESS or bool(
         (image[-1] == 1 << (form.precision - 1)).all()
@@ -245,7 +246,7 @@ def _may_have_run_dry(image: NDArray[Any], form: FrameForm) -> bool:
 
 
 def _ran_dry(piece: memoryview, image: NDArray[Any]) -> bool:
-    """Whether more data before the end mark change the image: then there was not enough of them."""
+    """Whether the data end early: then extra bytes before the end marker change the image."""
     body, mark, _ = bytes(piece).rpartition(EOI)
     spare = bytes(4 * image.shape[1])
     return not np.array_equal(imagecodecs.jpeg8_decode(body + spare + mark), image)
@@ -267,7 +268,7 @@ def _dicomrle(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArr
 
 
 def _gdcm(piece: Piece, frame: Frame, limits: Limits, out: Words | None) -> NDArray[Any]:
-    """Ask GDCM in a process that may die."""
+    """Decode with GDCM in a separate process, which may crash."""
     head = json.dumps({**frame.__dict__, "length": len(piece)}).encode() + b"\n"
     done = subprocess.run(
         [sys.executable, "-P", "-m", "pipeline.dicom.gdcm_process"],
@@ -292,7 +293,7 @@ def _htj2k(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[
     return np.asarray(imagecodecs.htj2k_decode(piece))
 
 
-# The packages below may be missing; then the ladder goes on.
+# The packages below are optional; if one is not installed, the next rung is tried.
 
 
 def _pyjpegls(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> NDArray[Any]:
@@ -318,7 +319,7 @@ def _pylibjpeg_rle(piece: Piece, frame: Frame, _: Limits, out: Words | None) -> 
 _JPEG = {"imagecodecs.jpeg8": _jpeg8, "gdcm": _gdcm}
 _JPEG_LS = {"imagecodecs.jpegls": _jpegls, "pyjpegls": _pyjpegls}
 _JPEG_2000 = {"imagecodecs.jpeg2k": _jpeg2k, "pylibjpeg.openjpeg": _openjpeg}
-# OpenJPEG refuses a frame that lost data; OpenJPH, though twice as fast, makes the pixels up.
+# OpenJPEG refuses truncated frames; OpenJPH is twice as fast but invents the missing pixels.
 _HTJ2K = {"imagecodecs.jpeg2k": _jpeg2k, "imagecodecs.htj2k": _htj2k}
 
 LADDERS: Mapping[str, Mapping[str, Rung]] = {
@@ -335,4 +336,4 @@ LADDERS: Mapping[str, Mapping[str, Rung]] = {
     uids.HTJ2K_RPCL: _HTJ2K,
     uids.HTJ2K: _HTJ2K,
 }
-"""For each compressed transfer syntax its rungs, in the order in which they are asked."""
+"""Decoders of each compressed transfer syntax, in the order in which they are tried."""

@@ -1,8 +1,8 @@
-"""The few data elements that a slice needs, as the bytes that the file holds for them.
+"""Read the raw values of the few data elements that a slice needs.
 
-A narrow reader walks the common explicit and implicit little-endian files, some ten times faster
-than a general one (PS3.5 section 7). Whatever is unusual goes to pydicom, which is the reference:
-both give the same bytes. Not here: what the values mean (`pipeline.dicom.headers`).
+A specialised reader parses common explicit and implicit little-endian files about ten times faster
+than a general one (PS3.5 section 7). Unusual files are read with pydicom, which is the reference:
+both return the same bytes. Values are interpreted in `pipeline.dicom.headers`.
 """
 
 import io
@@ -75,7 +75,7 @@ SPECIFIC = {
     "unit": 0x00281054,
     "overlay_bit": 0x60000102,
 }
-"""The elements that are read, by the names that this project gives them (PS3.6)."""
+"""Tags of the elements that are read (PS3.6), by their names in this project."""
 
 _NAMES = {tag: name for name, tag in SPECIFIC.items()}
 _META_SOP_CLASS, _META_SYNTAX = 0x00020002, 0x00020010
@@ -93,26 +93,26 @@ _pydicom_lock = Lock()
 
 @dataclass(frozen=True, slots=True)
 class Elements:
-    """What the file says, undigested.
+    """Raw values of the elements of `SPECIFIC`, and the location of the pixel data.
 
     Parameters
     ----------
     syntax : str
         Transfer syntax UID.
     values : dict of str to bytes
-        By the names of `SPECIFIC`; absent elements have no entry.
+        Raw values by name (keys of `SPECIFIC`); absent elements have no entry.
     big_endian : bool
         Byte order of binary values.
     data : bytes
-        What `pixel_start` counts in: the object, or the inflated data set.
+        Content of the object, or the inflated data set; `pixel_start` is an offset in it.
     pixel_start : int or None
-        Offset of the value of Pixel Data; None where there is no such element.
+        Offset of the value of Pixel Data in bytes; None if the element is absent.
     pixel_length : int or None
-        Its length in bytes; None where undefined, as for encapsulated pixel data.
+        Length of Pixel Data in bytes; None if undefined, as for encapsulated pixel data.
     whole : bool
-        Whether the data set ends where an element ends, or in Pixel Data.
+        Whether the data set ends at the end of an element, or within Pixel Data.
     dataset_start, implicit : int, bool
-        Where the data set begins in `data`, and its encoding.
+        Offset of the data set in `data`, and whether its encoding is implicit VR.
     """
 
     syntax: str
@@ -127,11 +127,11 @@ class Elements:
 
 
 class _UnusualError(Exception):
-    """The narrow reader met something that it does not know."""
+    """The specialised reader does not support the encoding."""
 
 
 class _BeyondEndError(Exception):
-    """An element reaches beyond the last byte."""
+    """An element extends beyond the last byte."""
 
 
 @dataclass(slots=True)
@@ -150,11 +150,11 @@ def read_elements(key: str, data: bytes, limits: Limits) -> Elements:
     Parameters
     ----------
     key : str
-        Of the object, for errors.
+        Key of the object, used in errors.
     data : bytes
-        The object, or its head: what lies beyond is never looked at.
+        Content of the object, or its first bytes.
     limits : Limits
-        For deflated data sets.
+        Budgets for the inflation of deflated data sets.
 
     Raises
     ------
@@ -186,7 +186,7 @@ def read_elements(key: str, data: bytes, limits: Limits) -> Elements:
 def read_functional_groups(elements: Elements) -> Dataset:
     """Read the shared and per-frame functional groups of a multi-frame object, with pydicom.
 
-    To be called, and its values to be converted, within `quiet_pydicom`.
+    Call it, and convert the values of the result, within `quiet_pydicom`.
     """
     end = elements.pixel_start if elements.pixel_start is not None else len(elements.data)
     stream = io.BytesIO(memoryview(elements.data)[elements.dataset_start : end])
@@ -201,7 +201,7 @@ def read_functional_groups(elements: Elements) -> Dataset:
 
 @contextmanager
 def quiet_pydicom() -> Iterator[None]:
-    """Keep pydicom from warning: its warnings and its log repeat what headers say."""
+    """Suppress the warnings and log messages of pydicom: they contain text of the header."""
     logger = logging.getLogger("pydicom")
     with _pydicom_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -213,7 +213,7 @@ def quiet_pydicom() -> Iterator[None]:
 
 
 def _read_meta(key: str, data: bytes) -> tuple[str, bytes, int]:
-    """Transfer syntax, media storage SOP class, and where the data set begins (PS3.10 7.1)."""
+    """Transfer syntax, media storage SOP class, and offset of the data set (PS3.10 7.1)."""
     if data[128:PREAMBLE] != b"DICM":
         raise SliceError("not-dicom", "no DICM at byte 128", key=key)
     syntax = sop_class = b""
@@ -256,7 +256,7 @@ def _read_dataset(key: str, data: bytes, start: int, *, implicit: bool, big: boo
     try:
         walk = _ask_pydicom(key, data, start, implicit=implicit, big=big)
     except SliceError:
-        if cut:  # which tells more than what pydicom stumbled over
+        if cut:  # more specific than the error of pydicom
             raise SliceError(
                 "truncated", f"the header ends the {len(data)} bytes", key=key
             ) from None
@@ -269,8 +269,8 @@ def _read_dataset(key: str, data: bytes, start: int, *, implicit: bool, big: boo
 def _walk(data: bytes, start: int, *, implicit: bool) -> _Walk:
     """Read one little-endian data set.
 
-    Raises _UnusualError on anything that is not plain, _BeyondEndError or struct.error where the
-    bytes end too early.
+    Raises _UnusualError on unsupported encodings, and _BeyondEndError or struct.error if the data
+    are truncated.
     """
     values: dict[str, bytes] = {}
     position, end, last = start, len(data), 0
@@ -305,7 +305,7 @@ def _walk(data: bytes, start: int, *, implicit: bool) -> _Walk:
 
 
 def _skip_sequence(data: bytes, position: int, implicit: bool, depth: int) -> int:
-    """Where a sequence of undefined length ends (PS3.5 section 7.5)."""
+    """Return the offset behind a sequence of undefined length (PS3.5 section 7.5)."""
     if depth > _DEPTH:
         raise _UnusualError
     while True:
@@ -340,14 +340,14 @@ def _skip_item(data: bytes, position: int, implicit: bool, depth: int) -> int:
                 raise _UnusualError
         if length == UNDEFINED:
             if not implicit and vr != b"SQ":
-                raise _UnusualError  # UN of undefined length is implicit inside (PS3.5 6.2.2)
+                raise _UnusualError  # UN of undefined length contains implicit VR (PS3.5 6.2.2)
             position = _skip_sequence(data, value, implicit, depth + 1)
         else:
             position = value + length
 
 
 def _ask_pydicom(key: str, data: bytes, start: int, *, implicit: bool, big: bool) -> _Walk:
-    """The same with pydicom, which knows what files in the world look like."""
+    """Read one data set with pydicom, which supports all encodings."""
     stream = io.BytesIO(data)
     stream.seek(start)
     walk = _Walk({})
@@ -382,7 +382,7 @@ def _raw_bytes(element: Any) -> bytes:
 
 
 def _inflate(key: str, data: bytes, start: int, limits: Limits) -> tuple[bytes, _Walk]:
-    """Inflate a deflated data set no further than its own header says it goes (PS3.5 A.5)."""
+    """Inflate a deflated data set up to the length in its header (PS3.5 A.5)."""
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     budget = max(SAFETY_INFLATION, limits.inflation * len(data))
     try:
@@ -397,7 +397,7 @@ def _inflate(key: str, data: bytes, start: int, limits: Limits) -> tuple[bytes, 
         need = (walk.pixel_start or 0) + (walk.pixel_length or 0)
         if need > budget:
             raise _over_budget(key, len(data), budget, f"its header asks for {need}")
-        # A data set may go on behind its pixels; that is inflated only to see the stream end.
+        # Elements may follow the pixel data; they are inflated only to find the end of the stream.
         spare = max(1, need + _INFLATE_STEP - len(inflated))
         inflated += b"" if stream.eof else stream.decompress(stream.unconsumed_tail, spare)
     except zlib.error as error:

@@ -1,7 +1,7 @@
-"""Decodes one frame with GDCM, in a process that nobody misses when it dies.
+"""Decode one frame with GDCM in a separate process, so that a crash affects nothing else.
 
-Run as ``python -m pipeline.dicom.gdcm_process`` by `pipeline.dicom.decoders` alone: one line of
-JSON and the frame on standard input, the stored words (little-endian) on standard output.
+`pipeline.dicom.decoders` runs it as ``python -m pipeline.dicom.gdcm_process``. Standard input is
+one line of JSON followed by the frame; standard output is the stored words, little-endian.
 """
 
 import json
@@ -11,7 +11,7 @@ import gdcm
 
 
 def main() -> int:
-    """Decode one frame; returns the exit code."""
+    """Decode one frame and return the exit code."""
     form = json.loads(sys.stdin.buffer.readline())
     piece = sys.stdin.buffer.read(form["length"])
     image = gdcm.Image()
@@ -33,7 +33,7 @@ def main() -> int:
     element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
     element.SetValue(fragments.__ref__())
     image.SetDataElement(element)
-    # The wrapper hands bytes out as text, made with this error handler.
+    # The wrapper returns bytes as text, decoded with this error handler.
     words = image.GetBuffer().encode("utf-8", "surrogateescape")
     need = form["rows"] * form["columns"] * form["bits_allocated"] // 8
     if len(words) != need:

@@ -1,9 +1,9 @@
-"""Read an object's header: its identity and the form of its pixels.
+"""Read an object's header: its identity and its pixel format.
 
-Reading refuses nothing but what cannot be read: an MR image has a header too. `check_object` then
-says whether the object can be a part of a CT stack at all. Not here: where its frames lie
-(`pipeline.dicom.planes`), what tells series and acquisitions apart (`pipeline.dicom.series`), and
-the pixel data (`pipeline.dicom.pixeldata`).
+Only unreadable headers are refused; headers of other modalities are read, too. `check_object` then
+tests whether the object can belong to a CT stack. Other modules read the geometry of frames
+(`pipeline.dicom.planes`), the fields that distinguish series and acquisitions
+(`pipeline.dicom.series`), and the pixel data (`pipeline.dicom.pixeldata`).
 """
 
 import re
@@ -23,7 +23,7 @@ CT_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.2.1": "Enhanced CT",
     "1.2.840.10008.5.1.4.1.1.2.2": "Legacy Converted Enhanced CT",
 }
-"""The SOP classes that hold Hounsfield units (PS3.4 B.5)."""
+"""SOP classes of CT images (PS3.4 B.5)."""
 
 _PHOTOMETRIC = {
     "MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422",
@@ -45,26 +45,27 @@ class Header:
     key : str
         The object's key in the source.
     elements : Elements
-        What it was read from.
+        Raw values that the header was made from.
     sop_class, syntax : str
         UIDs.
     study, series : str
-        UIDs; empty where the header has none. A text that is no UID, as some anonymisers write,
-        is replaced by a UID made of its digest, so that it is stored nowhere.
+        UIDs; empty if absent. An identifier that is no UID, as some anonymisers write, is replaced
+        by a UID derived from its digest, so that the text is never stored.
     patient_id : str
-        Raw; for a salted hash only.
+        PatientID; used only for a salted hash.
     instance_number : int or None
-        A label, never an order; None where it is no 32-bit integer (PS3.5 6.2, VR IS).
+        InstanceNumber, a label that orders no slices; None if it is no 32-bit integer (PS3.5 6.2,
+        VR IS).
     frames, rows, columns : int
     samples, bits_allocated, bits_stored, high_bit : int
     photometric : str
-        ``other`` for anything that is no term of PS3.3 C.7.6.3.1.2.
+        PhotometricInterpretation; ``other`` if it is no term of PS3.3 C.7.6.3.1.2.
     signed : bool
-        Of the stored values.
+        Whether stored values are signed (PixelRepresentation).
     padding : (int, int) or None
-        First and last stored value of padded pixels, as 16-bit words.
+        First and last padding value, as 16-bit words; None if there is none.
     burned_in : bool
-        Whether text may be burned into the pixels.
+        Whether BurnedInAnnotation is YES.
     scanner : tuple of str
         Manufacturer, model and kernel.
     """
@@ -92,13 +93,13 @@ class Header:
 
 
 def read_header(key: str, data: bytes, limits: Limits) -> Header:
-    """Read one object's header; its pixels are not looked at.
+    """Read one object's header, without its pixel data.
 
     Raises
     ------
     SliceError
         ``not-dicom``, ``truncated``, ``header-invalid``, ``inflate-over-budget``, or
-        ``sop-class-unsupported`` where the object is no image at all.
+        ``sop-class-unsupported`` if the object is no image.
     """
     return make_header(key, read_elements(key, data, limits))
 
@@ -140,9 +141,9 @@ def make_header(key: str, elements: Elements) -> Header:
 
 
 def read_study_uid(head: bytes) -> str | None:
-    """The StudyInstanceUID in an object's first bytes, or None where none can be read.
+    """Read the StudyInstanceUID from an object's first bytes; None if it cannot be read.
 
-    An identifier that is no UID is returned as it stands; what is no identifier is none.
+    An identifier that is no UID is returned unchanged; for any other text the result is None.
     """
     try:
         text = decode_text(read_elements("", head, _LIMITS).values.get("study", b""))
@@ -152,16 +153,16 @@ def read_study_uid(head: bytes) -> str | None:
 
 
 def identity(key: str, values: Mapping[str, bytes], name: str) -> str:
-    """The UID of a study or series, with a stand-in for an identifier that is no UID.
+    """Return the UID of a study or series; an identifier that is no UID is replaced by one.
 
-    Anonymisers write digests and names of their own in place of UIDs. Such a text is replaced by a
-    UID made of its digest (PS3.5 section B.2).
+    Some anonymisers replace UIDs by digests or names. Such an identifier is replaced by a UID
+    derived from its digest (PS3.5 section B.2).
 
     Raises
     ------
     SliceError
-        ``header-invalid`` where the text is no identifier at all; it is never repeated, since it
-        may be about the patient.
+        ``header-invalid`` if the text is no identifier. The message omits the text, which may
+        contain patient data.
     """
     text = decode_text(values.get(name, b""))
     if not text or StudyKey.is_valid(text):
@@ -172,12 +173,12 @@ def identity(key: str, values: Mapping[str, bytes], name: str) -> str:
 
 
 def class_of(key: str, elements: Elements) -> str:
-    """The SOP class UID of an object; raises SliceError ``header-invalid`` where it is no UID."""
+    """Return an object's SOP class UID; raises SliceError ``header-invalid`` if it is no UID."""
     return _uid(key, elements.values, "sop_class")
 
 
 def check_object(header: Header) -> None:
-    """Refuse what cannot be a part of a CT stack, whatever its pixels.
+    """Refuse objects that cannot belong to a CT stack, whatever their pixels are.
 
     Raises
     ------
@@ -192,7 +193,7 @@ def check_object(header: Header) -> None:
 
 
 def optional_integer(raw: bytes) -> int | None:
-    """An integer string (VR IS); None where it is none, or beyond 32 bits (PS3.5 6.2)."""
+    """Parse an integer string (VR IS); None if it is invalid or beyond 32 bits (PS3.5 6.2)."""
     text = raw.strip(b"\0 ")
     if not _INTEGER.fullmatch(text):
         return None
@@ -202,7 +203,7 @@ def optional_integer(raw: bytes) -> int | None:
 
 def _frames(key: str, values: dict[str, bytes]) -> int:
     raw = values.get("frames", b"").strip(b"\0 ")
-    # A number beyond 32 bits is none, but whoever sets it asks for more than any budget.
+    # A number beyond 32 bits is invalid, and exceeds any budget.
     frames = 1 if not raw else optional_integer(raw)
     if frames is None and raw.isdigit():
         raise SliceError("size-over-budget", f"NumberOfFrames has {len(raw)} digits", key=key)
@@ -240,7 +241,7 @@ def _padding(key: str, elements: Elements) -> tuple[int, int] | None:
 
 
 def decode_text(raw: bytes) -> str:
-    """The text of an element, padding left out; every byte is a character."""
+    """Decode the text of an element as Latin-1, without padding."""
     return raw.strip(b"\0 ").decode("latin-1")
 
 
@@ -249,7 +250,7 @@ def _uid(key: str, values: dict[str, bytes], name: str) -> str:
 
 
 def _check_uid(key: str, text: str, name: str) -> str:
-    # Whatever else stands there is never repeated: it may be text about the patient.
+    # The message omits other text, which may contain patient data.
     if not _UID.fullmatch(text):
         raise SliceError("header-invalid", f"the {name} UID is no UID", key=key)
     return text

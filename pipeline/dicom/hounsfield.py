@@ -1,8 +1,8 @@
-"""From stored words to Hounsfield units: mask, sign, padding, rescale. Exact, or refused by name.
+"""Convert stored words to Hounsfield units exactly: mask, sign, padding, rescale.
 
-HU = stored value x slope + intercept, whole numbers only (PS3.3 C.11.1.1.2). Padding is found on
-stored values, before the rescale (PS3.3 C.7.5.1.1.2). Nothing is ever inverted for MONOCHROME1:
-Hounsfield units do not depend on how they are shown.
+HU = stored value x slope + intercept, integers only (PS3.3 C.11.1.1.2). Padding is found in stored
+values, before the rescale (PS3.3 C.7.5.1.1.2). MONOCHROME1 is not inverted: Hounsfield units do not
+depend on the display. Slices that cannot be converted exactly are refused.
 """
 
 from typing import Any
@@ -19,15 +19,15 @@ Values = NDArray[np.integer[Any]]
 
 
 def check_rescale(key: str, slope: float, intercept: float) -> tuple[int, int]:
-    """Slope and intercept as whole numbers.
+    """Return slope and intercept as integers.
 
-    Decimal strings round, so a slope of 0.999999999 is 1: a difference counts as rounding where it
-    moves no value of 16-bit Hounsfield units by half a unit, together with that of the intercept.
+    Decimal strings are rounded, so a slope of 0.999999999 is 1. A difference from an integer is
+    accepted as rounding if slope and intercept together change no 16-bit value by half a unit.
 
     Raises
     ------
     SliceError
-        ``rescale-invalid`` where either is not whole, or the slope is not positive.
+        ``rescale-invalid`` if either is no integer, or the slope is not positive.
     """
     whole = (round(slope), round(intercept))
     error = abs(slope - whole[0]) * _LARGEST_WORD + abs(intercept - whole[1])
@@ -47,33 +47,33 @@ def write_hounsfield(
     rescale: tuple[int, int],
     padding: tuple[int, int] | None,
 ) -> None:
-    """Turn the stored words of one slice into Hounsfield units.
+    """Convert the stored words of one slice to Hounsfield units.
 
     Parameters
     ----------
     words : ndarray, shape (rows, columns), uint8 or uint16
-        As decoded; unused high bits may hold anything. May share memory with `out`.
+        Decoded words, with arbitrary unused high bits. May share memory with `out`.
     out : ndarray, shape (rows, columns), int16
-        Receives the Hounsfield units; holds anything where an error is raised.
+        Output in Hounsfield units; undefined if an error is raised.
     key : str
-        Of the object, for errors.
+        Key of the object, used in errors.
     bits_stored : int
-        8 to 16.
+        Bits per stored value, 8 to 16.
     signed : bool
         Whether the highest stored bit is the sign.
     rescale : (int, int)
         Slope and intercept.
     padding : (int, int) or None
-        First and last padding value as 16-bit words; None to mask none.
+        First and last padding value as 16-bit words; None to disable masking.
 
     Raises
     ------
     SliceError
-        ``hu-out-of-range`` where a voxel that is no padding leaves -32767 to 32767.
+        ``hu-out-of-range`` if a voxel that is no padding is outside -32767 to 32767.
     """
     padded = None if padding is None else find_padding(words, bits_stored, signed, padding)
-    # `out` holds the values on the way where it can: a slice of memory more costs as much as all
-    # the arithmetic.
+    # `out` holds intermediate values if possible: another buffer would cost as much time as the
+    # arithmetic.
     values = to_stored_values(words, bits_stored, signed, out.view(np.uint16))
     slope, intercept = rescale
     bounds = stored_range(bits_stored, signed)
@@ -82,7 +82,7 @@ def write_hounsfield(
         if not _fits(bounds, slope, intercept):
             low, high = (value * slope + intercept for value in bounds)
             raise SliceError("hu-out-of-range", f"{low} to {high} HU against {HU_RANGE}", key=key)
-    # Sums and products wrap around in 16 bits, so where the result fits it is exact.
+    # Sums and products wrap around in 16 bits, so a result that fits is exact.
     words16 = values.astype(np.uint16) if values.dtype == np.uint8 else values.view(np.uint16)
     target = out.view(np.uint16)
     if slope != 1:
@@ -103,12 +103,12 @@ def to_stored_values(
     bits_stored : int
     signed : bool
     out : ndarray, uint16, optional
-        Of the same shape, may be used for the result of 16-bit words; may be `words` itself.
+        Buffer of the same shape for the result of 16-bit words; may be `words` itself.
 
     Returns
     -------
     ndarray
-        uint8, uint16 or int16 of the same shape; the words themselves where nothing is to be done.
+        Values as uint8, uint16 or int16, of the same shape; `words` itself if nothing changes.
     """
     if out is not None and words.dtype != np.uint16:
         out = None
@@ -125,7 +125,7 @@ def to_stored_values(
 
 
 def stored_range(bits_stored: int, signed: bool) -> tuple[int, int]:
-    """Least and greatest value that so many bits can hold."""
+    """Minimum and maximum value of an integer with `bits_stored` bits."""
     if signed:
         return -(1 << (bits_stored - 1)), (1 << (bits_stored - 1)) - 1
     return 0, (1 << bits_stored) - 1
@@ -136,8 +136,8 @@ def find_padding(
 ) -> NDArray[np.bool_]:
     """Find padded pixels.
 
-    A padding value that does not fit into `bits_stored` can only stand in whole words, unused bits
-    included; one that does is looked for among the stored values.
+    A padding value that does not fit into `bits_stored` is compared with whole words, including
+    the unused bits; one that fits is compared with the stored values.
     """
     low, high = (_as_value(word, 16, signed) for word in padding)
     low, high = min(low, high), max(low, high)

@@ -1,7 +1,7 @@
-"""What an object may cost before anything believes its header.
+"""Limits on the memory and time that an object's header can cause to be used.
 
-Every figure is checked as Python integers, so none of them can overflow, and before a decoder or an
-allocation sees it: a 6 kB file that claims 40,000 x 40,000 pixels costs a few microseconds.
+Sizes are checked as Python integers, which cannot overflow, and before any decoding or allocation:
+a 6 kB file that claims 40,000 x 40,000 pixels costs a few microseconds.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from presentation.setting_types import limits
 from presentation.settings import check
 
 SAFETY_INFLATION = 1 << 24
-"""Bytes that a deflated object may always grow to, however small it is."""
+"""Inflated size in bytes that is allowed for any deflated object."""
 Pixels = Annotated[int, limits("pixels", ge=1)]
 Bytes = Annotated[int, limits("bytes", ge=1)]
 
@@ -51,4 +51,4 @@ class Limits:
 
 
 ACCEPTED = Limits(1 << 62, 1 << 62, 1 << 62, 1 << 62, 1 << 20, 3600.0)
-"""Budgets of an object that a run accepted before, whatever limits that run had."""
+"""Budgets for objects that an earlier run has accepted, possibly with other limits."""

@@ -1,7 +1,6 @@
-"""From an object's pixel data to one piece of bytes a frame, with every length checked.
+"""Split an object's pixel data into the bytes of each frame, with every length checked.
 
-Nothing is decoded here; what a compressed piece says about itself is read in
-`pipeline.dicom.codestreams`.
+Nothing is decoded; `pipeline.dicom.codestreams` reads the headers of compressed frames.
 """
 
 import struct
@@ -20,7 +19,7 @@ _item = struct.Struct("<HHL").unpack_from
 
 
 def check_pixels(header: Header, limits: Limits) -> None:
-    """Refuse pixels of another form than a CT slice has, or more of them than the budget.
+    """Refuse pixel formats that are not those of a CT slice, and sizes over the budget.
 
     Raises
     ------
@@ -53,7 +52,7 @@ def check_pixels(header: Header, limits: Limits) -> None:
 
 
 def check_length(header: Header) -> None:
-    """Refuse pixel data whose stated length is not what the rest of the header asks for.
+    """Refuse pixel data whose stated length contradicts the rest of the header.
 
     Raises
     ------
@@ -73,16 +72,16 @@ def check_length(header: Header) -> None:
         raise SliceError("length-mismatch", f"{length} bytes, not {need}", key=header.key)
     start = header.elements.pixel_start or 0
     padding = bytes(header.elements.data[start + need : start + length])
-    # One byte makes a length even, whatever it holds; more is padding where it holds nothing.
+    # One byte, of any value, makes the length even; more bytes are padding only if all 0 or 0xFF.
     if length > need + need % 2 and padding.strip(b"\0\xff"):
         why = f"{length} bytes, not {need}, and the others are no padding"
         raise SliceError("length-mismatch", why, key=header.key)
 
 
 def _most_padding(header: Header) -> int:
-    """Bytes behind the last pixel that writers leave there, to fill a block (PS3.5 8.1.1).
+    """Maximum number of bytes behind the last pixel, for writers that fill a block (PS3.5 8.1.1).
 
-    A whole frame more would say that NumberOfFrames is wrong, and many rows more that Rows is.
+    Another frame would mean that NumberOfFrames is wrong, and many more rows that Rows is.
     """
     size, row = _frame_bytes(header), header.columns * (header.bits_allocated // 8)
     return max(1, row - 1, min(_MOST_PADDING, size // 10))
@@ -93,9 +92,9 @@ def _frame_bytes(header: Header) -> int:
 
 
 def read_frames(header: Header) -> list[memoryview]:
-    """Cut the pixel data into frames, without copying where a frame is in one piece.
+    """Split the pixel data into frames; a frame that is contiguous is not copied.
 
-    `check_pixels` has passed.
+    Call `check_pixels` first.
 
     Raises
     ------
@@ -133,7 +132,7 @@ def _encapsulated_frames(header: Header) -> list[memoryview]:
 
 
 def _fragments(header: Header) -> tuple[bytes, list[tuple[int, memoryview]]]:
-    """The offset table and the fragments with their offsets (PS3.5 A.4)."""
+    """Read the offset table, and the fragments with their offsets (PS3.5 A.4)."""
     view = memoryview(header.elements.data)
     position = header.elements.pixel_start or 0
     items: list[tuple[int, memoryview]] = []
@@ -158,7 +157,7 @@ def _fragments(header: Header) -> tuple[bytes, list[tuple[int, memoryview]]]:
 def _group(
     header: Header, table: bytes, fragments: list[tuple[int, memoryview]]
 ) -> list[list[memoryview]]:
-    """Fragments by frame: one each, else by the offset table, else by their own end marks."""
+    """Group fragments by frame: one each, or by the offset table, or by their end markers."""
     pieces = [piece for _, piece in fragments]
     if not SYNTAXES[header.syntax].marked or len(pieces) == header.frames:
         return [[piece] for piece in pieces]
@@ -167,7 +166,7 @@ def _group(
         if 0 in begin and begin <= {at for at, _ in fragments}:
             frames: list[list[memoryview]] = []
             for at, piece in fragments:
-                # A second image in one frame would be lost, whatever the table says.
+                # A second image in one frame would be lost, so it overrides the table.
                 if at in begin or (starts(piece) and ends(frames[-1][-1])):
                     frames.append([])
                 frames[-1].append(piece)

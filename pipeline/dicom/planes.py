@@ -1,7 +1,7 @@
-"""Read where each frame of an object lies, and how its values become Hounsfield units.
+"""Read the position, orientation, spacing and rescale of each frame of an object.
 
-A single CT image has these fields at the top of its header, an enhanced one in its functional
-groups, shared by all frames or for each frame (PS3.3 C.7.6.16).
+A single-frame CT image has these fields at the top level of its header, an enhanced one in its
+shared or per-frame functional groups (PS3.3 C.7.6.16).
 """
 
 import math
@@ -17,28 +17,28 @@ from storage_schemas.errors import SliceError
 
 MAX_POSITION_MM = 1e5
 _OTHER_UNITS = {"OD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
-"""What a rescale may give beside Hounsfield units (PS3.3 C.11.1.1.2); free text is no unit."""
+"""Defined terms of RescaleType other than HU (PS3.3 C.11.1.1.2); free text is ignored."""
 _DIRECTION_TOLERANCE = 1e-3
 _ROUNDING_TOLERANCE = 2e-2
-"""Directions with two decimals are off by so much in length; they are made unit vectors."""
+"""Maximum error in length of directions with two decimals, which are normalised."""
 
 Vector = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """Where one frame lies and how it is scaled.
+    """Position, orientation, spacing and rescale of one frame.
 
     Parameters
     ----------
     position : (float, float, float)
-        LPS mm of the centre of the first stored pixel.
+        Centre of the first stored pixel, LPS, mm.
     row_direction, column_direction : (float, float, float)
         Unit vectors, LPS, along increasing column index and increasing row index.
     spacing : (float, float)
-        mm between rows and between columns.
+        Distance between rows and between columns, mm.
     slope, intercept : float
-        Of the rescale to Hounsfield units.
+        Slope and intercept of the rescale to Hounsfield units.
     image_type : str
         ImageType or FrameType, values joined by a backslash.
     kernel, acquisition : str
@@ -46,7 +46,7 @@ class Plane:
     phase : tuple of str
         TemporalPositionIndex and StackID of an enhanced image; else empty.
     rounded : bool
-        Whether the header rounds the directions so much that they had to be made unit vectors.
+        Whether the directions were rounded so coarsely that they had to be normalised.
     """
 
     position: Vector
@@ -63,17 +63,17 @@ class Plane:
 
 
 def read_planes(header: Header) -> list[Plane | SliceError]:
-    """Read where each frame lies.
+    """Read the plane of each frame.
 
     Returns
     -------
     list
-        One entry a frame: its plane, or ``header-invalid`` with the field that is missing.
+        Plane of each frame, or ``header-invalid`` with the missing or invalid field.
 
     Raises
     ------
     SliceError
-        ``header-invalid`` where not even the number of frames can be trusted.
+        ``header-invalid`` if the frames contradict NumberOfFrames, or cannot be read.
     """
     if CT_CLASSES.get(header.sop_class) != "CT":
         return _frame_planes(header)
@@ -102,7 +102,7 @@ _GROUPS = {
     "slope": "PixelValueTransformationSequence",
     "intercept": "PixelValueTransformationSequence",
 }
-"""Where enhanced CT keeps what a single CT image has at its top (PS3.3 C.7.6.16)."""
+"""Functional groups of enhanced CT that contain the fields (PS3.3 C.7.6.16)."""
 
 
 def _frame_planes(header: Header) -> list[Plane | SliceError]:
@@ -125,7 +125,7 @@ def _frame_plane(header: Header, frame: int, shared: Dataset, own: Dataset) -> P
     values = {}
     try:
         for name, sequence in _GROUPS.items():
-            # A group may be there and empty, beside a full one for all frames.
+            # A per-frame group may be present but empty while the shared group has the value.
             values[name] = _item_decimals(name, _first(own, sequence)) or _item_decimals(
                 name, _first(shared, sequence)
             )
@@ -198,7 +198,7 @@ def _is_rounded(orientation: Sequence[float]) -> bool:
 
 
 def _unit_vectors(row: Vector, column: Vector) -> tuple[Vector, Vector]:
-    """The nearest unit vectors at right angles, the row's direction kept."""
+    """Orthonormalise the directions, keeping the row's."""
     length = math.hypot(*row)
     r = (row[0] / length, row[1] / length, row[2] / length)
     along = sum(a * b for a, b in zip(r, column, strict=True))
@@ -226,7 +226,7 @@ def _exactly(values: Mapping[str, Sequence[float]], name: str, count: int) -> Se
 
 
 def _decimals(name: str, raw: bytes) -> list[float]:
-    """Decimal strings (VR DS); raises ValueError, without the text, on anything else."""
+    """Parse decimal strings (VR DS); the message of a ValueError omits the text."""
     text = raw.strip(b"\0 ")
     if not text:
         return []
@@ -239,7 +239,7 @@ def _decimals(name: str, raw: bytes) -> list[float]:
 
 
 def _item_decimals(name: str, item: Dataset) -> list[float]:
-    """The same from a functional group, where pydicom converts."""
+    """Read decimals from a functional group, converted by pydicom."""
     try:
         value = item.get(_KEYWORDS[name])
         if value is None:

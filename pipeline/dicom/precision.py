@@ -1,12 +1,11 @@
-"""How many bits of the decoded words are the stored value.
+"""Find the number of bits of the decoded words that hold the stored value.
 
-BitsStored says so, and files in the world disagree with it: a lossy coding overshoots the range, a
-codestream of 16 bits holds values that a header of 12 bits does not name. A value is never cut to
-BitsStored where that would change it. Where the header and the words can be read in two ways, the
-object is refused.
+BitsStored should be that number, but files contradict it: lossy coding overshoots the range, and a
+16-bit codestream may hold more than the 12 bits of its header. Values are never truncated to
+BitsStored if that would change them. If header and words are ambiguous, the object is refused.
 
-Bits above BitsStored in native pixel data are no part of the value (PS3.5 8.1.1: they held overlays
-once); in a codestream they were encoded as a part of it, since the encoder was told a precision.
+In native pixel data, bits above BitsStored are not part of the value (PS3.5 8.1.1; overlays once
+used them). In a codestream they are, since the encoder was given a precision.
 """
 
 from typing import Any
@@ -24,26 +23,26 @@ Words = NDArray[np.unsignedinteger[Any]]
 
 
 def find_bits(header: Header, words: Words, piece: memoryview) -> int:
-    """The number of low bits that hold the stored value, the sign included.
+    """Return the number of low bits that hold the stored value, including the sign.
 
     Parameters
     ----------
     header : Header
     words : ndarray, shape (rows, columns), uint8 or uint16
-        As decoded.
+        Decoded words of the frame.
     piece : memoryview
-        The frame that they were decoded from.
+        Encoded bytes of the frame.
 
     Returns
     -------
     int
-        BitsStored, or more where the words hold values beyond it.
+        BitsStored, or more if the words hold larger values.
 
     Raises
     ------
     SliceError
-        ``values-beyond-bits`` where native words hold more than BitsStored says, and
-        ``codestream-mismatch`` where a codestream holds negative values under an unsigned header.
+        ``values-beyond-bits`` if native words exceed BitsStored, and ``codestream-mismatch`` if a
+        codestream holds negative values but the header is unsigned.
     """
     bits, signed = header.bits_stored, header.signed
     form = None if header.syntax in NATIVE else read_form(header, piece)
@@ -59,7 +58,7 @@ def find_bits(header: Header, words: Words, piece: memoryview) -> int:
         return bits
     high = inside >> np.uint16(bits)
     if (high == high.flat[0]).all() and not (signed and form and SYNTAXES[header.syntax].lossy):
-        return bits  # the same in every pixel: no part of the values
+        return bits  # equal in all pixels, so not part of the values
     if header.syntax not in NATIVE:
         return width
     if header.elements.values.get("overlay_bit", b"\0\0") != b"\0\0":
@@ -70,7 +69,7 @@ def find_bits(header: Header, words: Words, piece: memoryview) -> int:
 
 
 def _of_signed_stream(header: Header, words: Words) -> int:
-    """JPEG 2000 says itself that its values are signed; the decoder has extended their sign."""
+    """Bits of a signed JPEG 2000 codestream, whose sign the decoder has extended."""
     width = words.dtype.itemsize * 8
     if header.signed or int(words.max()) < 1 << (width - 1):
         return width
@@ -79,7 +78,7 @@ def _of_signed_stream(header: Header, words: Words) -> int:
 
 
 def _unpadded(header: Header, words: Words) -> Words:
-    """The words without padding that BitsStored cannot hold."""
+    """Words without padding, if the padding value exceeds BitsStored."""
     if header.padding is None:
         return words
     low, top = stored_range(header.bits_stored, header.signed)
@@ -91,7 +90,7 @@ def _unpadded(header: Header, words: Words) -> Words:
 
 
 def _fits(words: Words, bits: int, signed: bool) -> bool:
-    """Whether the words hold no more than `bits`, the sign extended over the others."""
+    """Whether the words fit into `bits` bits, with the sign extended to the others."""
     low, top = stored_range(bits, signed)
     if not signed:
         return int(words.max()) <= top

@@ -1,8 +1,8 @@
-"""Sort the objects of a study: the frames that could be slices, the unused, the refused.
+"""Sort the objects of a study into possible slices, unused objects and refused objects.
 
-A refused object is one that may have been a slice; an unused one never was (a report, a dose page,
-a file of the operating system). Headers only. Which of the frames form the stack that is read is
-`pipeline.dicom.series`; their pixels are read by `pipeline.dicom.volume`.
+A refused object may be a damaged slice; an unused one is no slice (a report, a dose page, a file of
+the operating system). Only headers are read. `pipeline.dicom.series` chooses the stack among the
+frames, and `pipeline.dicom.volume` reads the pixels.
 """
 
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ _COLOURS = frozenset({
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One readable frame that may become a slice."""
+    """One readable frame that may be a slice."""
 
     header: Header
     frame: int
@@ -37,16 +37,16 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class UnusedObject:
-    """An object, or a frame of it, that is no part of the stack and need not be.
+    """An object or frame that does not belong to the stack, without being an error.
 
     Parameters
     ----------
     key : str
-        The object's key in the source.
+        Key of the object in the source.
     kind : str
-        From `storage_schemas.outcomes.UNUSED_KINDS`.
+        Kind of unused object, one of `storage_schemas.outcomes.UNUSED_KINDS`.
     detail : str
-        Why, in one line, without text from the header.
+        Reason in one line, without text from the header.
     """
 
     key: str
@@ -60,17 +60,17 @@ class UnusedObject:
 
 @dataclass
 class StudyObjects:
-    """The objects of one study, sorted by what their headers say.
+    """The objects of one study, sorted by their headers.
 
     Parameters
     ----------
     frames : list of Candidate
-        Frames that could be slices.
+        Frames that may be slices.
     refused : list of SliceError
-        Objects, or frames, that could have been slices and cannot be read.
+        Errors of objects or frames that may be slices and cannot be read.
     unused : list of UnusedObject
     elements : dict of str to Elements
-        What could be read of the headers of refused objects, by key.
+        Readable elements of refused objects, by key.
     """
 
     frames: list[Candidate] = field(default_factory=list)
@@ -80,19 +80,19 @@ class StudyObjects:
 
 
 class NoVolumeError(StudyError):
-    """A study that gives no volume, with what became of its objects."""
+    """A study has no volume; holds the refused and unused objects."""
 
     refused: tuple[SliceError, ...] = ()
     unused: tuple[UnusedObject, ...] = ()
 
 
 def read_objects(objects: Iterable[tuple[str, bytes]], limits: Limits) -> StudyObjects:
-    """Read all headers and sort the objects.
+    """Read the headers of all objects and sort the objects.
 
     Parameters
     ----------
     objects : iterable of (str, bytes)
-        Key, and content or the head of it, of each object.
+        Key of each object, and its content or first bytes.
     limits : Limits
     """
     found = StudyObjects()
@@ -146,13 +146,13 @@ def _sort_object(
 
 
 def _is_colour(header: Header) -> bool:
-    """Whether a header describes colours without contradicting itself, as damage would."""
+    """Whether a header consistently describes a colour image; damaged headers are not."""
     samples = 1 if header.photometric == "PALETTE COLOR" else 3
     return header.photometric in _COLOURS and header.samples == samples
 
 
 def _is_copy(elements: Elements, seen: dict[object, list[bytes]]) -> bool:
-    """Whether an object of the same bytes came before; the first in the listing is kept."""
+    """Whether an earlier object has the same bytes; the first in the listing is kept."""
     names = ("sop_instance", "position", "instance_number")
     name = (len(elements.data), *(elements.values.get(name) for name in names))
     others = seen.setdefault(name, [])
@@ -163,7 +163,7 @@ def _is_copy(elements: Elements, seen: dict[object, list[bytes]]) -> bool:
 
 
 def _other_object(key: str, elements: Elements) -> UnusedObject | None:
-    """What an object is that is no CT image by its SOP class; None where it may be one."""
+    """Classify an object that is no CT image by its SOP class; None if it may be one."""
     sop_class = class_of(key, elements)
     if not sop_class or sop_class in CT_CLASSES:
         return None
@@ -171,7 +171,7 @@ def _other_object(key: str, elements: Elements) -> UnusedObject | None:
         sop_class.startswith(_STORAGE) and len(sop_class) > len(_STORAGE)
     )
     if elements.pixel_start is None and not elements.whole and not is_registered:
-        return None  # the object may end within the UID of its class
+        return None  # the object may be truncated within its SOP class UID
     if sop_class == _DIRECTORY:
         return UnusedObject(key, "directory", f"SOP class {sop_class}")
     if sop_class.startswith(_SECONDARY_CAPTURE):
@@ -181,7 +181,7 @@ def _other_object(key: str, elements: Elements) -> UnusedObject | None:
 
 
 def may_be_slice(key: str, head: bytes) -> bool:
-    """Whether a file may be a CT slice, perhaps a damaged one, by its name and its first bytes."""
+    """Whether a file may be a CT slice, possibly damaged, by its name and first bytes."""
     if is_junk(key):
         return False
     if head[128:132] != b"DICM":
@@ -194,34 +194,34 @@ def may_be_slice(key: str, head: bytes) -> bool:
 
 
 def where(candidate: Candidate) -> str:
-    """The frame of a candidate, for errors; nothing where its object holds one frame."""
+    """Prefix with the frame number for errors; empty for single-frame objects."""
     return f"frame {candidate.frame}: " if candidate.header.frames > 1 else ""
 
 
 def leave_unused(candidate: Candidate, kind: str, why: str) -> UnusedObject:
-    """Note a readable frame that is no part of the volume and need not be."""
+    """Make the entry of a readable frame that is not used, without being an error."""
     return UnusedObject(candidate.header.key, kind, where(candidate) + why)
 
 
 def leave_out(candidate: Candidate, why: str) -> SliceError:
-    """Make the refusal of a readable frame that should be a part of the volume and is not."""
+    """Make the error of a readable frame that should be in the volume but does not fit."""
     return SliceError("not-in-stack", where(candidate) + why, key=candidate.header.key)
 
 
 def no_volume(
     kind: str, detail: str, refused: Iterable[SliceError], unused: Iterable[UnusedObject]
 ) -> NoVolumeError:
-    """Make the error of a study that gives no volume."""
+    """Make the error of a study without a volume."""
     error = NoVolumeError(kind, detail)
     error.refused, error.unused = sort_refused(refused), sort_unused(unused)
     return error
 
 
 def sort_refused(refused: Iterable[SliceError]) -> tuple[SliceError, ...]:
-    """Refusals in an order that does not depend on how the objects came."""
+    """Sort errors, independently of the order of the objects."""
     return tuple(sorted(refused, key=lambda error: (error.key, error.kind, error.detail)))
 
 
 def sort_unused(unused: Iterable[UnusedObject]) -> tuple[UnusedObject, ...]:
-    """Unused objects in an order that does not depend on how they came."""
+    """Sort unused objects, independently of their original order."""
     return tuple(sorted(unused, key=lambda entry: (entry.key, entry.kind, entry.detail)))

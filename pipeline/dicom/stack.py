@@ -1,9 +1,9 @@
-"""Put the frames of one stack in order, and find how its axes become canonical.
+"""Order the frames of one stack, and find the transform to canonical axes.
 
-Only positions and directions count: no file name, InstanceNumber or SliceLocation orders anything,
-so the same frames in any order give the same stack. Canonical means z from feet to head, y to the
-back, x to the left, reached by a transposition and flips of whole axes alone: nothing is resampled.
-Which frames belong together is `pipeline.dicom.series`.
+Frames are ordered by position and orientation only, never by file name, InstanceNumber or
+SliceLocation, so the order of the input has no effect. In canonical axes z increases from feet to
+head, y to the back and x to the left. The transform is a transposition and flips of axes, without
+resampling. `pipeline.dicom.series` groups the frames into stacks.
 """
 
 from collections import Counter
@@ -20,32 +20,32 @@ from pipeline.dicom.series.passes import SAME_POSITION_MM
 from storage_schemas.geometry import StackGeometry
 
 GAP_TOLERANCE = 0.05
-"""Greatest difference of a regular gap from the median gap, as a share of it."""
+"""Maximum deviation of a regular gap from the median gap, as a fraction of the median."""
 MISSING_SHARE = 1 / 3
-"""Of the gaps that are multiples of the median; where more are, the stack is uneven."""
+"""Maximum fraction of gaps that are multiples of the median; above it the stack is uneven."""
 SIDEWAYS_PIXELS = 0.5
-"""How far a slice of a straight stack may lie off the line from the first to the last."""
+"""Maximum distance in pixels of a slice from the line between the first and the last."""
 TILT_DEGREES = 0.5
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How stored slices became canonical: transposed first, then whole axes flipped.
+    """Transform from stored to canonical slices: transposition, then flips of axes.
 
     Parameters
     ----------
     transposed : bool
-        Whether rows and columns were exchanged.
+        Whether rows and columns are exchanged.
     flipped : (bool, bool, bool)
-        (z, y, x) of the transposed slices; z is flipped where the normal of the stored slices,
-        row direction x column direction, points to the feet.
+        Flipped axes (z, y, x) of the transposed slices. z is flipped if the normal of the stored
+        slices, row direction x column direction, points to the feet.
     """
 
     transposed: bool
     flipped: tuple[bool, bool, bool]
 
     def turn(self, image: NDArray[np.generic]) -> NDArray[np.generic]:
-        """A view of a stored slice, shape (rows, columns), in canonical axes (y, x)."""
+        """Return a view of a stored slice, shape (rows, columns), in canonical axes (y, x)."""
         turned = image.T if self.transposed else image
         return turned[:: -1 if self.flipped[1] else 1, :: -1 if self.flipped[2] else 1]
 
@@ -57,7 +57,7 @@ class Orientation:
         Parameters
         ----------
         rectangle : (float, float, float, float)
-            x, y, width, height in pixels of the stored image; pixel 0 reaches from 0 to 1.
+            x, y, width, height in pixels of the stored image; pixel 0 spans 0 to 1.
         shape : (int, int)
             Rows and columns of the stored image.
 
@@ -79,17 +79,17 @@ class Orientation:
 
 @dataclass(frozen=True)
 class Stack:
-    """The frames of one stack, in canonical order, before any is decoded.
+    """The frames of one stack in canonical order, not yet decoded.
 
     Parameters
     ----------
     places : tuple of tuple of Candidate
-        For each position, z ascending, the frames that claim it.
+        Frames at each position, z ascending; more than one if positions are repeated.
     orientation : Orientation
     row_direction, column_direction : (float, float, float)
         Unit vectors of the stored slices, along increasing column and row index.
     spacing : (float, float)
-        mm between the rows and between the columns of the stored slices.
+        Distance between rows and between columns of the stored slices, mm.
     offsets : tuple of float
         Position of each place along the normal, mm, ascending.
     """
@@ -109,14 +109,14 @@ class Stack:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(slices, rows, columns), canonical."""
+        """Shape (slices, rows, columns) in canonical axes."""
         rows, columns = self.stored_shape
         inside = (columns, rows) if self.orientation.transposed else (rows, columns)
         return (len(self.places), *inside)
 
 
 def find_orientation(row: Vector, column: Vector) -> Orientation | None:
-    """How slices with these directions become canonical; None where they are not near-axial."""
+    """Find the transform to canonical axes; None if the slices are not near-axial."""
     normal = np.cross(row, column)
     if int(np.argmax(np.abs(normal))) != 2:
         return None
@@ -126,13 +126,13 @@ def find_orientation(row: Vector, column: Vector) -> Orientation | None:
 
 
 def find_normal(row: Vector, column: Vector, orientation: Orientation) -> NDArray[np.float64]:
-    """The unit vector along which a stack's slices ascend, towards the head."""
+    """Return the unit normal of the slices, towards the head."""
     normal = np.cross(row, column)
     return -normal if orientation.flipped[0] else normal
 
 
 def make_stack(frames: Sequence[Candidate], grid: Grid, orientation: Orientation) -> Stack:
-    """Put frames of one grid in order; those that lie at one position share a place."""
+    """Order the frames of one grid; frames at the same position are grouped."""
     normal = find_normal(grid.row_direction, grid.column_direction, orientation)
     offsets = np.asarray([candidate.plane.position for candidate in frames]) @ normal
     places: list[list[Candidate]] = []
@@ -154,7 +154,7 @@ def make_stack(frames: Sequence[Candidate], grid: Grid, orientation: Orientation
 
 
 def make_geometry(stack: Stack, kept: Sequence[Candidate], *, duplicates: bool) -> StackGeometry:
-    """The canonical geometry of the slices that were kept, z ascending, and its classes."""
+    """Make the canonical geometry, with its classes, of the kept slices, z ascending."""
     turned = stack.orientation
     rows, columns = stack.stored_shape
     row, column = stack.row_direction, stack.column_direction
@@ -185,11 +185,11 @@ def _opposite(direction: Vector) -> Vector:
 
 
 def classify(geometry: StackGeometry, *, duplicates: bool) -> tuple[str, ...]:
-    """Name what is not regular, from `storage_schemas.geometry.GEOMETRY_CLASSES`.
+    """Return the classes of a geometry, from `storage_schemas.geometry.GEOMETRY_CLASSES`.
 
-    A gap is regular within `GAP_TOLERANCE` of the median gap. One that is a whole multiple of it
-    tells of missing slices, as long as such gaps are few; any other makes the stack uneven, and so
-    does a slice that lies beside the straight line of the others.
+    A gap is regular within `GAP_TOLERANCE` of the median gap. A few gaps that are integer multiples
+    of the median mean missing slices. Other gaps, many multiples, or a slice off the line of the
+    others make the stack uneven.
     """
     ratios = np.abs(np.diff(geometry.offsets)) / geometry.slice_spacing
     whole = np.rint(ratios)
@@ -214,6 +214,6 @@ def _is_straight(geometry: StackGeometry) -> bool:
 
 
 def most_common(values: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
-    """The most frequent value; ties go to the lower one."""
+    """Return the most frequent value, the lowest in case of ties."""
     counts = Counter(values)
     return min(counts, key=lambda value: (-counts[value], value))

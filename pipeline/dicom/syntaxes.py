@@ -1,7 +1,7 @@
-"""Transfer syntaxes that are read (DICOM PS3.5 annex A): one entry for each compressed one.
+"""Supported transfer syntaxes (DICOM PS3.5 annex A), with one entry per compressed syntax.
 
-An entry says how the frames are coded, so that a frame is checked before a decoder sees it. The
-decoders of each are in `pipeline.dicom.decoders.LADDERS`. A syntax without an entry is refused.
+An entry describes the coding of the frames, which are checked before they are decoded. The decoders
+are in `pipeline.dicom.decoders.LADDERS`. Compressed syntaxes without an entry are refused.
 """
 
 from collections.abc import Mapping
@@ -27,20 +27,20 @@ LOSSLESS_PROCESS = 0xC3
 
 @dataclass(frozen=True)
 class Syntax:
-    """How the frames of a compressed transfer syntax are coded.
+    """Coding of the frames of a compressed transfer syntax.
 
     Parameters
     ----------
     coding : str
-        Name of what reads the form of a frame, from `pipeline.dicom.decoders.CODINGS`.
+        Name of the coding, a key of `pipeline.dicom.decoders.CODINGS`.
     processes : tuple of int
         Allowed codes of the start-of-frame marker of a JPEG frame (ITU-T T.81 table B.1); empty
-        where any is allowed, or where there is none.
+        if any is allowed, or if frames have no such marker.
     lossy : bool
-        Whether decoded values may lie outside the range that was coded.
+        Whether decoded values may exceed the range of the encoded values.
     marked : bool
-        Whether a frame begins and ends with marks of its own, by which fragments are put together;
-        without them a frame is one fragment.
+        Whether frames start and end with markers, by which fragments are joined; otherwise each
+        frame is one fragment.
     """
 
     coding: str

@@ -1,8 +1,7 @@
 """Read one study's objects into one canonical volume of Hounsfield units.
 
-Every frame that goes in comes out as a slice of the volume, as a refusal with its kind, or as
-unused with its kind. The order and the names of the objects change nothing. No file system here,
-and no store.
+Every frame is returned as a slice of the volume, as an error with its kind, or as unused with its
+kind. The order and the names of the objects have no effect. This module does no I/O.
 """
 
 import hashlib
@@ -39,28 +38,28 @@ from storage_schemas.geometry import StackGeometry
 from storage_schemas.records import SeriesRecord
 
 MIXED_SHARE = 0.05
-"""Of a stack's positions: where more hold different slices that no field tells apart, the study is
-refused."""
+"""Maximum fraction of a stack's positions with different slices that no header field distinguishes;
+above it the study is refused."""
 
 
 @dataclass(frozen=True)
 class SliceOrigin:
-    """Where one slice of the volume came from.
+    """Source of one slice of the volume.
 
     Parameters
     ----------
     key : str
-        The object's key in the source.
+        Key of the object in the source.
     frame : int
-        In the object, from 0.
+        Index of the frame in the object, from 0.
     z : int
-        In the volume, from 0 at the feet.
+        Index of the slice in the volume, from 0 at the feet.
     position : (float, float, float)
-        LPS mm of the centre of the slice's first canonical voxel.
+        Centre of the first canonical voxel of the slice, LPS, mm.
     instance_number : int or None
     transfer_syntax : str
     decoder : str
-        The rung that decoded it.
+        Name of the decoder that decoded the frame.
     """
 
     key: str
@@ -74,28 +73,28 @@ class SliceOrigin:
 
 @dataclass(frozen=True)
 class StudyVolume:
-    """A study as one volume, and what was left out of it.
+    """The volume of a study, and the objects that are not in it.
 
     Parameters
     ----------
     study, series : str
-        UIDs from the headers; empty where these are.
+        UIDs from the headers; empty if absent.
     patient_id : str or None
-        Raw, for a salted hash only.
+        PatientID; used only for a salted hash.
     scanner : str
-        12 hex digits that studies of one machine and protocol share; they name nobody.
+        Digest of 12 hex digits, shared by studies of one scanner and protocol; not identifying.
     hu : ndarray, shape (z, y, x), int16
-        Hounsfield units, canonical, C-contiguous; padding is -1024 where it was masked.
+        Hounsfield units, canonical, C-contiguous; masked padding is -1024.
     geometry : StackGeometry
     orientation : Orientation
     slices : tuple of SliceOrigin
-        z ascending.
+        Source of each slice, z ascending.
     refused : tuple of SliceError
-        One for each object or frame that should be in `hu` and is not, by key.
+        Errors of the objects or frames that should be in `hu` and are not, by key.
     unused : tuple of UnusedObject
-        One for each object or frame that is no part of the stack and need not be, by key.
+        Objects or frames that do not belong to the stack, by key.
     parts : tuple of SeriesRecord
-        What could have been read, and why this was.
+        Each part of the study that could be read, and why it was chosen or not.
     """
 
     study: str
@@ -140,17 +139,17 @@ def read_volume(
         Key and content of each object, in any order.
     limits : Limits
     threads : int, optional
-        Threads that decode; one for each core that this process may use by default.
+        Number of decoding threads; one for each core that the process may use by default.
     mask_padding : bool
-        Whether padded voxels become -1024.
+        Whether padded voxels are set to -1024.
     rule : SeriesRule
-        Which series is read.
+        Rule that chooses the series to read.
 
     Raises
     ------
     NoVolumeError
-        A StudyError that holds what became of the objects, of a kind of
-        `pipeline.dicom.series.choice.choose_stack`, ``acquisitions-mixed`` or ``nothing-decoded``.
+        Kinds of `pipeline.dicom.series.choice.choose_stack`, ``acquisitions-mixed`` or
+        ``nothing-decoded``. The error holds the refused and unused objects.
     """
     choice = choose_stack(read_objects(objects, limits), limits, rule)
     stack, refused, unused = choice.stack, choice.refused, choice.unused
@@ -176,8 +175,8 @@ def _decode_stack(
     unused: list[UnusedObject],
     settings: _Settings,
 ) -> dict[int, _Decoded]:
-    """Decode into `hu`; the slices that could be, by z."""
-    # Once an object, not once a frame: a multi-frame object may hold thousands.
+    """Decode the stack into `hu`; returns the decoded slices by z."""
+    # Once per object, not per frame: a multi-frame object may hold thousands of frames.
     pieces = {id(c.header): _cut(c.header) for place in stack.places for c in place}
     rival_headers = {
         id(c.header): c.header for place in stack.places if len(place) > 1 for c in place
@@ -188,7 +187,7 @@ def _decode_stack(
     }
 
     def rank(candidate: Candidate) -> tuple[bytes, int, str]:
-        """An order of the frames that claim one position, by their bytes and not their names."""
+        """Order frames at the same position by their bytes, not by their names."""
         digest = digests.get(id(candidate.header), b"")
         return digest, candidate.frame, candidate.header.key
 
@@ -220,7 +219,7 @@ def _decode_stack(
 
     kept = {}
     with ThreadPoolExecutor(settings.threads) as pool:
-        # A worker that has one core for its study decodes at once, not through a queue.
+        # With one core per study, decode directly instead of through a queue.
         spread = map if settings.threads == 1 else pool.map
         for z, (decoded, errors, copies) in enumerate(spread(decode, range(len(stack.places)))):
             refused += errors
@@ -253,7 +252,7 @@ def _decode(
     orientation: Orientation,
     settings: _Settings,
 ) -> str:
-    """Decode one frame into its canonical place; returns the decoder's name."""
+    """Decode one frame into `out` in canonical axes; returns the decoder's name."""
     if isinstance(frames, SliceError):
         raise frames
     header, plane = candidate.header, candidate.plane
@@ -278,7 +277,7 @@ def _decode(
 
 
 def _compact(hu: NDArray[np.int16], kept: dict[int, _Decoded]) -> NDArray[np.int16]:
-    """Close the gaps that refused slices left."""
+    """Remove the gaps left by refused slices."""
     for target, z in enumerate(sorted(kept)):
         if target != z:
             hu[target] = hu[z]
@@ -294,7 +293,7 @@ def _make_volume(choice: Choice, kept: dict[int, _Decoded], hu: NDArray[np.int16
     headers = [candidate.header for candidate in slices]
     first = headers[0]
     return StudyVolume(
-        study=max(header.study for header in headers),  # some may be empty, no two differ
+        study=max(header.study for header in headers),  # equal in all headers that have one
         series=first.series,
         patient_id=most_common((header.patient_id,) for header in headers)[0] or None,
         scanner=scanner_digest(headers),
@@ -320,6 +319,6 @@ def _make_volume(choice: Choice, kept: dict[int, _Decoded], hu: NDArray[np.int16
 
 
 def scanner_digest(headers: Iterable[Header]) -> str:
-    """12 hex digits of the technical fields that most of the headers share."""
+    """Digest (12 hex digits) of the most frequent technical fields of the headers."""
     fields = most_common((*h.scanner, str(h.signed), str(h.bits_stored), h.syntax) for h in headers)
     return hashlib.sha256("\n".join(fields).encode()).hexdigest()[:12]

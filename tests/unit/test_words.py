@@ -16,13 +16,8 @@ from numpydoc.docscrape import NumpyDocString
 from tests.conftest import REPOSITORY
 
 PLACES = (
-    *("storage_schemas", "training", "benchmarks"),
+    *("storage_schemas", "presentation", "pipeline", "training", "benchmarks"),
     *("docs", "README.md", "CONTRIBUTING.md", "CHANGELOG.md"),
-    *("pipeline/report", "pipeline/vertebrae", "pipeline/source", "pipeline/phantom"),
-    *("pipeline/run.py", "pipeline/executors.py", "pipeline/runlog.py", "pipeline/tables.py"),
-    *("pipeline/verify.py", "pipeline/cores.py", "pipeline/slice_labels.py"),
-    "pipeline/__init__.py",
-    *("pipeline/api.py", "pipeline/cli.py", "pipeline/config.py", "presentation"),
 )
 """Packages and documents whose texts are checked."""
 
@@ -73,6 +68,11 @@ ALLOWED: Mapping[str, str] = {
     "guard_loss of the mixture": "key of the summary of boost",
     "mixture distribution": "term of statistics",
     "levels can be believed": "reason that is stored in records",
+    "the deflated stream is broken": "reason that is stored in records",
+    "and goes on": "reason that is stored in records",
+    "of a mixture": "reason that is stored in records",
+    "not the series asked for": "reason that is stored in records",
+    "asked for; ": "reason that is stored in records",
 }
 """Phrases that contain a forbidden word, and why they stay."""
 

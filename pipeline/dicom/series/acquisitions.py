@@ -1,9 +1,9 @@
-"""Divide the frames of one grid into acquisitions that belong together.
+"""Divide the frames of one grid into acquisitions.
 
-A series may hold several passes over the same stretch: contrast phases, kernels, repeated scans,
-bolus tracking. Two sets of frames that overlap along the normal are never put into one stack, in or
-out of step. Sets that follow one another (two stations, one acquisition a rotation) are one stack.
-The rules and their sources are decision 0005.
+A series may hold several passes over the same range: contrast phases, kernels, repeated scans,
+bolus tracking. Sets of frames that overlap along the normal are never joined, whether or not their
+positions coincide. Consecutive sets (two stations, one acquisition per rotation) form one stack.
+The rules and their sources are in decision 0005.
 """
 
 import itertools
@@ -24,33 +24,32 @@ from pipeline.dicom.series.passes import (
 )
 
 NEAR = 0.5
-"""Of the smaller step: planes of two sets that lie closer than this are at one position."""
+"""Distance, in units of the smaller step, below which planes of two sets share a position."""
 AT_THE_END = 0.05
-"""The same for a plane beyond the end of a set, where nothing could be interleaved."""
+"""Same distance, in units of the step, for planes beyond the end of the other set."""
 RUN = 1.5
-"""Of a set's step: where its planes lie closer than this, nothing is missing between them."""
+"""Distance of neighbours, in units of the step, up to which no plane is missing between them."""
 SEAM = 0.5
-"""The greatest share of a set's planes that a neighbouring station may show, too."""
+"""Maximum fraction of a set's planes that may overlap with a neighbouring station."""
 FOLLOWS = 3.0
-"""Of the greater step: sets of other settings belong to one stack only where the gap between them
-is no larger."""
+"""Maximum gap, in units of the greater step, between sets with different settings in one stack."""
 
 Offsets = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class FrameSet:
-    """Frames that belong together, and what was left out of them.
+    """The frames of one acquisition, and the overlapping frames that were removed.
 
     Parameters
     ----------
     frames : tuple of Candidate
     overlap : tuple of Candidate
-        Frames at positions that the rest of the set shows, too; not in `frames`.
+        Frames at positions that the rest of the set covers, too; not in `frames`.
     tracking : bool
-        Whether this is one of several images at one position.
+        Whether the set is one of several images at one position.
     mixed : int
-        Positions that hold several frames which nothing in their headers tells apart.
+        Number of positions with several frames that the headers do not distinguish.
     """
 
     frames: tuple[Candidate, ...]
@@ -61,7 +60,7 @@ class FrameSet:
 
 @dataclass
 class _Set:
-    """Indices of frames, their distinct offsets (mm, ascending), and what they share."""
+    """Indices of frames, their distinct offsets (mm, ascending), and their common fields."""
 
     members: list[int]
     planes: Offsets
@@ -73,19 +72,19 @@ class _Set:
 
 
 def divide_acquisitions(frames: Sequence[Candidate], offsets: Offsets) -> list[FrameSet]:
-    """Divide the frames of one grid.
+    """Divide the frames of one grid into acquisitions.
 
     Parameters
     ----------
     frames : sequence of Candidate
-        Of one grid.
+        Frames of one grid.
     offsets : ndarray, shape (frames,)
-        Their positions along the normal, mm.
+        Position of each frame along the normal, mm.
 
     Returns
     -------
     list of FrameSet
-        Each frame is in one of them; the set with the most positions comes first.
+        Disjoint sets that contain all frames; the set with the most positions comes first.
     """
     sets: list[_Set] = []
     for phase, parts in _parts(frames, offsets).items():
@@ -107,7 +106,7 @@ def divide_acquisitions(frames: Sequence[Candidate], offsets: Offsets) -> list[F
 
 
 def _parts(frames: Sequence[Candidate], offsets: Offsets) -> dict[object, list[_Set]]:
-    """Sets by phase: as the headers divide the frames, unless these fields are noise."""
+    """Divide frames into sets by phase, ignoring header fields that are noise."""
     phases = [phase_of(frame) for frame in frames]
     numbers = [acquisition_of(frame) for frame in frames]
     origins = [read_origin(frame) for frame in frames]
@@ -132,7 +131,7 @@ def _parts(frames: Sequence[Candidate], offsets: Offsets) -> dict[object, list[_
 
 
 def _passes(frames: Sequence[Candidate], offsets: Offsets, members: Sequence[int]) -> list[_Set]:
-    """The passes that one acquisition makes over its positions, in the order of time."""
+    """Split one acquisition into passes over its positions, in temporal order."""
     some = [frames[i] for i in members]
     passes = split_passes(some, offsets[list(members)])
     planes = find_planes(offsets[list(members)])
@@ -157,7 +156,7 @@ def _distinct(offsets: Offsets) -> Offsets:
 
 
 def _is_noise(groups: Sequence[Sequence[int]], offsets: Offsets) -> bool:
-    """Whether fields divide an even stack into pieces that are none: then they tell nothing."""
+    """Whether fields are noise: they divide an evenly spaced stack into uneven parts."""
     if len(groups) < 2:
         return False
     bounds = sorted((offsets[list(g)].min(), offsets[list(g)].max()) for g in groups)
@@ -172,7 +171,7 @@ def _is_noise(groups: Sequence[Sequence[int]], offsets: Offsets) -> bool:
 
 
 def _append(chain: list[_Set], part: _Set, offsets: Offsets) -> None:
-    """Add a set to the last stack of its phase where it follows it, else begin another."""
+    """Append a set to the last stack of its phase if it is consecutive, else start another."""
     last = chain[-1] if chain else None
     if last is None or part.tracking or last.tracking or part.mixed or last.mixed:
         chain.append(part)
@@ -200,7 +199,7 @@ def _merge(last: _Set, part: _Set) -> None:
 
 
 def _overlap(a: Offsets, b: Offsets) -> tuple[NDArray[np.bool_], bool]:
-    """Which planes of the smaller set lie among those of the larger; whether `b` is the smaller."""
+    """Find the planes of the smaller set that overlap the larger, and whether `b` is smaller."""
     of_b = len(b) <= len(a)
     large, small = (a, b) if of_b else (b, a)
     step = median_step(large) or median_step(small)
@@ -217,14 +216,14 @@ def _overlap(a: Offsets, b: Offsets) -> tuple[NDArray[np.bool_], bool]:
 
 
 def _is_seam(hits: NDArray[np.bool_]) -> bool:
-    """Whether the overlap is one end of the smaller set and no more than a part of it."""
+    """Whether the overlap is limited to one end of the smaller set."""
     count = int(hits.sum())
     at_one_end = bool(hits[:count].all() or hits[-count:].all())
     return at_one_end and count < len(hits) and count <= SEAM * len(hits)
 
 
 def _join_phases(sets: list[_Set], frames: Sequence[Candidate], step: float) -> list[_Set]:
-    """Join sets of other settings that follow one another; the largest set comes first."""
+    """Join consecutive sets with different settings; the largest set comes first."""
     joined: list[_Set] = []
     origins: list[object] = []
     for one in sorted(sets, key=lambda one: (-len(one.planes), one.planes[0], one.order)):
@@ -245,9 +244,9 @@ def _join_phases(sets: list[_Set], frames: Sequence[Candidate], step: float) -> 
 
 
 def _follows(a: Offsets, b: Offsets, step: float) -> bool:
-    """Whether the gap between two sets is no larger than between slices that are missing.
+    """Whether the gap between two sets is small enough to be one of missing slices.
 
-    The step of the whole grid counts where the sets have none of their own.
+    The step of the whole grid is used if the sets have no step themselves.
     """
     gap = float(np.abs(a[:, None] - b[None, :]).min()) if len(a) * len(b) < 1 << 20 else 0.0
     return gap <= FOLLOWS * max(median_step(a), median_step(b), step)

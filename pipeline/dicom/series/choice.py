@@ -1,8 +1,8 @@
-"""Choose the stack to read, and say of every other frame what it is: unused or refused.
+"""Choose the stack to read, and classify every other frame as unused or refused.
 
-A frame outside of the stack is unused where it is something else (another series, another phase, a
-scout). It is refused, as ``not-in-stack``, where it is a slice of the chosen series that the stack
-lacks. Objects that cannot be read are refused where they belong to the chosen series, or may.
+A frame outside the stack is unused if it belongs elsewhere (another series, another phase, a
+scout). It is refused as ``not-in-stack`` if it is a slice of the chosen series that the stack
+lacks. Unreadable objects are refused if they belong, or may belong, to the chosen series.
 """
 
 from collections import Counter
@@ -42,18 +42,18 @@ _UNUSED_BY_ORIGIN = {
 
 @dataclass(frozen=True)
 class Choice:
-    """The stack to read, and what became of everything else.
+    """The stack to read, and the refused and unused objects.
 
     Parameters
     ----------
     stack : Stack
     chosen : SeriesPart
     parts : tuple of SeriesPart
-        All parts of the study.
+        All parts of the study, including `chosen`.
     reasons : tuple of str
-        For each part, why it is read or not.
+        Reason why each part is read or not.
     refused : list of SliceError
-        More are added while the stack is decoded.
+        Errors of refused objects and frames; decoding adds more.
     unused : list of UnusedObject
     """
 
@@ -75,7 +75,7 @@ def choose_stack(
     Parameters
     ----------
     objects : StudyObjects
-        Not changed.
+        Sorted objects of the study; not modified.
     limits : Limits
     rule : SeriesRule
 
@@ -124,7 +124,7 @@ def choose_stack(
 
 
 def _without_frames(objects: StudyObjects) -> tuple[str, str]:
-    """The kind and reason of a study without one CT frame that can be placed."""
+    """Kind and reason of the error of a study without a readable CT frame."""
     kinds = Counter(error.kind for error in objects.refused)
     if kinds.total() > kinds["not-dicom"]:
         (kind, count), *_ = kinds.most_common(1)
@@ -143,7 +143,7 @@ def _without_frames(objects: StudyObjects) -> tuple[str, str]:
 def _without_stack(
     parts: Sequence[SeriesPart], reasons: dict[int, str], rule: SeriesRule
 ) -> tuple[str, str]:
-    """The kind and reason of a study none of whose parts can be read."""
+    """Kind and reason of the error of a study without a readable part."""
     if rule.pattern and not any(rule.matches(part) for part in parts):
         known = ", ".join(sorted({f"{p.facts.number} ({p.series})" for p in parts}))
         return "series-not-found", f"no series is {rule.pattern}; the study has {known}"
@@ -156,7 +156,7 @@ def _without_stack(
 
 
 def _facts_of(elements: Elements) -> tuple[Origin, int]:
-    """Origin and region of a refused object, by what could be read of it."""
+    """Origin and region of a refused object, from its readable elements."""
     values = elements.values
     text = {
         name: decode_text(values.get(name, b""))
@@ -167,7 +167,7 @@ def _facts_of(elements: Elements) -> tuple[Origin, int]:
 
 
 def _find_preferred(objects: StudyObjects, chosen: SeriesPart) -> str:
-    """The reason where a better series than the chosen one is there and cannot be read."""
+    """Return the reason to refuse the study if a better series is unreadable; else empty."""
     bad: dict[str, list[SliceError]] = {}
     for error in objects.refused:
         elements = objects.elements.get(error.key)
@@ -180,7 +180,7 @@ def _find_preferred(objects: StudyObjects, chosen: SeriesPart) -> str:
             bad.setdefault(series, []).append(error)
     whole = Counter(frame.header.series for frame in objects.frames)
     for series, errors in sorted(bad.items()):
-        # A better series with few refusals would have been chosen.
+        # A better series with few refused objects would have been chosen.
         if len(errors) > whole[series] and len(errors) > 1:
             kind, count = Counter(e.kind for e in errors).most_common(1)[0]
             return f"series {series} would be read, but {count} of its objects are {kind}"
@@ -190,7 +190,7 @@ def _find_preferred(objects: StudyObjects, chosen: SeriesPart) -> str:
 def _settle_refused(
     objects: StudyObjects, chosen: SeriesPart
 ) -> tuple[list[SliceError], list[UnusedObject]]:
-    """Keep the refusals that may be slices of the chosen stack; the others are unused."""
+    """Keep errors of possible slices of the chosen stack; other objects are unused."""
     assert chosen.stack is not None
     refused, unused = [], []
     for error in objects.refused:
@@ -208,7 +208,7 @@ def _settle_refused(
 
 
 def _no_slice(elements: Elements, chosen: SeriesPart) -> str:
-    """What an unreadable object of the chosen series is that is no slice of it; else empty."""
+    """Kind of an unreadable object of the chosen series if it is no slice of it; else empty."""
     origin, _ = _facts_of(elements)
     if origin in _UNUSED_BY_ORIGIN:
         return _UNUSED_BY_ORIGIN[origin]
@@ -223,7 +223,7 @@ def _leave_part(
     refused: list[SliceError],
     unused: list[UnusedObject],
 ) -> None:
-    """Say of each frame of another part what it is."""
+    """Classify each frame of a part that was not chosen."""
     origin = part.facts.origin
     for frame in part.frames:
         if origin in _UNUSED_BY_ORIGIN:
@@ -241,7 +241,7 @@ def _leave_part(
 
 
 def _is_lost(frame: Candidate, part: SeriesPart, chosen: SeriesPart) -> bool:
-    """Whether the stack lacks a slice where this frame lies, and the frame is of no other set."""
+    """Whether the stack lacks a slice at this position, and the frame is of no other set."""
     assert chosen.stack is not None
     stack = chosen.stack
     if part.grid is chosen.grid and part.facts.origin is chosen.facts.origin:
@@ -255,7 +255,7 @@ def _is_lost(frame: Candidate, part: SeriesPart, chosen: SeriesPart) -> bool:
 
 
 def describe_parts(choice: Choice) -> tuple[SeriesRecord, ...]:
-    """What could have been read, and why it was or was not; frames and texts left out."""
+    """Describe each part and why it was chosen or not, without frames and header texts."""
     return tuple(
         SeriesRecord(
             series=part.series,

@@ -1,7 +1,7 @@
-"""What a frame's header says about the series, the acquisition and the reconstruction it is of.
+"""Read the fields that describe a frame's series, acquisition and reconstruction.
 
-Raw bytes are compared first and read once for each distinct value: a study has thousands of frames
-and few distinct headers. Nothing of it is stored but numbers, UIDs and words of known tables.
+Values are cached by their raw bytes: a study has thousands of frames and few distinct headers. Only
+numbers, UIDs and terms of known tables are stored.
 """
 
 import math
@@ -20,26 +20,26 @@ PHASE_FIELDS = (
     "kernel", "contrast", "scan_options", "thickness", "kilovolts", "trigger_time", "station",
     "diameter", "frame_of_reference", "temporal_position", "cardiac_phase",
 )  # fmt: skip
-"""Fields of one phase or reconstruction, beside the image type: sets that differ in one of them are
-never put together where they overlap. Numbers count by value, texts without padding."""
+"""Fields that identify a phase or reconstruction, besides the image type. Overlapping sets that
+differ in one of them are never joined. Numbers are compared by value, texts without padding."""
 _TIME = re.compile(r"[0-9]{2,6}(\.[0-9]{1,6})?")
 
 
 @dataclass(frozen=True)
 class SeriesFacts:
-    """What tells one series from another, and which of them is read.
+    """Fields that distinguish series, and by which the series to read is chosen.
 
     Parameters
     ----------
     number : int or None
         SeriesNumber.
     description : str
-        SeriesDescription; for the user's own choice and for words of a region, never stored.
+        SeriesDescription; matched with the user's pattern and the words of regions, never stored.
     kernel : str
-        ConvolutionKernel as it stands in the header; never stored.
+        ConvolutionKernel as written in the header; never stored.
     origin : Origin
     sharpness : Sharpness
-        Of the kernel.
+        Sharpness of the kernel.
     region : Region
     """
 
@@ -52,7 +52,7 @@ class SeriesFacts:
 
 
 def read_facts(candidate: Candidate) -> SeriesFacts:
-    """Read what a frame says about its series."""
+    """Read the facts of a frame's series."""
     values = candidate.header.elements.values
     description = decode_text(values.get("series_description", b""))
     kernel = candidate.plane.kernel or decode_text(values.get("kernel", b""))
@@ -68,7 +68,7 @@ def read_facts(candidate: Candidate) -> SeriesFacts:
 
 
 def read_origin(candidate: Candidate) -> Origin:
-    """How a frame was made."""
+    """Read the origin of a frame."""
     description = candidate.header.elements.values.get("series_description", b"")
     return _origin(candidate.plane.image_type, description)
 
@@ -79,14 +79,14 @@ def _origin(image_type: str, description: bytes) -> Origin:
 
 
 def phase_of(candidate: Candidate) -> tuple[object, ...]:
-    """What a frame shares with all others of its phase and reconstruction."""
+    """Return the values that all frames of one phase and reconstruction share."""
     values, plane = candidate.header.elements.values, candidate.plane
     raw = tuple(values.get(name, b"") for name in PHASE_FIELDS)
     return (read_origin(candidate), plane.image_type, plane.phase, *_phase(raw))
 
 
 def settings_of(candidate: Candidate) -> tuple[object, ...]:
-    """What two frames of one scan share, whatever their grids and image types."""
+    """Return the values that frames of one scan share, across grids and image types."""
     names = ("kernel", "contrast", "scan_options", "thickness", "kilovolts", "temporal_position")
     values = candidate.header.elements.values
     return (candidate.plane.kernel, *_phase(tuple(values.get(name, b"") for name in names)))
@@ -103,12 +103,12 @@ def _plain(value: bytes) -> object:
         number = float(text)
     except ValueError:
         return " ".join(text.split())
-    # Headers round, and "1.25" is "1.2500"; three digits tell settings of a scanner apart.
+    # "1.25" is "1.2500", and headers round; three digits distinguish scanner settings.
     return float(f"{number:.3g}") if math.isfinite(number) else text
 
 
 def acquisition_of(candidate: Candidate) -> tuple[int, str]:
-    """AcquisitionNumber of a frame, as an order: those without one come first."""
+    """Return AcquisitionNumber as a sort key; frames without one come first."""
     plane = candidate.plane
     raw = candidate.header.elements.values.get("acquisition", b"")
     text = plane.acquisition or decode_text(raw)
@@ -117,7 +117,7 @@ def acquisition_of(candidate: Candidate) -> tuple[int, str]:
 
 
 def times_of(candidate: Candidate) -> tuple[float | None, float | None, int | None]:
-    """When a frame was acquired and made (seconds since midnight), and its InstanceNumber."""
+    """Return acquisition and content time (seconds since midnight), and InstanceNumber."""
     values = candidate.header.elements.values
     return (
         _seconds(values.get("acquisition_time", b"")),
@@ -128,7 +128,7 @@ def times_of(candidate: Candidate) -> tuple[float | None, float | None, int | No
 
 @lru_cache(maxsize=8192)
 def _seconds(raw: bytes) -> float | None:
-    """A time (VR TM: HHMMSS.FFFFFF) in seconds."""
+    """Convert a time (VR TM: HHMMSS.FFFFFF) to seconds."""
     text = decode_text(raw).replace(":", "")
     if not _TIME.fullmatch(text):
         return None
@@ -138,14 +138,14 @@ def _seconds(raw: bytes) -> float | None:
 
 
 def same_object(candidate: Candidate) -> tuple[object, ...]:
-    """What two objects share that are two codings of one image, told by their headers alone."""
+    """Return the header values that two encodings of one image share."""
     values = candidate.header.elements.values
     instance = decode_text(values.get("sop_instance", b""))
     return (instance, candidate.frame, *times_of(candidate)) if instance else (id(candidate),)
 
 
 def series_of(values: dict[str, bytes]) -> str | None:
-    """The series of an object that was refused, from what could be read; None where unknown."""
+    """Return the series of a refused object from its readable elements; None if unknown."""
     if "series" not in values:
         return None
     try:

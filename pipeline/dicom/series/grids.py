@@ -1,6 +1,6 @@
-"""Group frames that lie on one grid: one series, one matrix, one pixel spacing, one orientation.
+"""Group frames by grid: the same series, matrix, pixel spacing and orientation.
 
-Spacings and directions that differ by the rounding of decimal strings alone are one grid.
+Spacings and directions that differ only by the rounding of decimal strings are one grid.
 """
 
 import math
@@ -11,12 +11,12 @@ from pipeline.dicom.planes import Vector
 from pipeline.dicom.selection import Candidate
 
 DIRECTION_TOLERANCE = 1e-3
-"""Greatest difference of a direction's component within a grid."""
+"""Maximum difference of a direction cosine within a grid."""
 ROUNDED_DIRECTION = 6e-3
-"""The same where one of the two has three decimals or fewer."""
+"""Maximum difference of a direction cosine if either direction has at most three decimals."""
 SPACING_TOLERANCE = 2e-3
-"""Greatest difference of a pixel spacing within a grid, as a share of it. 0.488 stands for
-0.48828125 (500 mm over 1024 pixels); fields of view of one scanner differ by 1 % and more."""
+"""Maximum relative difference of pixel spacing within a grid. 0.488 stands for 0.48828125
+(500 mm over 1024 pixels); fields of view of one scanner differ by 1 % or more."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Grid:
     ----------
     frames : tuple of Candidate
     row_direction, column_direction : (float, float, float)
-        Unit vectors, those written with the most decimals.
+        Unit vectors, taken from the frame with the most decimals.
     spacing : (float, float)
-        mm between rows and between columns, likewise.
+        Distance between rows and between columns, mm, taken from the frame with the most decimals.
     """
 
     frames: tuple[Candidate, ...]
@@ -59,12 +59,12 @@ class _Form:
 
     @property
     def precision(self) -> int:
-        """Decimals that the directions were written with."""
+        """Number of decimals of the directions."""
         return 2 if self.rounded else _decimals(self.directions)
 
 
 def group_grids(frames: Iterable[Candidate]) -> list[Grid]:
-    """Group frames by series, matrix, spacing and orientation, whatever order they come in."""
+    """Group frames by series, matrix, spacing and orientation, independently of their order."""
     exact: dict[_Form, list[Candidate]] = {}
     for candidate in frames:
         header, plane = candidate.header, candidate.plane
@@ -78,7 +78,7 @@ def group_grids(frames: Iterable[Candidate]) -> list[Grid]:
         )
         exact.setdefault(form, []).append(candidate)
     groups: list[tuple[_Form, list[_Form]]] = []
-    # The most frequent form comes first, and those that differ from it by rounding join it.
+    # The most frequent form comes first; forms that differ from it only by rounding join it.
     for form in sorted(exact, key=lambda form: (-len(exact[form]), form)):
         for first, forms in groups:
             if first.is_close(form):
@@ -101,7 +101,7 @@ def _make_grid(forms: Sequence[_Form], exact: dict[_Form, list[Candidate]]) -> G
 
 
 def _decimals(values: Sequence[float]) -> int:
-    """The most decimals that one of the values is written with."""
+    """Maximum number of decimals of the values."""
     return max(_decimals_of(value) for value in values)
 
 

@@ -1,8 +1,8 @@
-"""What kind of image a header describes: an original slice, a reformat, a projection, a scout.
+"""Classify images by their header: original slice, reformat, projection, scout.
 
-ImageType (PS3.3 C.7.6.1.1.2 and C.8.2.1.1.1; enhanced CT: C.8.16.1) says ORIGINAL or DERIVED first,
-PRIMARY or SECONDARY second, and AXIAL or LOCALIZER third; vendors add words of their own. Free text
-(SeriesDescription) counts only where ImageType has no third value, or where it names a projection.
+ImageType (PS3.3 C.7.6.1.1.2 and C.8.2.1.1.1; enhanced CT: C.8.16.1) is ORIGINAL or DERIVED, then
+PRIMARY or SECONDARY, then AXIAL or LOCALIZER; vendors add further values. SeriesDescription, which
+is free text, is used only if ImageType has no third value, or if it names a projection.
 """
 
 import re
@@ -11,7 +11,7 @@ from functools import lru_cache
 
 
 class Origin(IntEnum):
-    """How an image was made, from the best for a volume to what never is a slice of one."""
+    """Origin of an image, in order of preference; the last ones are never slices of a volume."""
 
     ORIGINAL = 0
     DERIVED = 1
@@ -41,7 +41,7 @@ _WORDS = {
         " RESLICED PARALLEL PLANAR MULTIPLANAR AVERAGE AVG MEAN CSAPARALLEL CSAMPR"
     ),
 }
-"""Words of ImageType by what they say; the first origin that has one of the words counts."""
+"""Words of ImageType by origin; the first origin with a matching word is used."""
 _KNOWN = {origin: frozenset(words.split()) for origin, words in _WORDS.items()}
 _JOINED = {
     "MAX_IP": "MAXIP",
@@ -53,18 +53,18 @@ _JOINED = {
     "DOSE_INFO": "DOSEINFO",
 }
 _INTENDED = re.compile(r"\b(FOR|BASE|BASIS|FUER|F\.|PRE|3D)\b")
-"""Words of descriptions of slices that a projection is yet to be made of."""
+"""Words in descriptions of slices that are the input of a projection."""
 _SPLIT = re.compile(r"[^A-Z0-9]+")
 
 
 @lru_cache(maxsize=1024)
 def find_origin(image_type: str, description: str = "") -> Origin:
-    """How an image was made.
+    """Find the origin of an image.
 
     Parameters
     ----------
     image_type : str
-        ImageType or FrameType as it stands in the header, values joined by a backslash.
+        ImageType or FrameType as written in the header, values joined by a backslash.
     description : str, optional
         SeriesDescription.
     """
@@ -72,7 +72,7 @@ def find_origin(image_type: str, description: str = "") -> Origin:
     special = _find_word(" ".join(values[2:]))
     if special is not None:
         return special
-    # Nothing says that the slices are what a description is about, so they only come last.
+    # A description may not be about the slices themselves, so it only makes them a reformat.
     described = _find_word(description.upper())
     if described is not None and (len(values) < 3 or not values[2]):
         return Origin.REFORMAT

@@ -1,7 +1,7 @@
-"""How sharp a reconstruction kernel is, from the name that its vendor gives it.
+"""Find the sharpness of a reconstruction kernel from its vendor-specific name.
 
-ConvolutionKernel (0018,1210) is defined by the vendor (PS3.3 C.8.2.1). Bone is looked at with sharp
-kernels, which show edges and more noise. Sources of the table: Siemens Somatom operating
+ConvolutionKernel (0018,1210) is defined by the vendor (PS3.3 C.8.2.1). Bone is read with sharp
+kernels, which preserve edges but are noisier. Sources of the table: Siemens Somatom operating
 instructions, "Body Kernels" (B10 extremely soft to B80; B50 and sharper for the cervical spine) and
 the later two-digit names of the same scale (Br, Bv, Bl, Hr, Qr); GE names its kernels by tissue
 (SOFT, STANDARD, DETAIL, BONE, BONEPLUS, EDGE, LUNG); Philips uses letters from smooth to sharp (A,
@@ -15,7 +15,7 @@ from functools import lru_cache
 
 
 class Sharpness(IntEnum):
-    """The sharpness of a kernel; of stacks that are equal else, the lower number is read."""
+    """Sharpness of a kernel; among otherwise equal stacks the lowest value is chosen."""
 
     SHARP = 0
     MEDIUM = 1
@@ -32,7 +32,7 @@ _NAMED = {
     "SOFT": Sharpness.SOFT,
     "BRAIN": Sharpness.SOFT, "SMOOTH": Sharpness.SOFT, "NORMAL": Sharpness.SOFT,
 }  # fmt: skip
-"""GE's names, and plain words that others use; an NP or HD before them, a number behind them."""
+"""Names of GE and words of other vendors; a prefix NP or HD and a numeric suffix are allowed."""
 _PHILIPS = {
     "A": Sharpness.SOFT, "B": Sharpness.SOFT, "EB": Sharpness.SOFT, "UA": Sharpness.SOFT,
     "UB": Sharpness.SOFT, "YA": Sharpness.SOFT, "C": Sharpness.MEDIUM, "UC": Sharpness.MEDIUM,
@@ -43,17 +43,17 @@ _PHILIPS = {
 _SIEMENS = re.compile(r"([BHIJSUTDQ])([RVLFCPNEJSUT]?)([0-9]{2})[A-Z]{0,2}")
 _CANON = re.compile(r"FC([0-9]{2})(?:[-_ ].*)?")
 _SIEMENS_SHARP, _SIEMENS_MEDIUM = 54, 45
-"""Two-digit Siemens kernels from these on; B50 with its one-letter name counts as sharp."""
+"""Lowest numbers of sharp and medium Siemens kernels; one-letter names are sharp from B50."""
 
 
 @lru_cache(maxsize=256)
 def find_sharpness(kernel: str) -> Sharpness:
-    """The sharpness of a kernel by its name; UNKNOWN where no table knows it.
+    """Find the sharpness of a kernel by its name; UNKNOWN if it is in no table.
 
     Parameters
     ----------
     kernel : str
-        ConvolutionKernel as it stands in the header; of several values the first counts.
+        ConvolutionKernel as written in the header; only the first of several values is used.
     """
     name = kernel.split("\\")[0].strip().upper()
     if name in _PHILIPS:
@@ -76,7 +76,7 @@ def _canon(number: int) -> Sharpness:
 
 
 def _of_words(name: str) -> Sharpness:
-    """Names that hold a plain word, such as ``BONE SHARP H70``; nothing else is guessed."""
+    """Find the sharpness of names that contain a known word, such as ``BONE SHARP H70``."""
     words = set(re.split(r"[^A-Z]+", name))
     if words & {"BONE", "SHARP", "BONEPLUS", "EDGE"}:
         return Sharpness.SHARP

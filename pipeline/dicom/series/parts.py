@@ -1,4 +1,4 @@
-"""The parts of a study that could be read: the stacks of each series, and what forms none."""
+"""Divide a study into parts: the stacks of each series, and the frames that form no stack."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from pipeline.dicom.series.image_type import Origin
 from pipeline.dicom.stack import Orientation, Stack, find_normal, find_orientation, make_stack
 
 OBLIQUE_DEGREES = 5.0
-"""A stack whose normal leans more than this, and whose slices follow the normal, was reformatted: a
-tilted gantry moves its slices along the table."""
+"""Angle between normal and z above which a stack whose slices follow the normal is a reformat: with
+a tilted gantry, slices follow the table."""
 
 
 @dataclass(frozen=True)
@@ -27,15 +27,15 @@ class SeriesPart:
         SeriesInstanceUID; may be empty.
     frames : tuple of Candidate
     facts : SeriesFacts
-        Of its first frame; an oblique stack counts as a reformat.
+        Facts of the first frame; an oblique stack is classified as a reformat.
     stack : Stack or None
-        None where the frames are not axial, lie at one position, or are no slices.
+        Ordered frames; None if the frames are not axial, lie at one position, or are no slices.
     grid : Grid
-        Which other parts may share, where a series holds several acquisitions.
+        Grid of the frames; several acquisitions of a series may share one.
     axial : bool
         Whether the frames are near-axial.
     frame_set : FrameSet
-        What was left out of the stack, and whether the frames could be told apart.
+        Acquisition, with the frames removed from it and the number of ambiguous positions.
     """
 
     series: str
@@ -48,22 +48,22 @@ class SeriesPart:
 
     @property
     def extent(self) -> float:
-        """mm from the first slice to the last."""
+        """Distance from the first slice to the last, mm."""
         return self.stack.offsets[-1] - self.stack.offsets[0] if self.stack else 0.0
 
     @property
     def step(self) -> float:
-        """Median mm between slices."""
+        """Median distance between slices, mm."""
         return float(np.median(np.diff(self.stack.offsets))) if self.stack else 0.0
 
     @property
     def slices(self) -> int:
-        """Positions of the stack; frames, where there is none."""
+        """Number of positions of the stack, or of frames if there is none."""
         return len(self.stack.places) if self.stack else len(self.frames)
 
 
 def find_parts(frames: Iterable[Candidate]) -> list[SeriesPart]:
-    """Divide the frames of a study into parts, in an order that depends on headers alone."""
+    """Divide the frames of a study into parts, in an order that depends only on headers."""
     parts = []
     for grid in group_grids(frames):
         orientation = find_orientation(grid.row_direction, grid.column_direction)
@@ -79,7 +79,7 @@ def find_parts(frames: Iterable[Candidate]) -> list[SeriesPart]:
 
 
 def _by_slices(frames: Sequence[Candidate]) -> list[list[Candidate]]:
-    """Apart: frames that may be slices of a volume, and those of each other origin."""
+    """Group frames by origin."""
     groups: dict[Origin, list[Candidate]] = {}
     for frame in frames:
         groups.setdefault(read_origin(frame), []).append(frame)
@@ -116,7 +116,7 @@ def _is_oblique(stack: Stack) -> bool:
 
 
 def _order(part: SeriesPart) -> tuple[object, ...]:
-    """SeriesNumber, then what was acquired first; UIDs last, since anonymisers change them."""
+    """Sort key: SeriesNumber, time, and UIDs last, since anonymisers change them."""
     first = min(part.frames, key=lambda frame: (frame.plane.position, frame.frame))
     values = first.header.elements.values
     names = ("acquisition", "acquisition_time", "content_time", "instance_number", "kernel")

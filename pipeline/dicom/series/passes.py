@@ -1,8 +1,8 @@
-"""Find the passes that a scanner made over the same positions, by time or by number.
+"""Split frames into passes over the same positions, by time or by InstanceNumber.
 
-Used where no other field tells the frames of a series apart. AcquisitionTime, ContentTime and
-InstanceNumber are an order of events, not of slices: an order in which the positions run through
-the stack once, and then again, tells of two passes.
+Used if no other field distinguishes the frames of a series. AcquisitionTime, ContentTime and
+InstanceNumber give an order of events, not of slices: if the positions traverse the stack twice in
+this order, there are two passes.
 """
 
 import itertools
@@ -15,26 +15,26 @@ from pipeline.dicom.selection import Candidate
 from pipeline.dicom.series.facts import same_object, times_of
 
 SAME_POSITION_MM = 0.01
-"""Slices closer than this along the normal lie at one position."""
+"""Distance along the normal below which slices are at the same position."""
 EVEN_SHARE = 0.75
-"""The share of a set's gaps that are near its median gap, where the set is even."""
+"""Minimum fraction of gaps near the median gap in an evenly spaced set."""
 EVEN_TOLERANCE = 0.1
 JUMP = 4.5
-"""Of the median gap: a larger step from one frame to the next ends a pass."""
+"""Distance of consecutive frames, in units of the median gap, above which a new pass starts."""
 LONG_PASS = 8
-"""Positions of a pass that is told by its order alone, no position being there twice."""
+"""Minimum number of positions of a pass that is found without repeated positions."""
 MOST_PASSES = 4
 
 Offsets = NDArray[np.float64]
 
 
 def median_step(planes: Offsets) -> float:
-    """The median distance of neighbours, mm; 0 for fewer than two planes."""
+    """Return the median distance of neighbours, mm; 0 for fewer than two planes."""
     return float(np.median(np.diff(planes))) if len(planes) > 1 else 0.0
 
 
 def is_even(planes: Offsets) -> bool:
-    """Whether most planes are as far apart as their median distance."""
+    """Whether most gaps are near the median gap."""
     if len(planes) < 3:
         return True
     gaps = np.diff(planes)
@@ -43,7 +43,7 @@ def is_even(planes: Offsets) -> bool:
 
 
 def find_planes(offsets: Offsets) -> NDArray[np.int64]:
-    """The number of the position that each frame lies at, from 0 for the lowest."""
+    """Return the index of each frame's position, 0 for the lowest."""
     order = np.argsort(offsets, kind="stable")
     planes = np.empty(len(offsets), np.int64)
     number, begin = -1, -np.inf
@@ -61,19 +61,19 @@ def split_passes(frames: Sequence[Candidate], offsets: Offsets) -> list[list[int
     ----------
     frames : sequence of Candidate
     offsets : ndarray, shape (frames,)
-        mm along the normal.
+        Position of each frame along the normal, mm.
 
     Returns
     -------
     list of list of int
-        Indices of the frames of each pass, in the order of time; one pass where no position is
-        there twice, none where positions are there twice and nothing tells the frames apart.
+        Indices of the frames of each pass, in temporal order. One pass if no position is repeated;
+        none if positions are repeated and no field distinguishes the frames.
     """
     planes = find_planes(offsets)
     names: dict[int, dict[object, list[int]]] = {}
     for index, (frame, plane) in enumerate(zip(frames, planes.tolist(), strict=True)):
         names.setdefault(plane, {}).setdefault(same_object(frame), []).append(index)
-    # Codings of one image count as one frame.
+    # Several encodings of one image count as one frame.
     objects = [indices for group in names.values() for indices in group.values()]
     times = [times_of(frames[indices[0]]) for indices in objects]
     where = np.asarray([float(offsets[indices[0]]) for indices in objects])
@@ -93,7 +93,7 @@ def split_passes(frames: Sequence[Candidate], offsets: Offsets) -> list[list[int
 def _order_into_passes(
     values: Sequence[float | None], where: Offsets, planes: Sequence[int]
 ) -> list[list[int]] | None:
-    """Cut the order of events where the positions turn back, jump or repeat."""
+    """Split the order of events where positions reverse direction, jump or repeat."""
     if any(value is None for value in values) or len(set(values)) < 2:
         return None
     order = sorted(range(len(values)), key=lambda i: (values[i], where[i]))
@@ -105,7 +105,7 @@ def _order_into_passes(
         turned = len(one) > 1 and (move > 0) != (where[one[-1]] > where[one[-2]])
         if planes[index] == planes[one[-1]] or abs(move) > JUMP * step or turned:
             if values[index] == values[one[-1]]:
-                return None  # the order says nothing about which of the two came first
+                return None  # the order of the two is undefined
             passes.append([index])
         else:
             one.append(index)
@@ -114,7 +114,7 @@ def _order_into_passes(
 
 
 def _give_back(passes: list[list[int]], where: Offsets, step: float) -> None:
-    """Where a pass turns, the turning frame may be the first of the longer pass behind it."""
+    """Move the last frame of a pass to the longer pass after it if it continues that one."""
     for one, following in itertools.pairwise(passes):
         if not 2 <= len(one) < len(following):
             continue
@@ -124,7 +124,7 @@ def _give_back(passes: list[list[int]], where: Offsets, step: float) -> None:
 
 
 def _explains(passes: Sequence[Sequence[int]], planes: Sequence[int], repeated: set[int]) -> bool:
-    """Whether short passes are repeats alone; an order that is noise makes many short passes."""
+    """Whether short passes are only repeats; a noisy order gives many short passes."""
     short = [one for one in passes if len(one) < 3]
     if len(short) == len(passes) and len(set(planes)) > 2:
         return False
@@ -134,7 +134,7 @@ def _explains(passes: Sequence[Sequence[int]], planes: Sequence[int], repeated: 
 
 
 def _are_rival(passes: Sequence[Sequence[int]], where: Offsets) -> bool:
-    """Whether long, even passes run through one stretch: two grids out of step."""
+    """Whether long, evenly spaced passes cover the same range at interleaved positions."""
     if not 2 <= len(passes) <= MOST_PASSES or min(map(len, passes)) < LONG_PASS:
         return False
     sorted_passes = [np.sort(where[list(one)]) for one in passes]

@@ -1,7 +1,7 @@
-"""Choose which part of a study is read, by a rule that is written down (decision 0005).
+"""Choose the part of a study to read, by the rules of decision 0005.
 
-The parts that form a stack compete. Criteria are applied one after the other; each leaves the best,
-and those that it leaves out keep it as their reason.
+Parts that form a stack are filtered by criteria in a fixed order. Each criterion keeps the best
+parts, and is recorded as the reason of the parts that it removes.
 """
 
 import re
@@ -18,29 +18,29 @@ from pipeline.dicom.series.regions import Region
 from pipeline.dicom.stack import find_normal
 
 EXTENT_SHARE = 0.8
-"""Of the longest extent: stacks that cover so much count as equally long."""
+"""Fraction of the longest extent above which stacks count as equally long."""
 STEP_RATIO = 1.5
-"""Of the finest step: stacks that are no coarser count as equally fine."""
+"""Ratio to the finest step up to which stacks count as equally fine."""
 
 
 @dataclass(frozen=True)
 class SeriesRule:
-    """What the user says about the series to read, and what is known of the neck's place.
+    """Series requested by the user, and the location of the vertebrae if known.
 
     Parameters
     ----------
     pattern : str
-        SeriesInstanceUID, SeriesNumber, or a regular expression that is searched in
-        SeriesDescription and ConvolutionKernel, in upper or lower case. Empty: the rule decides.
+        SeriesInstanceUID, SeriesNumber, or a case-insensitive regular expression that is searched
+        in SeriesDescription and ConvolutionKernel. Empty to choose by the rules alone.
     focus : ndarray, shape (points, 3), or None
-        LPS mm of points around the vertebrae, as a mask gives them.
+        Points around the vertebrae, LPS, mm, found in a mask.
     """
 
     pattern: str = ""
     focus: NDArray[np.float64] | None = None
 
     def matches(self, part: SeriesPart) -> bool:
-        """Whether the user's pattern means this part."""
+        """Whether a part matches the user's pattern."""
         if not self.pattern or self.pattern == part.series:
             return True
         if self.pattern.isdigit():
@@ -50,7 +50,7 @@ class SeriesRule:
 
 
 Criterion = tuple[Callable[[SeriesPart], float], float, Callable[[SeriesPart], str]]
-"""A value to make small, the ratio to the best that counts as equal (0: none), and the reason."""
+"""Value to minimise, ratio to the best that counts as equal (0 for none), and reason."""
 
 
 def choose_part(
@@ -61,14 +61,14 @@ def choose_part(
     Parameters
     ----------
     parts : sequence of SeriesPart
-        In their stable order.
+        Parts in the order of `pipeline.dicom.series.parts.find_parts`.
     rule : SeriesRule
 
     Returns
     -------
     chosen : SeriesPart or None
     reasons : dict of int to str
-        For each part by its index, why it is chosen or not: words of this project alone.
+        Reason why each part is chosen or not, by index; contains no free text of headers.
     """
     reasons: dict[int, str] = {}
     left: list[int] = []
@@ -117,7 +117,7 @@ def _criteria(rule: SeriesRule) -> list[Criterion]:
 
 
 def _coverage(part: SeriesPart, focus: NDArray[np.float64] | None) -> float:
-    """The tenths of the focus's extent along the normal that a stack covers."""
+    """Fraction of the focus's extent along the normal that a stack covers, to one decimal."""
     if focus is None or part.stack is None:
         return 0.0
     stack = part.stack
@@ -142,7 +142,7 @@ def _name(sharpness: Sharpness) -> str:
 
 
 def describe_no_stack(part: SeriesPart) -> str:
-    """Why a part forms no stack."""
+    """Return the reason why a part forms no stack."""
     origin = part.facts.origin
     if origin >= Origin.SCOUT:
         return "a scout (localizer radiograph)" if origin is Origin.SCOUT else "a page"

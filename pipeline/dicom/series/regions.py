@@ -1,8 +1,8 @@
-"""Which part of the body a series shows, by the words of its header.
+"""Find the body region of a series by the words in its header.
 
-Looked for in SeriesDescription, then ProtocolName, then BodyPartExamined: the first of them that
-names one region alone decides. BodyPartExamined comes last, since scanners copy it from the
-protocol to every series of an examination. The texts themselves are never stored.
+SeriesDescription, ProtocolName and BodyPartExamined are searched in this order; the first that
+names exactly one region is used. BodyPartExamined comes last, since scanners copy it from the
+protocol to every series of an examination. The texts are never stored.
 """
 
 import re
@@ -11,7 +11,7 @@ from functools import lru_cache
 
 
 class Region(IntEnum):
-    """Where a series lies; the lower number is read."""
+    """Body region of a series; the lowest value is preferred."""
 
     NECK = 0
     UNKNOWN = 1
@@ -32,12 +32,12 @@ _OTHER = re.compile(
 
 @lru_cache(maxsize=1024)
 def find_region(*texts: str) -> Region:
-    """The region that the first decisive text names.
+    """Return the region named by the first unambiguous text.
 
     Parameters
     ----------
     *texts : str
-        From the one that is trusted most.
+        Header texts, the most reliable first.
     """
     for text in texts:
         upper = text.upper()
