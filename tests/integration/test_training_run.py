@@ -312,6 +312,14 @@ def test_a_shard_damaged_in_the_second_round_keeps_the_first(
 
 
 BadUse = Callable[[Site, Path, Path], list[str]]
+
+
+def begun(site: Site, folder: Path) -> str:
+    """A run that was begun and has no model yet."""
+    shutil.copy(site.run / "run.json", folder)
+    return str(folder)
+
+
 BAD_USE: dict[str, tuple[BadUse, str]] = {
     "run of other settings": (
         lambda site, run, tmp: ["boost", str(site.store), str(run), *SETTINGS, "--seed", "7"],
@@ -329,9 +337,13 @@ BAD_USE: dict[str, tuple[BadUse, str]] = {
         lambda site, run, tmp: ["evaluate", str(tmp / "no"), str(site.store)],
         "no run.json in RUN [config-invalid]",
     ),
+    "folder that is no run": (
+        lambda site, run, tmp: ["predict", str(tmp), str(site.store), str(tmp / "p.csv")],
+        "no run.json in RUN [config-invalid]",
+    ),
     "run without model": (
         lambda site, run, tmp: [
-            *("predict", str(tmp), str(site.store), str(tmp / "p.csv")),
+            *("predict", begun(site, tmp), str(site.store), str(tmp / "p.csv")),
         ],
         "no model/calibration.json in RUN [config-invalid]",
     ),
