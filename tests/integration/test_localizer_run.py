@@ -218,7 +218,7 @@ def test_a_vertebra_in_soft_tissue_is_rejected(
     wrong[0] = 1 - wrong.sum(0)
     model = write_network(tmp_path / "wrong.onnx", constant_network(wrong))
     run(capsys, source, tmp_path / "s", "--localizer", model)
-    assert "mean HU inside it is" in records_of(tmp_path / "s")["1.2.1"].reason
+    assert "mean HU inside C4 is" in records_of(tmp_path / "s")["1.2.1"].reason
 
 
 def test_the_run_log_has_the_time_of_locating_the_vertebrae(
@@ -236,7 +236,7 @@ def test_the_run_log_has_the_time_of_locating_the_vertebrae(
     [
         (["--only-masked"], "--only-masked needs --masks"),
         (["--localizer", "/no/such.onnx"], "localizer-invalid"),
-        (["--localizer", "m.onnx", "--vertebrae", "T1"], "--localizer finds C1 to C7"),
+        (["--localizer", "m.onnx", "--vertebrae", "T1"], "localizer finds C1 to C7"),
     ],
 )
 def test_wrong_usage_is_reported_before_the_source_is_read(

@@ -46,6 +46,7 @@ from training.rounds.candidates import (
     Decision,
     Weights,
     copy_weights,
+    decide,
     list_candidates,
 )
 from training.rounds.offers import fit_round_ensemble, offer, save_round
@@ -181,7 +182,7 @@ def _run_round(
             () if trained is None else list_candidates(last_weights, known, trained, plan.policy)
         )
         results, best = _validate_candidates(plan, model, candidates, buffer, work, sets)
-    decision = plan.decide(sets, incumbent.result, results, plan.policy)
+    decision = (plan.decide or decide)(sets, incumbent.result, results, plan.policy)
     following = replace(incumbent, last_weights=None)
     model.load_state_dict(before if decision.chosen is None else best)
     if decision.chosen is not None:

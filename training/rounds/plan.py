@@ -16,7 +16,7 @@ from training.config import BoostConfig, RunConfig
 from training.data.cohort import Study
 from training.data.splits import Splits, split_patients
 from training.models.kinds import KINDS, Kind
-from training.rounds.candidates import Decision, decide
+from training.rounds.candidates import Decision
 from training.rounds.recipes import find_recipe
 from training.runs import ROUNDS, SETTINGS, SPLITS, TARGETS, RunFolder
 
@@ -241,9 +241,9 @@ class RunPlan:
         Plans of the rounds, in order.
     targets : Targets
         Targets of the store.
-    decide : callable
-        Function that accepts a candidate or none, with the parameters of
-        `training.rounds.candidates.decide`.
+    decide : callable or None
+        Function of the recipe that accepts a candidate or none, with the parameters of
+        `training.rounds.candidates.decide`; None for that function.
     """
 
     config: RunConfig
@@ -254,7 +254,7 @@ class RunPlan:
     splits: Splits
     rounds: tuple[RoundPlan, ...]
     targets: Targets
-    decide: Callable[..., Decision] = decide
+    decide: Callable[..., Decision] | None = None
 
     def documents(self) -> dict[str, Any]:
         """Return the documents of the plan in the run folder: JSON values by file name."""
@@ -311,7 +311,7 @@ def plan_run(
         one_round=recipe.one_round,
     )
     plan = RunPlan(config, kind, policy, store, start, splits, rounds, targets)
-    return replace(plan, decide=recipe.decide or plan.decide), model
+    return replace(plan, decide=recipe.decide), model
 
 
 def write_plan(run: RunFolder, plan: RunPlan) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
 from transformers import PreTrainedModel
 
-from training.config import Family, InputConfig, ModelConfig
+from training.config import InputConfig, ModelConfig
 from training.explanation.heatmaps import explain
 from training.models.encoders import build_encoder
 from training.models.patches import box_loss
@@ -22,7 +22,7 @@ from training.models.slice_model import build_model
 
 SIZE, POSITIONS, LEVEL = 32, 3, 2
 INPUTS = InputConfig(size=SIZE, trim_mm=0)
-FAMILIES: tuple[Family, ...] = ("vit", "resnet")
+FAMILIES: tuple[str, ...] = ("vit", "resnet")
 SETTINGS = {
     "vit": ModelConfig(family="vit", patch=4, width=32, depth=2, heads=2),
     "resnet": ModelConfig(family="resnet", patch=8, width=32, depth=1),
@@ -83,7 +83,7 @@ def heat(model: PreTrainedModel, pixels: Tensor) -> Tensor:
     return explain(model, pixels, places(len(pixels)) if sequence else None)
 
 
-def make(kind: str, family: Family, seed: int = 0) -> PreTrainedModel:
+def make(kind: str, family: str, seed: int = 0) -> PreTrainedModel:
     if kind == "slice":
         return build_model(SETTINGS[family], INPUTS, seed)
     encoder, _ = build_encoder(SETTINGS[family], INPUTS, seed)
@@ -93,7 +93,7 @@ def make(kind: str, family: Family, seed: int = 0) -> PreTrainedModel:
     return model
 
 
-def taught(kind: str, family: Family) -> PreTrainedModel:
+def taught(kind: str, family: str) -> PreTrainedModel:
     model = make(kind, family, seed=2).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(120):

@@ -15,7 +15,6 @@ from storage_schemas.targets import COMPETITION
 from tests.cohorts import make_buffer, make_vertebra
 from training.config import (
     AugmentConfig,
-    Family,
     InputConfig,
     ModelConfig,
     RunConfig,
@@ -164,7 +163,7 @@ def test_on_patients_with_boxes_the_encoder_trains_like_that_of_the_slice_model(
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet"])
-def test_boxes_change_the_trained_weights(family: Family) -> None:
+def test_boxes_change_the_trained_weights(family: str) -> None:
     buffer, _ = make_round(6)
     config = replace(CONFIG, model=ModelConfig(family=family, patch=8, width=32, depth=1, heads=2))
     found = []

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from storage_schemas.targets import COMPETITION
 from tests.cohorts import make_study
-from training.config import BoostConfig, Family, InputConfig, ModelConfig, RunConfig
+from training.config import BoostConfig, InputConfig, ModelConfig, RunConfig
 from training.data.cohort import Study, label_table
 from training.metrics.calibration import fit_calibration
 from training.metrics.competition import competition_loss
@@ -161,7 +161,7 @@ def test_the_mean_by_patient_is_over_each_ones_studies() -> None:
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet"])
-def test_a_validation_result_and_real_weights_read_back_equal(family: Family) -> None:
+def test_a_validation_result_and_real_weights_read_back_equal(family: str) -> None:
     model = build_model(
         ModelConfig(family=family, patch=8, width=32, depth=1, heads=2), InputConfig(size=32), 0
     )
