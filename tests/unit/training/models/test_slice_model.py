@@ -51,7 +51,7 @@ def build(family: str, seed: int = 0) -> PreTrainedModel:
 
 
 @pytest.fixture(params=FAMILIES)
-def family(request: pytest.FixtureRequest) -> Family:
+def family(request: pytest.FixtureRequest) -> str:
     found: str = request.param
     return found
 
